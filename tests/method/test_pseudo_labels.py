@@ -1,0 +1,119 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from u2pl_hf.method import pseudo_labels as pl
+
+
+def test_entropy_closed_forms():
+    logits = torch.zeros(1, 5, 2, 2, dtype=torch.float64)
+    assert torch.allclose(pl.pixel_entropy(logits), torch.full((1, 2, 2), math.log(5), dtype=torch.float64))
+    logits[:, 0] = 60.0
+    assert (pl.pixel_entropy(logits) < 1e-20).all()
+    two = torch.tensor([0.3, 0.7]).log().view(1, 2, 1, 1)
+    assert pl.pixel_entropy(two).item() == pytest.approx(-(0.3 * math.log(0.3) + 0.7 * math.log(0.7)), rel=1e-6)
+
+
+def test_entropy_is_float32_for_half_precision_input():
+    logits = (torch.randn(1, 4, 3, 3) * 20).half()
+    assert pl.pixel_entropy(logits).dtype == torch.float32
+    assert torch.allclose(pl.pixel_entropy(logits), pl.pixel_entropy(logits.float()))
+
+
+@pytest.mark.parametrize("q", [0.0, 0.05, 0.37, 0.5, 0.8, 0.875, 0.999, 1.0])
+@pytest.mark.parametrize("size", [1, 2, 3, 10, 1000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_quantile_equals_numpy(q, size, dtype):
+    values = torch.randn(size, dtype=dtype)
+    mask = torch.rand(size) < 0.6
+    mask[0] = True
+    expected = np.quantile(values[mask].double().numpy(), q)
+    assert pl.masked_quantile(values, q, mask).item() == pytest.approx(expected, rel=1e-6, abs=1e-7)
+
+
+def test_quantile_with_ties_and_infinite_outside_mask():
+    values = torch.tensor([1.0, 1.0, 1.0, 2.0, math.inf, -math.inf])
+    mask = torch.tensor([True, True, True, True, False, False])
+    assert pl.masked_quantile(values, 0.5, mask) == 1.0
+    assert pl.masked_quantile(values, 0.9, mask).item() == pytest.approx(np.quantile([1, 1, 1, 2], 0.9))
+
+
+def test_quantile_of_nothing_is_nan():
+    assert pl.masked_quantile(torch.randn(4), 0.8, torch.zeros(4, dtype=torch.bool)).isnan()
+
+
+def test_quantile_beyond_float32_integers():
+    values = torch.arange(17_000_000, dtype=torch.float64)
+    mask = torch.ones_like(values, dtype=torch.bool)
+    assert pl.masked_quantile(values, 0.9, mask).item() == pytest.approx(np.quantile(values.numpy(), 0.9), abs=1e-6)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.05, 0.2, 1.0])
+def test_split_by_entropy_equals_numpy(alpha):
+    entropy, valid = torch.rand(3, 7, 5), torch.rand(3, 7, 5) < 0.7
+    reliable, unreliable = pl.split_by_entropy(entropy, valid, alpha)
+    gamma = np.percentile(entropy[valid].double().numpy(), 100 * (1 - alpha))
+    gamma = torch.tensor(gamma, dtype=torch.float32)
+    assert torch.equal(reliable, valid & (entropy < gamma))
+    assert torch.equal(reliable | unreliable, valid)
+    assert not (reliable & unreliable).any()
+
+
+def test_split_without_valid_pixels():
+    reliable, unreliable = pl.split_by_entropy(torch.rand(1, 4, 4), torch.zeros(1, 4, 4, dtype=torch.bool), 0.2)
+    assert not reliable.any() and not unreliable.any()
+
+
+def test_nearest_on_corners_takes_every_fourth_pixel():
+    maps = torch.arange(513 * 17).view(1, 513, 17)
+    assert torch.equal(pl.nearest_on_corners(maps, (129, 5)), maps[:, ::4, ::4])
+    assert torch.equal(pl.nearest_on_corners(maps, (1, 1)), maps[:, :1, :1])
+
+
+def naive_rank(prob: np.ndarray) -> np.ndarray:
+    """Place of each class by counting the classes before it, ties by id."""
+    classes = len(prob)
+    return np.array(
+        [sum(prob[j] > prob[c] or (prob[j] == prob[c] and j < c) for j in range(classes)) for c in range(classes)]
+    )
+
+
+@pytest.mark.parametrize("classes", [2, 3, 21])
+def test_ranks_equal_counting(classes):
+    prob = torch.randint(0, 6, (2, classes, 3, 4)).float()  # many ties
+    ranks = pl.class_ranks(prob)
+    for b in range(2):
+        for y in range(3):
+            for x in range(4):
+                assert (ranks[b, :, y, x].numpy() == naive_rank(prob[b, :, y, x].numpy())).all()
+
+
+@pytest.mark.parametrize(("classes", "low", "high"), [(2, 1, 20), (5, 2, 4), (21, 3, 20)])
+def test_masks_equal_naive_loops(classes, low, high):
+    shape = (3, 4)
+    labels = torch.randint(0, classes, (2, *shape))
+    labels[torch.rand(2, *shape) < 0.3] = 255
+    prob = torch.randn(5, classes, *shape).mul(2).softmax(1)
+    unreliable = torch.rand(3, *shape) < 0.5
+    negatives = pl.negative_mask(labels, prob[:2], unreliable, prob[2:], low, high)
+    anchors = pl.anchor_mask(labels, prob[:2], 0.3)
+    assert negatives.shape == (5, classes, *shape) and negatives.dtype == torch.bool
+    for b in range(5):
+        for y in range(shape[0]):
+            for x in range(shape[1]):
+                ranks = naive_rank(prob[b, :, y, x].numpy())
+                for c in range(classes):
+                    if b < 2:
+                        label = labels[b, y, x].item()
+                        expected = label != c and label != 255 and ranks[c] < low
+                        assert anchors[b, c, y, x] == (label == c and prob[b, c, y, x] > 0.3)
+                    else:
+                        expected = bool(unreliable[b - 2, y, x]) and low <= ranks[c] < high
+                    assert negatives[b, c, y, x] == expected
+
+
+@pytest.mark.parametrize(("classes", "rank"), [(2, 1), (3, 1), (4, 2), (5, 2), (6, 3), (21, 3), (150, 3)])
+def test_default_low_rank_leaves_negatives(classes, rank):
+    assert pl.default_low_rank(classes) == rank < classes

@@ -1,0 +1,68 @@
+from collections import deque
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from u2pl_hf.method.queues import ClassQueues, select_keys
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_queues_equal_deques(seed):
+    """Random pushes, over-full ones and wrap-around among them."""
+    torch.manual_seed(seed)
+    lengths = [7, 3, 1, 12]
+    queues, model = ClassQueues(lengths, 4, dtype=torch.float32), [deque(maxlen=n) for n in lengths]
+    for _ in range(20):
+        keys = torch.randn(4, int(torch.randint(1, 12, ())), 4)
+        valid = torch.rand(keys.shape[:2]) < 0.5
+        queues.push(keys, valid)
+        for c in range(4):
+            model[c].extend(F.normalize(keys[c], dim=-1)[valid[c]])
+    for c in range(4):
+        assert torch.equal(queues.oldest_first(c), torch.stack(list(model[c])))
+    assert queues.fill.tolist() == [len(m) for m in model]
+
+
+def test_sampling_is_uniform_and_within_the_class():
+    queues = ClassQueues([4, 5, 3], 2, dtype=torch.float32)
+    angles = torch.tensor([[0.1, 0.2, 0.3], [1.1, 1.2, 1.3], [0.0, 0.0, 0.0]])
+    valid = torch.tensor([[True] * 3, [True, False, True], [False] * 3])
+    queues.push(torch.stack([angles.cos(), angles.sin()], -1), valid)
+    sample = queues.sample(30_000)
+    drawn = torch.atan2(sample[..., 1], sample[..., 0])
+    shares = [(drawn[0] - a).abs().lt(1e-4).float().mean().item() for a in (0.1, 0.2, 0.3)]
+    assert shares == pytest.approx([1 / 3] * 3, abs=0.02)
+    shares = [(drawn[1] - a).abs().lt(1e-4).float().mean().item() for a in (1.1, 1.3)]
+    assert shares == pytest.approx([1 / 2] * 2, abs=0.02)
+    assert not sample[2].any()
+
+
+def test_keys_are_stored_as_unit_vectors_in_half_precision():
+    queues = ClassQueues([4], 8)
+    key = torch.randn(1, 1, 8) * 1e6
+    queues.push(key, torch.ones(1, 1, dtype=torch.bool))
+    assert queues.storage.dtype == torch.float16 and queues.sample(1).dtype == torch.float32
+    assert torch.allclose(queues.sample(1)[0, 0], F.normalize(key[0, 0], dim=0), atol=1e-3)
+
+
+def test_selected_keys_are_a_uniform_subset():
+    representation = torch.arange(20.0).view(1, 1, 4, 5)
+    mask = torch.zeros(1, 3, 4, 5, dtype=torch.bool)
+    mask[0, 0].view(-1)[[2, 3, 5, 7]] = True
+    mask[0, 1].view(-1)[:2] = True
+    counts = torch.zeros(20)
+    for _ in range(2000):
+        keys, valid = select_keys(representation, mask, 3)
+        assert valid.tolist() == [[True] * 3, [True, True, False], [False] * 3]
+        chosen = keys[0, :, 0].long()
+        assert len(set(chosen.tolist())) == 3
+        counts[chosen] += 1
+        assert set(keys[1, :2, 0].tolist()) == {0.0, 1.0}
+    assert counts.nonzero().flatten().tolist() == [2, 3, 5, 7]
+    assert ((counts[[2, 3, 5, 7]] - 1500).abs() < 120).all()
+
+
+def test_bound_above_the_number_of_pixels():
+    keys, valid = select_keys(torch.randn(1, 2, 2, 2), torch.ones(1, 1, 2, 2, dtype=torch.bool), 100)
+    assert keys.shape == (1, 4, 2) and valid.all()

@@ -1,0 +1,162 @@
+"""One whole step on a small real model."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+
+from u2pl_hf import U2PLConfig, U2PLForSemanticSegmentation
+from u2pl_hf.method import losses
+from u2pl_hf.method import pseudo_labels as pl
+from u2pl_hf.method.step import Batch, MethodSettings, build_step
+from u2pl_hf.method.teacher import batch_statistics
+
+CLASSES, SIZE = 4, 33
+
+
+def make_student(representation: int = 8, **options) -> U2PLForSemanticSegmentation:
+    return U2PLForSemanticSegmentation(
+        U2PLConfig(
+            backbone="resnet18",
+            base_width=8,
+            head_channels=8,
+            representation_channels=representation,
+            num_labels=CLASSES,
+            aspp_dilations=[1, 2, 3],
+            dropout=0.0,
+            **options,
+        )
+    )
+
+
+def make_settings(**changes) -> MethodSettings:
+    base = MethodSettings(CLASSES, low_rank=2, queue_length=64, background_queue_length=96, strong_probability=0.0)
+    return dataclasses.replace(base, **{"anchor_threshold": 0.1, **changes})
+
+
+def make_batch(images: int = 2) -> Batch:
+    labels = torch.randint(0, CLASSES, (images, SIZE, SIZE))
+    labels[:, :3] = 255
+    valid = torch.ones(images, SIZE, SIZE, dtype=torch.bool)
+    valid[:, :, :4] = False
+    return Batch(torch.randn(images, 3, SIZE, SIZE), labels, torch.randn(images, 3, SIZE, SIZE), valid)
+
+
+def test_step_equals_the_method_written_out():
+    """The order of method.md, once more, from a copied state: every loss except the drawn one, and what is pushed."""
+    student, batch = make_student(), make_batch()
+    step = build_step("u2pl", make_settings(unreliable_share=0.3), student)
+    reference_student, reference_teacher = copy.deepcopy(student), copy.deepcopy(step.teacher)
+    output = step(student, batch, step=10, total_steps=40)
+
+    with torch.no_grad():
+        pseudo = pl.resize_logits(reference_teacher(batch.x_u).logits, (SIZE, SIZE)).argmax(1)
+        pseudo[~batch.valid_u] = 255
+        images = torch.cat([batch.x_l, batch.x_u])
+        logits = pl.resize_logits(reference_student(images).logits, (SIZE, SIZE))
+        with batch_statistics(reference_teacher):
+            teacher = reference_teacher(images)
+        entropy = pl.pixel_entropy(pl.resize_logits(teacher.logits[2:], (SIZE, SIZE)))
+        reliable, unreliable = pl.split_by_entropy(entropy, pseudo != 255, 0.3 * (1 - 10 / 40))
+    expected_s = losses.cross_entropy(logits[:2], batch.y_l)
+    expected_u = losses.unsupervised_loss(logits[2:], pseudo, reliable)
+    assert output.named["loss_supervised"].item() == pytest.approx(expected_s.item(), rel=1e-5)
+    assert output.named["loss_unsupervised"].item() == pytest.approx(expected_u.item(), rel=1e-5)
+    weighted = sum(
+        w * output.named[f"loss_{n}"] for n, w in (("supervised", 1), ("unsupervised", 1), ("contrastive", 0.1))
+    )
+    assert output.total.item() == pytest.approx(weighted.item(), rel=1e-6)
+
+    size = teacher.logits.shape[-2:]
+    negatives = pl.negative_mask(
+        pl.nearest_on_corners(batch.y_l, size),
+        teacher.logits[:2].softmax(1),
+        pl.nearest_on_corners(unreliable, size),
+        teacher.logits[2:].softmax(1),
+        2,
+        20,
+    )
+    assert step.queues.pushed.tolist() == negatives.sum((0, 2, 3)).clamp(max=256).tolist()
+    assert step.queues.pushed.sum() > 0
+    # The teacher's own pass in train mode has moved its BatchNorm statistics in the same way.
+    for name, buffer in reference_teacher.named_buffers():
+        assert torch.allclose(step.teacher.get_buffer(name), buffer), name
+
+
+def test_contrastive_loss_trains_the_representation():
+    student, batch = make_student(), make_batch()
+    step = build_step("u2pl", make_settings(), student)
+    output = step(student, batch, 0, 10)
+    assert output.named["loss_contrastive"] > 0 and output.stats["anchor_classes"] > 0
+    output.total.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in student.parameters())
+    assert student.representation_head[-1].weight.grad.abs().sum() > 0
+    assert all(p.grad is None for p in step.teacher.parameters())
+
+
+def test_warm_up_is_supervised_and_ends_with_a_copy():
+    student, batch = make_student(), make_batch()
+    step = build_step("u2pl", make_settings(warmup_steps=2), student)
+    output = step(student, batch, 1, 10)
+    assert set(output.named) == {"loss", "loss_supervised"} and step.evaluated(student, 2) is student
+    output.total.backward()
+    assert all(p.grad is not None for p in student.parameters())  # distributed training needs every gradient
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.add_(0.1)
+    step.finish(student, 1)
+    assert not torch.equal(step.teacher.classifier[-1].weight, student.classifier[-1].weight)
+    step.begin(student, 2)
+    for name, value in student.state_dict().items():
+        assert torch.equal(step.teacher.state_dict()[name], value), name
+    assert step.evaluated(student, 3) is step.teacher
+
+
+@pytest.mark.parametrize("mix", ["cutmix", "cutout", "classmix"])
+def test_strong_augmentations_run(mix):
+    student = make_student()
+    step = build_step("u2pl", make_settings(strong_augmentation=mix, strong_probability=1.0), student)
+    assert step(student, make_batch(), 0, 10).total.isfinite()
+
+
+@pytest.mark.parametrize("case", ["all labels ignored", "all padding", "batch of one"])
+def test_edge_cases_are_finite(case):
+    student, batch = make_student(), make_batch(1 if case == "batch of one" else 2)
+    if case == "all labels ignored":
+        batch.y_l.fill_(255)
+    elif case == "all padding":
+        batch.valid_u.fill_(False)
+    step = build_step("u2pl", make_settings(), student)
+    output = step(student, batch, 0, 10)
+    output.total.backward()
+    assert output.total.isfinite() and all(p.grad.isfinite().all() for p in student.parameters())
+    if case == "all padding":
+        assert output.named["loss_unsupervised"] == 0
+    if case == "all labels ignored":
+        assert output.named["loss_supervised"] == 0
+
+
+def test_supervised_with_ohem_and_auxiliary_head():
+    student, batch = make_student(representation=0, auxiliary_head=True), make_batch()
+    settings = make_settings(supervised_loss="ohem", ohem_min_kept=100)
+    step = build_step("suponly", settings, student)
+    output = step(student, batch, 0, 10)
+    with torch.no_grad():
+        expected = student(batch.x_l)
+    main, auxiliary = (
+        losses.ohem_cross_entropy(pl.resize_logits(x, (SIZE, SIZE)), batch.y_l, 0.7, 100)
+        for x in (expected.logits, expected.aux_logits)
+    )
+    assert output.total.item() == pytest.approx((main + 0.4 * auxiliary).item(), rel=1e-5)
+
+
+def test_two_classes_have_negatives():
+    student = U2PLForSemanticSegmentation(
+        U2PLConfig(backbone="resnet18", base_width=8, head_channels=8, representation_channels=4, num_labels=2)
+    )
+    step = build_step("u2pl", MethodSettings(2, low_rank=pl.default_low_rank(2), queue_length=9), student)
+    batch = make_batch()
+    batch.y_l[batch.y_l != 255] %= 2
+    step(student, batch, 0, 10)
+    assert (step.queues.pushed > 0).all()

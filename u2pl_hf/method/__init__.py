@@ -1,0 +1,1 @@
+"""U2PL itself: pseudo-labels, mixing, queues, losses, teacher, schedules, and the step that joins them."""

@@ -1,0 +1,144 @@
+"""The losses of U2PL: supervised, unsupervised, contrastive. Pure functions, computed in float32 or better.
+
+Shapes: B images, C classes, H x W the crop, h x w the feature size, D representation channels, A anchors and N
+negatives per anchor; 255 means ignore.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from u2pl_hf.method.pseudo_labels import IGNORE
+from u2pl_hf.method.queues import ClassQueues
+
+
+def _precise(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int = IGNORE) -> Tensor:
+    """Mean cross-entropy over the pixels that are not ignored; 0, attached to the graph, where all are (equation 2)."""
+    total = F.cross_entropy(_precise(logits), labels.long(), ignore_index=ignore_index, reduction="sum")
+    return total / (labels != ignore_index).sum().clamp(min=1)
+
+
+def ohem_cross_entropy(
+    logits: Tensor, labels: Tensor, threshold: float = 0.7, min_kept: int = 100_000, ignore_index: int = IGNORE
+) -> Tensor:
+    """Cross-entropy over hard pixels only (online hard example mining; Cityscapes' supervised loss).
+
+    A pixel is kept where the probability of its label is at most max(threshold, the min_kept-th smallest such
+    probability); with fewer than min_kept valid pixels all are kept.
+
+    Args:
+        logits: (B,C,H,W), already at label size.
+        labels: (B,H,W) ids.
+        threshold: probability in [0, 1].
+        min_kept: K, pixels of the whole batch that are kept at least.
+
+    Returns:
+        Scalar mean over the kept pixels; 0, attached to the graph, where no pixel is valid.
+    """
+    losses = F.cross_entropy(_precise(logits), labels.long(), ignore_index=ignore_index, reduction="none").flatten()
+    valid = labels.flatten() != ignore_index
+    # Ignored pixels sort last: with fewer than K valid ones the K-th is infinite, and everything is kept.
+    prob = torch.exp(-losses.detach()).masked_fill(~valid, torch.inf)
+    if min_kept > prob.numel():
+        limit = prob.new_tensor(torch.inf)
+    elif min_kept > 0:
+        limit = prob.kthvalue(min_kept).values.clamp(min=threshold)
+    else:
+        limit = prob.new_tensor(threshold)
+    kept = valid & (prob <= limit)
+    return (losses * kept).sum() / kept.sum().clamp(min=1)
+
+
+def unsupervised_loss(student_logits: Tensor, pseudo_labels: Tensor, reliable: Tensor) -> Tensor:
+    """L_u: cross-entropy on reliable pseudo-labels (paper, equations 3 and 7).
+
+    The mean over reliable pixels is weighted by B*H*W / number of reliable pixels.
+
+    Args:
+        student_logits: (B,C,H,W), already at crop size.
+        pseudo_labels: (B,H,W) ids, 255 on padding.
+        reliable: bool (B,H,W).
+
+    Returns:
+        Scalar; 0, attached to the graph, where no pixel is reliable.
+    """
+    targets = pseudo_labels.masked_fill(~reliable, IGNORE)
+    weight = targets.numel() / (targets != IGNORE).sum().clamp(min=1)
+    return weight * cross_entropy(student_logits, targets)
+
+
+def info_nce_per_class(anchors: Tensor, positives: Tensor, negatives: Tensor, temperature: float) -> Tensor:
+    """InfoNCE of many classes at once: (C,A,D), (C,D), (C,A,N,D) -> (C,), the mean over each class's anchors.
+
+    Cosine similarity over temperature; the class's positive against each anchor's negatives (paper, equation 12).
+    """
+    # Matrix products would run in half precision under autocast; similarities must not.
+    with torch.autocast(anchors.device.type, enabled=False):
+        anchors, positives, negatives = (
+            F.normalize(_precise(x), dim=-1, eps=1e-8) for x in (anchors, positives, negatives)
+        )
+        to_positive = torch.einsum("cad,cd->ca", anchors, positives)
+        to_negatives = torch.einsum("cad,cand->can", anchors, negatives)
+        similarity = torch.cat([to_positive.unsqueeze(-1), to_negatives], dim=-1) / temperature
+        return (similarity.logsumexp(dim=-1) - similarity[..., 0]).mean(dim=-1)
+
+
+def info_nce(anchors: Tensor, positive: Tensor, negatives: Tensor, temperature: float) -> Tensor:
+    """InfoNCE of one class: anchors (A,D), positive (D,), negatives (A,N,D) -> scalar (paper, equation 12)."""
+    return info_nce_per_class(anchors[None], positive[None], negatives[None], temperature)[0]
+
+
+def draw_pixels(mask: Tensor, number: int) -> Tensor:
+    """For each row of a bool (C,P) mask, `number` columns where it holds, uniformly with replacement: int64 (C,number).
+
+    Rows without any give arbitrary columns.
+    """
+    place = mask.cumsum(dim=1, dtype=torch.int32)
+    count = place[:, -1:]
+    draw = torch.rand(len(mask), number, device=mask.device, dtype=torch.float64)
+    wanted = (draw * count).to(torch.int32) + 1
+    return torch.searchsorted(place, wanted).clamp(max=mask.shape[1] - 1)
+
+
+def class_means(vectors: Tensor, mask: Tensor) -> Tensor:
+    """Mean of the vectors (P,D) under each row of a bool (C,P) mask: (C,D); zeros for an empty row."""
+    with torch.autocast(vectors.device.type, enabled=False):
+        total = mask.to(vectors.dtype) @ vectors
+    return total / mask.sum(dim=1, keepdim=True).clamp(min=1)
+
+
+def contrastive_loss(
+    student_representation: Tensor,
+    teacher_representation: Tensor,
+    anchors: Tensor,
+    queues: ClassQueues,
+    *,
+    num_anchors: int = 256,
+    num_negatives: int = 50,
+    temperature: float = 0.5,
+) -> tuple[Tensor, Tensor]:
+    """L_c: each class's anchors against its positive and negatives from its queue (paper, equations 9 to 12).
+
+    Args:
+        student_representation: (B,D,h,w), gradients flow here.
+        teacher_representation: (B,D,h,w), detached; its mean over a class's anchor pixels is the positive.
+        anchors: bool (B,C,h,w), see `anchor_mask`.
+        queues: the negatives of each class, this step's already pushed.
+        num_anchors, num_negatives: drawn with replacement, the negatives for each anchor.
+
+    Returns:
+        The mean over classes that have an anchor and a non-empty queue (0, attached to the graph, where none has), and
+        which classes these were, bool (C,).
+    """
+    mask = anchors.transpose(0, 1).flatten(1)
+    used = mask.any(dim=1) & (queues.fill > 0)
+    student = _precise(student_representation).movedim(1, -1).flatten(0, 2)
+    teacher = _precise(teacher_representation.detach()).movedim(1, -1).flatten(0, 2)
+    drawn = student[draw_pixels(mask, num_anchors)]
+    negatives = queues.sample(num_anchors * num_negatives).unflatten(1, (num_anchors, num_negatives))
+    per_class = info_nce_per_class(drawn, class_means(teacher, mask), negatives, temperature)
+    return per_class.masked_fill(~used, 0.0).sum() / used.sum().clamp(min=1), used

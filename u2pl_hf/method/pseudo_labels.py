@@ -1,0 +1,149 @@
+"""From teacher output to pseudo-labels, entropy, reliable and unreliable pixels, anchors and negatives.
+
+Shapes: B images, C classes, H x W the crop, h x w the feature size (stride 4); 255 means ignore.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORE = 255
+
+
+def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear resize (B,C,h,w) -> (B,C,*size) in float32; every resize of the method uses align_corners=True."""
+    return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=True)
+
+
+def nearest_on_corners(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Nearest sampling of (B,H,W) maps on the align_corners grid -> (B,*size); 513 -> 129 is every fourth pixel.
+
+    `F.interpolate(mode="nearest")` samples another grid, which would shift labels against the features.
+    """
+    rows, columns = (_corner_grid(n, m, maps.device) for n, m in zip(maps.shape[-2:], size, strict=True))
+    return maps[:, rows][:, :, columns]
+
+
+def _corner_grid(n: int, m: int, device: torch.device) -> Tensor:
+    step = (n - 1) / (m - 1) if m > 1 else 0.0
+    return (torch.arange(m, device=device, dtype=torch.float64) * step).round().long()
+
+
+def pixel_entropy(logits: Tensor) -> Tensor:
+    """Entropy in nats of the softmax over dim 1: (B,C,H,W) -> (B,H,W), in [0, log C] (paper, equation 5).
+
+    Computed in float32 at least, whatever autocast or the input's type say.
+    """
+    log_prob = F.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=1)
+    return -(log_prob.exp() * log_prob).sum(dim=1)
+
+
+def masked_quantile(values: Tensor, q: float, mask: Tensor) -> Tensor:
+    """The q-quantile of `values` where `mask` holds, with linear interpolation as in numpy.quantile.
+
+    Args:
+        values: floating point, any shape and number of elements.
+        q: in [0, 1].
+        mask: bool, same shape.
+
+    Returns:
+        A scalar tensor of the type of `values`; NaN where the mask is empty.
+
+    Only the shorter tail is selected, with a length known beforehand: the count under the mask stays on the device.
+    """
+    flat, mask = values.flatten(), mask.flatten()
+    upper = q >= 0.5
+    tail = math.ceil((flat.numel() - 1) * (1 - q if upper else q)) + 2
+    hidden = flat.masked_fill(~mask, -math.inf if upper else math.inf)
+    ordered = hidden.topk(min(tail, flat.numel()), largest=upper).values
+    last = mask.sum() - 1
+    position = last.clamp(min=0).double() * q
+    low = position.floor().long()
+    high = torch.minimum(low + 1, last.clamp(min=0))
+    places = torch.stack([low, high])
+    places = last.clamp(min=0) - places if upper else places
+    below, above = ordered[places].double()
+    result = torch.where(low == high, below, torch.lerp(below, above, position - low))
+    return torch.where(last >= 0, result, math.nan).to(values.dtype)
+
+
+def split_at(entropy: Tensor, valid: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
+    """(reliable, unreliable): valid pixels with entropy below gamma, and at or above it."""
+    below = entropy < gamma
+    return valid & below, valid & (entropy >= gamma)
+
+
+def split_by_entropy(entropy: Tensor, valid: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    """Split pixels at gamma, the (1 - alpha) quantile of the entropy over valid pixels (paper, equations 4 and 6).
+
+    Args:
+        entropy: (B,H,W) in nats.
+        valid: bool (B,H,W), pixels that have a pseudo-label.
+        alpha: share of unreliable pixels, in [0, 1].
+
+    Returns:
+        reliable, unreliable: bool (B,H,W), disjoint, together equal to `valid`.
+    """
+    return split_at(entropy, valid, masked_quantile(entropy, 1.0 - alpha, valid))
+
+
+def one_hot_mask(classes: Tensor, num_classes: int) -> Tensor:
+    """(B,h,w) ids -> bool (B,C,h,w); ignored pixels belong to no class."""
+    ids = torch.arange(num_classes, device=classes.device).view(1, -1, 1, 1)
+    return classes.unsqueeze(1) == ids
+
+
+def anchor_mask(classes: Tensor, prob: Tensor, threshold: float) -> Tensor:
+    """Pixels that may be anchors of each class (paper, equations 9 and 10).
+
+    Args:
+        classes: (B,h,w) ids: labels of labelled images first, then pseudo-labels with 255 on all but reliable pixels.
+        prob: (B,C,h,w) teacher probabilities.
+        threshold: delta_p; the class's own probability must be above it.
+
+    Returns:
+        bool (B,C,h,w).
+    """
+    return one_hot_mask(classes, prob.shape[1]) & (prob > threshold)
+
+
+def class_ranks(prob: Tensor) -> Tensor:
+    """O(c): the place of each class among a pixel's probabilities, 0 for the largest; (B,C,h,w) -> int64, same shape.
+
+    Equal probabilities keep the order of their ids.
+    """
+    order = prob.movedim(1, -1).argsort(dim=-1, descending=True, stable=True)
+    places = torch.arange(prob.shape[1], device=prob.device).expand_as(order)
+    return torch.empty_like(order).scatter_(-1, order, places).movedim(-1, 1)
+
+
+def negative_mask(
+    labels_l: Tensor, prob_l: Tensor, unreliable_u: Tensor, prob_u: Tensor, low_rank: int, high_rank: int
+) -> Tensor:
+    """Pixels that qualify as negatives of each class (paper, equations 13 to 15).
+
+    A labelled pixel of another class qualifies where the teacher finds the class likely (rank below low_rank); an
+    unreliable pixel where the class is unlikely (rank in [low_rank, high_rank)).
+
+    Args:
+        labels_l: (B_l,h,w) ids, 255 = ignore.
+        prob_l: (B_l,C,h,w) teacher probabilities.
+        unreliable_u: bool (B_u,h,w), without padding.
+        prob_u: (B_u,C,h,w) teacher probabilities.
+        low_rank, high_rank: r_l and r_h.
+
+    Returns:
+        bool (B_l + B_u,C,h,w), labelled images first.
+    """
+    labelled = (class_ranks(prob_l) < low_rank) & ~one_hot_mask(labels_l, prob_l.shape[1])
+    labelled &= (labels_l != IGNORE).unsqueeze(1)
+    ranks_u = class_ranks(prob_u)
+    unlabelled = (ranks_u >= low_rank) & (ranks_u < high_rank) & unreliable_u.unsqueeze(1)
+    return torch.cat([labelled, unlabelled])
+
+
+def default_low_rank(num_classes: int) -> int:
+    """r_l for a number of classes: the paper's 3, less where fewer than six classes would leave no negatives."""
+    return max(1, min(3, num_classes // 2))

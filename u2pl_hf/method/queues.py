@@ -1,0 +1,108 @@
+"""Class-wise first-in-first-out queues of negatives (paper, section 3.3 and algorithm 1).
+
+All queues lie in one tensor on the training device, so that pushing to and sampling from every class is one indexed
+operation each, without a loop over classes and without reading a count back to the host.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ClassQueues(nn.Module):
+    """One ring buffer of unit vectors per class.
+
+    Only directions matter to the cosine similarity they are used in, so keys are normalised before they are stored;
+    that also keeps them in the range of half precision.
+
+    Args:
+        lengths: capacity per class.
+        dim: D, channels of the representation.
+        dtype: storage type; similarity is computed in float32.
+    """
+
+    def __init__(self, lengths: Sequence[int], dim: int, dtype: torch.dtype = torch.float16):
+        super().__init__()
+        capacity = torch.tensor(lengths, dtype=torch.int64)
+        self.register_buffer("capacity", capacity)
+        self.register_buffer("start", capacity.cumsum(0) - capacity)
+        # The last row takes every key that is not to be stored: writing there is cheaper than selecting.
+        self.register_buffer("storage", torch.zeros(int(capacity.sum()) + 1, dim, dtype=dtype))
+        self.register_buffer("pushed", torch.zeros_like(capacity))
+
+    @property
+    def fill(self) -> Tensor:
+        """Keys held per class, int64 (C,)."""
+        return torch.minimum(self.pushed, self.capacity)
+
+    @torch.no_grad()
+    def push(self, keys: Tensor, valid: Tensor) -> None:
+        """Append keys (C,K,D) where `valid` (C,K) holds, in order; the oldest are overwritten.
+
+        Of more keys than a queue holds, the last ones stay.
+        """
+        place = valid.cumsum(dim=1)
+        count = place[:, -1:]
+        capacity = self.capacity.unsqueeze(1)
+        stored = valid & (place > count - capacity)
+        row = self.start.unsqueeze(1) + (self.pushed.unsqueeze(1) + place - 1) % capacity
+        row = torch.where(stored, row, len(self.storage) - 1)
+        unit = F.normalize(keys.float(), dim=-1).to(self.storage.dtype)
+        self.storage.index_copy_(0, row.flatten(), unit.flatten(0, 1))
+        self.storage[-1].zero_()
+        self.pushed += count.squeeze(1)
+
+    def sample(self, number: int) -> Tensor:
+        """`number` keys per class, drawn uniformly with replacement: float32 (C,number,D); zeros from an empty queue."""
+        fill = self.fill.unsqueeze(1)
+        draw = torch.rand(len(fill), number, device=fill.device, dtype=torch.float64)
+        place = (draw * fill).long()
+        row = torch.where(fill > 0, self.start.unsqueeze(1) + place, len(self.storage) - 1)
+        return self.storage[row].float()
+
+    def oldest_first(self, class_id: int) -> Tensor:
+        """The content of one queue, oldest key first: (fill,D). For inspection; reads counts back to the host."""
+        pushed, capacity, start = (int(x[class_id]) for x in (self.pushed, self.capacity, self.start))
+        first = pushed % capacity if pushed > capacity else 0
+        rows = self.storage[start : start + min(pushed, capacity)]
+        return rows.roll(-first, 0)
+
+
+def select_keys(representation: Tensor, mask: Tensor, bound: int) -> tuple[Tensor, Tensor]:
+    """A uniform random subset of at most `bound` pixels of each class.
+
+    Args:
+        representation: (B,D,h,w).
+        mask: bool (B,C,h,w), the pixels to choose from.
+        bound: K.
+
+    Returns:
+        keys (C,K,D) and valid bool (C,K), the chosen ones first.
+    """
+    by_class = mask.transpose(0, 1).flatten(1)
+    pixels = by_class.shape[1]
+    bound = min(bound, pixels)
+    # One shuffle serves all classes: the first `bound` pixels of a class in random order are a uniform subset.
+    shuffle = torch.randperm(pixels, device=mask.device)
+    shuffled = by_class[:, shuffle]
+    place = shuffled.cumsum(dim=1, dtype=torch.int32).long()
+    slot = torch.where(shuffled & (place <= bound), place - 1, bound)
+    chosen = shuffle.new_zeros(len(slot), bound + 1).scatter_(1, slot, shuffle.expand_as(slot))[:, :bound]
+    valid = torch.arange(bound, device=mask.device) < place[:, -1:]
+    vectors = representation.movedim(1, -1).flatten(0, 2)
+    return vectors[chosen], valid
+
+
+def gather_keys(keys: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """All processes' keys side by side, (C,K,D) -> (C,W*K,D), in the same order on each, so that queues stay equal."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return keys, valid
+    # The validity travels as one more channel: one collective instead of two.
+    packed = torch.cat([keys.float(), valid.unsqueeze(-1).float()], dim=-1).contiguous()
+    everyone = [torch.empty_like(packed) for _ in range(dist.get_world_size())]
+    dist.all_gather(everyone, packed)
+    packed = torch.cat(everyone, dim=1)
+    return packed[..., :-1], packed[..., -1] > 0.5

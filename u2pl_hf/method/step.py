@@ -1,0 +1,210 @@
+"""One training step of each method: batches and progress in, named losses out. The order of the method stands here.
+
+`_l` and `_u` mark labelled and unlabelled; x (B,3,H,W) normalised images, y_l (B_l,H,W) labels with 255 = ignore,
+valid_u bool (B_u,H,W) without padding.
+"""
+
+import copy
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from u2pl_hf.method import losses, schedules
+from u2pl_hf.method import pseudo_labels as pl
+from u2pl_hf.method.mixing import STRONG_AUGMENTATIONS
+from u2pl_hf.method.queues import ClassQueues, gather_keys, select_keys
+from u2pl_hf.method.teacher import batch_statistics, copy_student, update_teacher
+
+
+@dataclass(frozen=True)
+class MethodSettings:
+    """Everything the step depends on besides batches and progress; method.md's symbols in the field comments."""
+
+    num_labels: int
+    supervised_loss: str = "ce"  # or "ohem"
+    ohem_threshold: float = 0.7
+    ohem_min_kept: int = 100_000
+    auxiliary_weight: float = 0.4
+    warmup_steps: int = 0
+    ema_decay: float = 0.99
+    unreliable_share: float = 0.20  # alpha_0
+    unsupervised_weight: float = 1.0  # lambda_u
+    contrastive_weight: float = 0.1  # lambda_c
+    strong_augmentation: str = "cutmix"
+    strong_probability: float = 0.5
+    anchor_threshold: float = 0.3  # delta_p
+    low_rank: int = 3  # r_l
+    high_rank: int = 20  # r_h
+    temperature: float = 0.5  # tau
+    num_anchors: int = 256
+    num_negatives: int = 50
+    queue_length: int = 30_000
+    background_queue_length: int = 50_000
+    new_keys_per_class: int = 256
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One process's images of one step; the unlabelled half is None for methods that do not use it."""
+
+    x_l: Tensor
+    y_l: Tensor
+    x_u: Tensor | None = None
+    valid_u: Tensor | None = None
+
+
+@dataclass
+class StepOutput:
+    """`total` is what backward runs on; `named` and `stats` are detached scalars that stay on the device."""
+
+    total: Tensor
+    named: dict[str, Tensor]
+    stats: dict[str, Tensor | float] = field(default_factory=dict)
+
+
+class SupervisedStep(nn.Module):
+    """SupOnly: the supervised loss on labelled images. There is no teacher."""
+
+    uses_unlabelled = False
+
+    def __init__(self, settings: MethodSettings):
+        super().__init__()
+        self.settings = settings
+
+    def forward(self, student: nn.Module, batch: Batch, step: int, total_steps: int) -> StepOutput:
+        """Losses of one step; `step` counts from 0."""
+        output = student(batch.x_l)
+        loss = self.supervised_loss(output, batch.y_l)
+        if output.representation is not None:
+            # Every parameter must be part of every step's graph, or distributed training waits for its gradient.
+            loss = loss + 0.0 * output.representation.float().mean()
+        return StepOutput(loss, {"loss": loss.detach(), "loss_supervised": loss.detach()})
+
+    def supervised_loss(self, output, y_l: Tensor) -> Tensor:
+        """L_s of the first len(y_l) images, with the auxiliary head's part where the model has one (equation 2)."""
+        loss = self._label_loss(output.logits[: len(y_l)], y_l)
+        if output.aux_logits is not None:
+            loss = loss + self.settings.auxiliary_weight * self._label_loss(output.aux_logits[: len(y_l)], y_l)
+        return loss
+
+    def _label_loss(self, logits: Tensor, y_l: Tensor) -> Tensor:
+        logits = pl.resize_logits(logits, y_l.shape[-2:])
+        if self.settings.supervised_loss == "ohem":
+            return losses.ohem_cross_entropy(logits, y_l, self.settings.ohem_threshold, self.settings.ohem_min_kept)
+        return losses.cross_entropy(logits, y_l)
+
+    def begin(self, student: nn.Module, step: int) -> None:
+        """Called before each step with the unwrapped student."""
+
+    def finish(self, student: nn.Module, step: int) -> None:
+        """Called after the optimizer's step with the unwrapped student."""
+
+    def evaluated(self, student: nn.Module, step: int) -> nn.Module:
+        """The model to validate and export after `step` finished steps."""
+        return student
+
+
+class U2PLStep(SupervisedStep):
+    """U2PL, variant `paper` (algorithm 1). Owns the teacher and the queues; both belong into a checkpoint."""
+
+    uses_unlabelled = True
+
+    def __init__(self, settings: MethodSettings, student: nn.Module):
+        super().__init__(settings)
+        self.teacher = copy.deepcopy(student).requires_grad_(False).eval()
+        lengths = [settings.background_queue_length] + [settings.queue_length] * (settings.num_labels - 1)
+        self.queues = ClassQueues(lengths, student.config.representation_channels)
+
+    def begin(self, student: nn.Module, step: int) -> None:
+        """When warm-up ends, the teacher becomes a copy of the student."""
+        if step == self.settings.warmup_steps:
+            copy_student(self.teacher, student)
+
+    def finish(self, student: nn.Module, step: int) -> None:
+        """The teacher's moving average."""
+        since_warmup = step - self.settings.warmup_steps
+        if since_warmup >= 0:
+            update_teacher(self.teacher, student, schedules.ema_decay(since_warmup, self.settings.ema_decay))
+
+    def evaluated(self, student: nn.Module, step: int) -> nn.Module:
+        """The student during warm-up, the teacher after it."""
+        return self.teacher if step > self.settings.warmup_steps else student
+
+    def forward(self, student: nn.Module, batch: Batch, step: int, total_steps: int) -> StepOutput:
+        """Losses of one step; `step` counts from 0. Pushes this step's negatives into the queues."""
+        if step < self.settings.warmup_steps:
+            return super().forward(student, batch, step, total_steps)
+        settings, size, labelled = self.settings, batch.x_u.shape[-2:], len(batch.x_l)
+
+        x_u, pseudo_labels, confidence = self.pseudo_label(batch.x_u, batch.valid_u)
+        images = torch.cat([batch.x_l, x_u])
+        output = student(images)
+        with torch.no_grad(), batch_statistics(self.teacher):
+            teacher = self.teacher(images, output_auxiliary=False)
+
+        # One split of the unlabelled pixels serves both the unsupervised and the contrastive loss.
+        alpha = schedules.unreliable_share(step / total_steps, settings.unreliable_share)
+        entropy = pl.pixel_entropy(pl.resize_logits(teacher.logits[labelled:], size))
+        valid = pseudo_labels != pl.IGNORE
+        gamma = pl.masked_quantile(entropy, 1.0 - alpha, valid)
+        reliable, unreliable = pl.split_at(entropy, valid, gamma)
+
+        loss_s = self.supervised_loss(output, batch.y_l)
+        student_logits = pl.resize_logits(output.logits[labelled:], size)
+        loss_u = losses.unsupervised_loss(student_logits, pseudo_labels, reliable)
+        loss_c, stats = self.contrast(output, teacher, batch.y_l, pseudo_labels, reliable, unreliable)
+        total = loss_s + settings.unsupervised_weight * loss_u + settings.contrastive_weight * loss_c
+        named = {"loss": total, "loss_supervised": loss_s, "loss_unsupervised": loss_u, "loss_contrastive": loss_c}
+        stats |= {"alpha": alpha, "gamma": gamma, "confidence": confidence}
+        stats["reliable_share"] = reliable.float().mean()
+        return StepOutput(total, {name: value.detach() for name, value in named.items()}, stats)
+
+    @torch.no_grad()
+    def pseudo_label(self, x_u: Tensor, valid_u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The teacher's labels for x_u, then strong augmentation of both; also the mean confidence before it."""
+        logits = self.teacher(x_u, output_representation=False, output_auxiliary=False).logits
+        prob, pseudo_labels = pl.resize_logits(logits, x_u.shape[-2:]).softmax(dim=1).max(dim=1)
+        confidence = (prob * valid_u).sum() / valid_u.sum().clamp(min=1)
+        pseudo_labels = pseudo_labels.masked_fill(~valid_u, pl.IGNORE)
+        # Drawn on the host, where the outcome is needed: one draw per batch and process.
+        if torch.rand(()).item() < self.settings.strong_probability:
+            mix = STRONG_AUGMENTATIONS[self.settings.strong_augmentation]
+            x_u, pseudo_labels = mix(x_u, pseudo_labels, self.settings.num_labels)
+        return x_u, pseudo_labels, confidence
+
+    def contrast(self, output, teacher, y_l: Tensor, pseudo_labels: Tensor, reliable: Tensor, unreliable: Tensor):
+        """L_c at feature size: choose anchors and negatives, push the negatives, then contrast."""
+        settings, size, labelled = self.settings, teacher.logits.shape[-2:], len(y_l)
+        with torch.no_grad():
+            prob = teacher.logits.float().softmax(dim=1)
+            y_l = pl.nearest_on_corners(y_l, size)
+            classes_u = pl.nearest_on_corners(pseudo_labels.masked_fill(~reliable, pl.IGNORE), size)
+            unreliable = pl.nearest_on_corners(unreliable, size)
+            anchors = pl.anchor_mask(torch.cat([y_l, classes_u]), prob, settings.anchor_threshold)
+            negatives = pl.negative_mask(
+                y_l, prob[:labelled], unreliable, prob[labelled:], settings.low_rank, settings.high_rank
+            )
+            keys, valid = select_keys(teacher.representation, negatives, settings.new_keys_per_class)
+            keys, valid = gather_keys(keys, valid)
+            self.queues.push(keys, valid)
+        loss, used = losses.contrastive_loss(
+            output.representation,
+            teacher.representation,
+            anchors,
+            self.queues,
+            num_anchors=settings.num_anchors,
+            num_negatives=settings.num_negatives,
+            temperature=settings.temperature,
+        )
+        stats = {
+            "new_keys": valid.sum().float(),
+            "queue_fill": self.queues.fill.float().mean() / self.queues.capacity.float().mean(),
+            "anchor_classes": used.sum().float(),
+        }
+        return loss, stats
+
+
+def build_step(method: str, settings: MethodSettings, student: nn.Module) -> SupervisedStep:
+    """The step of a method, `suponly` or `u2pl`."""
+    return U2PLStep(settings, student) if method == "u2pl" else SupervisedStep(settings)

@@ -1,0 +1,35 @@
+"""The teacher: an exponential moving average of the student (paper, section 3.1)."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+@torch.no_grad()
+def copy_student(teacher: nn.Module, student: nn.Module) -> None:
+    """Make the teacher equal to the student, parameters and buffers; they share no memory."""
+    teacher.load_state_dict(student.state_dict())
+
+
+@torch.no_grad()
+def update_teacher(teacher: nn.Module, student: nn.Module, decay: float) -> None:
+    """theta_t <- decay theta_t + (1 - decay) theta_s over parameters.
+
+    Buffers are left alone: BatchNorm statistics of the teacher come from its own passes over the mixed batches.
+    """
+    torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1.0 - decay)
+
+
+@contextmanager
+def batch_statistics(model: nn.Module) -> Iterator[None]:
+    """Train mode without Dropout: BatchNorm uses and updates batch statistics. Leaves the model in eval mode."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.eval()
+    try:
+        yield
+    finally:
+        model.eval()

@@ -1,0 +1,1 @@
+"""The network and the conversion of published weights."""
