@@ -12,7 +12,7 @@ from safetensors import safe_open
 from u2pl_hf import U2PLForSemanticSegmentation
 from u2pl_hf.model.convert import published_config, rename_published
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[1] / "reference"
 CASES = {
     "model_cityscapes_r101": ("resnet101", 19, 256, True),
     "model_voc_r50": ("resnet50", 21, 256, False),

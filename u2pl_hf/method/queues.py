@@ -56,7 +56,7 @@ class ClassQueues(nn.Module):
         self.pushed += count.squeeze(1)
 
     def sample(self, number: int) -> Tensor:
-        """`number` keys per class, drawn uniformly with replacement: float32 (C,number,D); zeros from an empty queue."""
+        """`number` keys per class, uniformly with replacement: float32 (C,number,D); zeros from an empty queue."""
         fill = self.fill.unsqueeze(1)
         draw = torch.rand(len(fill), number, device=fill.device, dtype=torch.float64)
         place = (draw * fill).long()

@@ -1,0 +1,33 @@
+# Every target sets up .venv first; it is installed again only when its inputs change.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SEED ?= 0
+RUNS ?= runs
+export NO_ALBUMENTATIONS_UPDATE := 1
+
+.PHONY: demo test quality bench clean
+
+$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+# SupOnly and U2PL on the same labelled images of the demo data, then both as one table.
+demo: $(VENV)/.installed
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no training_scripts/train_u2pl.py \
+		training_scripts/recipes/demo_suponly.yaml --seed $(SEED) --output_dir $(RUNS)/demo_suponly_seed$(SEED) >/dev/null
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no training_scripts/train_u2pl.py \
+		training_scripts/recipes/demo_u2pl.yaml --seed $(SEED) --output_dir $(RUNS)/demo_u2pl_seed$(SEED) >/dev/null
+	$(BIN)/python training_scripts/compare.py $(RUNS)/demo_suponly_seed$(SEED) $(RUNS)/demo_u2pl_seed$(SEED)
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest -q
+
+quality: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) build *.egg-info

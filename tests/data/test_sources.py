@@ -1,0 +1,125 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.data.rows import encode, make_source, make_table
+from u2pl_hf.data.sources import check_labelled, load_source
+from u2pl_hf.errors import InputError
+
+GREY = np.arange(48, dtype=np.uint8).reshape(6, 8)
+COLOUR = np.stack([GREY, GREY + 50, GREY + 100], axis=-1)
+
+
+def write_folder(path, table, subset: str = "train"):
+    path.mkdir(exist_ok=True)
+    table.to_parquet(str(path / f"{subset}-00000-of-00001.parquet"))
+    return str(path)
+
+
+def test_palette_masks_keep_their_ids():
+    palette = Image.fromarray(GREY % 5).convert("P")
+    palette.putdata((GREY % 5).ravel().tolist())
+    palette.putpalette([7, 8, 9, 200, 100, 0] + [255 - i // 3 for i in range(6 * 3)])
+    buffer = io.BytesIO()
+    palette.save(buffer, "PNG")
+    source = make_source([encode(COLOUR)] * 2, [buffer.getvalue(), encode(GREY % 5)])
+    for index in range(2):
+        assert (source.read_label(index) == GREY % 5).all() and source.read_label(index).dtype == np.uint8
+
+
+def test_colour_masks_are_refused():
+    with pytest.raises(InputError, match="im_0"):
+        make_source([encode(COLOUR)], [encode(COLOUR)]).read_label(0)
+
+
+def test_images_of_every_mode_become_rgb():
+    rgba = np.dstack([COLOUR, np.full_like(GREY, 128)])
+    images = [
+        encode(COLOUR),
+        encode(GREY),
+        encode(rgba),
+        encode(COLOUR, "JPEG", "CMYK", quality=100),
+        encode(COLOUR, mode="P"),
+    ]
+    images.append(encode(GREY.astype(np.uint16) * 256))
+    source = make_source(images)
+    for index in range(len(images)):
+        image = source.read_image(index)
+        assert image.shape == (6, 8, 3) and image.dtype == np.uint8
+    assert (source.read_image(1) == GREY[..., None]).all()
+    assert (source.read_image(5) == GREY[..., None]).all()
+
+
+def test_exif_orientation_is_applied():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    source = make_source([encode(COLOUR, "JPEG", exif=exif, quality=100), encode(GREY, "JPEG", exif=exif)])
+    assert source.read_image(0).shape == source.read_image(1).shape == (8, 6, 3)
+
+
+def test_damaged_images_are_named():
+    good = encode(COLOUR, "JPEG")
+    source = make_source([b"no image", good[: len(good) // 2], b""])
+    for index in range(3):
+        with pytest.raises(InputError, match=f"im_{index}"):
+            source.read_image(index)
+
+
+def test_load_local_folder(tmp_path):
+    folder = write_folder(tmp_path / "set", make_table([encode(COLOUR)] * 3, [encode(GREY % 2)] * 3, ["ä", "b/1", "c"]))
+    (tmp_path / "set" / "class_names.txt").write_text("one\ntwo\n")
+    source = load_source(folder, "train")
+    assert source.ids == ["ä", "b/1", "c"] and source.class_names == ["one", "two"]
+    assert (source.read_image(1) == COLOUR).all() and (source.read_label(2) == GREY % 2).all()
+    assert source.size(0) == (6, 8)
+    unlabelled = write_folder(tmp_path / "unlabelled", make_table([encode(COLOUR)]))
+    assert (load_source(unlabelled, "train", label_column=None).read_image(0) == COLOUR).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"subset": "test"}, "no subset 'test'; it has train"),
+        ({"label_column": "mask"}, "no column 'mask'.*--label_column"),
+        ({"id_column": "name"}, "--id_column"),
+        ({"image_column": "picture"}, "--image_column"),
+    ],
+)
+def test_wrong_names_are_told(tmp_path, options, message):
+    folder = write_folder(tmp_path / "set", make_table([encode(COLOUR)], [encode(GREY)]))
+    with pytest.raises(InputError, match=message):
+        load_source(folder, **options)
+
+
+def test_missing_data_sets_are_told(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for name in (str(tmp_path / "nowhere"), "./nowhere", str(tmp_path / "empty"), "someone/no-such-data-set"):
+        with pytest.raises(InputError) as error:
+            load_source(name)
+        assert name in str(error.value) and "\n" not in str(error.value)
+
+
+def test_double_ids_are_told(tmp_path):
+    folder = write_folder(tmp_path / "set", make_table([encode(COLOUR)] * 3, [encode(GREY)] * 3, ["a", "b", "a"]))
+    with pytest.raises(InputError, match="'a' more than once"):
+        load_source(folder)
+
+
+@pytest.mark.parametrize(
+    ("image", "label", "message"),
+    [
+        (encode(COLOUR), encode(np.full((6, 8), 5, np.uint8)), "holds the value 5, but there are 5 classes"),
+        (encode(COLOUR), encode(np.zeros((6, 9), np.uint8)), "differ in size: 8x6 and 9x6"),
+        (b"x", encode(GREY % 5), "image of im_1"),
+        (encode(COLOUR), b"x", "label of im_1"),
+    ],
+)
+def test_bad_labelled_rows_are_named(image, label, message):
+    good = encode(np.where(GREY > 40, 255, GREY % 5).astype(np.uint8))
+    source = make_source([encode(COLOUR), image, image], [good, label, label])
+    check_labelled(source, [0], 5, what="training")
+    with pytest.raises(InputError, match=message) as error:
+        check_labelled(source, range(3), 5, what="training")
+    assert "im_1" in str(error.value) and "and 1 more" in str(error.value)

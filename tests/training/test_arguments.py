@@ -1,0 +1,74 @@
+from pathlib import Path
+
+import pytest
+
+from u2pl_hf.errors import InputError
+from u2pl_hf.training.arguments import parse_arguments
+
+RECIPES = sorted((Path(__file__).parents[2] / "training_scripts" / "recipes").glob("*.yaml"))
+
+
+def parse(tmp_path: Path, content: str, *options: str):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(content)
+    return parse_arguments([str(recipe), *options], "")
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_is_valid(recipe):
+    args = parse_arguments([str(recipe)], "")
+    assert args.method in recipe.stem
+
+
+@pytest.mark.parametrize("pair", ["demo", "camvid"])
+def test_recipes_of_a_pair_differ_only_in_the_method(pair):
+    suponly, u2pl = (
+        parse_arguments([str(RECIPES[0].parent / f"{pair}_{m}.yaml")], "").recipe() for m in ("suponly", "u2pl")
+    )
+    changed = {name for name in suponly if suponly[name] != u2pl[name]}
+    assert {"method"} <= changed <= {"method", "warmup_steps", "contrastive_weight", "representation_channels"}
+
+
+def test_command_line_wins(tmp_path):
+    args = parse(tmp_path, "max_steps: 20\nlearning_rate: 1e-2\nseed: 4\n", "--seed", "7")
+    assert (args.max_steps, args.learning_rate, args.seed, args.unlabelled_batch_size) == (20, 0.01, 7, 4)
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        ("max_step: 3", [], "unknown field 'max_step'; did you mean 'max_steps'"),
+        ("max_steps: many", [], "'max_steps' must be int"),
+        ("max_steps: 2.5", [], "'max_steps' must be int"),
+        ("auxiliary_head: 3", [], "'auxiliary_head' must be bool"),
+        ("class_names: sky", [], "'class_names' must be a list"),
+        ("method: fixmatch", [], "must be one of suponly, u2pl"),
+        ("- a\n- b", [], "must hold 'field: value'"),
+        ("a: [1", [], "not valid YAML"),
+        ("", ["--crop_size", "0"], "--crop_size 0"),
+        ("", ["--unreliable_share", "2"], "must lie in [0, 1]"),
+        ("", ["--methd", "u2pl"], "unrecognized arguments"),
+        ("", ["--warmup_steps", "2000"], "must be below max_steps"),
+        ("method: suponly", ["--batch_size", "1"], "BatchNorm"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, content, options, message):
+    with pytest.raises(InputError) as error:
+        parse(tmp_path, content, *options)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_missing_recipe():
+    with pytest.raises(InputError, match="does not exist"):
+        parse_arguments(["nowhere.yaml"], "")
+
+
+@pytest.mark.parametrize(("classes", "low"), [(2, 1), (3, 1), (4, 2), (7, 3), (150, 3)])
+def test_rank_window_leaves_negatives(tmp_path, classes, low):
+    assert parse(tmp_path, "").method_settings(classes).low_rank == low
+
+
+@pytest.mark.parametrize("options", [["--low_rank", "3"], ["--low_rank", "0"], ["--low_rank", "2", "--high_rank", "2"]])
+def test_rank_window_without_a_rank_is_refused(tmp_path, options):
+    with pytest.raises(InputError, match="no rank"):
+        parse(tmp_path, "", *options).method_settings(3)

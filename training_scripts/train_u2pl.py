@@ -1,0 +1,30 @@
+"""Train U2PL, or the supervised baseline, from a recipe.
+
+    accelerate launch training_scripts/train_u2pl.py training_scripts/recipes/demo_u2pl.yaml --output_dir runs/demo_u2pl
+
+Any field of the recipe can be given on the command line as well and wins there. Logs go to stderr; the last line on
+stdout is the result as JSON. Run again with the same arguments to go on after an interruption.
+"""
+
+import json
+import sys
+
+from accelerate import PartialState
+
+from u2pl_hf.errors import exits_on_input_error
+from u2pl_hf.training.arguments import parse_arguments
+from u2pl_hf.training.trainer import Trainer
+
+
+@exits_on_input_error
+def main() -> None:
+    """Parse, train, print the result."""
+    args = parse_arguments(sys.argv[1:], __doc__)
+    trainer = Trainer(args)
+    result = trainer.plan() if args.plan else trainer.train()
+    if PartialState().is_main_process:
+        print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

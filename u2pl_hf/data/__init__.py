@@ -1,0 +1,1 @@
+"""From any data set to two endless streams: sources, splits, augmentation, streams."""

@@ -1,0 +1,229 @@
+"""A small rendered data set to try the method on, without any download.
+
+An object's class is its outline together with its texture. Each class leans to a hue, but so loosely that colour alone
+often errs; size and angle say nothing, and plain or noisy shapes of the same outlines are background. A few labelled
+images therefore teach the classes badly, while many unlabelled ones show how outlines, textures and colours vary.
+"""
+
+import colorsys
+import hashlib
+import os
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import cv2
+import datasets
+import numpy as np
+
+SHAPES = ("disc", "square", "triangle")
+TEXTURES = ("striped", "dotted")
+# Neighbours in this order share either the outline or the texture, so that no class can be told by one alone.
+OBJECTS = (
+    ("disc", "striped"),
+    ("square", "dotted"),
+    ("triangle", "striped"),
+    ("disc", "dotted"),
+    ("square", "striped"),
+    ("triangle", "dotted"),
+)
+CLASS_NAMES = ("background", *(f"{texture} {shape}" for shape, texture in OBJECTS))
+VOID = 255
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class DemoSpec:
+    """All numbers of the demo data set. A changed number gives another folder in the cache.
+
+    Lengths are in pixels, pairs are the inclusive ends of a range to draw from.
+    """
+
+    train: int = 400
+    validation: int = 100
+    seed: int = 0
+    size: int = 128
+    class_frequencies: tuple[float, ...] = (0.26, 0.21, 0.18, 0.14, 0.12, 0.09)
+    objects: tuple[int, int] = (2, 5)
+    distractors: tuple[int, int] = (1, 3)
+    lines: tuple[int, int] = (0, 3)
+    radius: tuple[float, float] = (12.0, 36.0)
+    elongation: tuple[float, float] = (1.0, 1.25)
+    texture_period: tuple[float, float] = (6.0, 11.0)
+    brightness_gap: float = 90.0
+    hue_spread: float = 0.08
+    cloud_cells: tuple[int, int] = (3, 12)
+    cloud_contrast: tuple[float, float] = (10.0, 40.0)
+    illumination: tuple[float, float] = (0.75, 1.15)
+    contrast: tuple[float, float] = (0.7, 1.1)
+    blur_sigma: tuple[float, float] = (0.3, 1.0)
+    noise_sigma: tuple[float, float] = (2.0, 10.0)
+
+
+def demo_folder(cache_dir: str | os.PathLike | None = None, spec: DemoSpec | None = None) -> Path:
+    """Folder of the demo data set that `datasets.load_dataset` reads, rendered on the first call.
+
+    It holds splits train and validation with columns id, image and label (8-bit, void 255), and `class_names.txt`.
+    `cache_dir` defaults to `$U2PL_CACHE` or `~/.cache/u2pl_hf`. Several processes may call this at the same time.
+    """
+    spec = spec or DemoSpec()
+    cache = Path(cache_dir or os.environ.get("U2PL_CACHE") or "~/.cache/u2pl_hf").expanduser()
+    digest = hashlib.sha256(repr(asdict(spec)).encode()).hexdigest()[:8]
+    folder = cache / f"demo-{FORMAT_VERSION}-{digest}"
+    if folder.is_dir():
+        return folder
+    cache.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", suffix=".tmp", dir=cache))
+    try:
+        _write(temporary, spec)
+        # mkdtemp makes the folder private; a cache may be shared, like any other folder.
+        temporary.chmod(0o755)
+        temporary.rename(folder)
+    except OSError:
+        # Another process was first: its folder is as good as ours.
+        if not folder.is_dir():
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _write(folder: Path, spec: DemoSpec) -> None:
+    (folder / "class_names.txt").write_text("\n".join(CLASS_NAMES) + "\n", encoding="utf-8")
+    (folder / "data").mkdir()
+    features = datasets.Features(id=datasets.Value("string"), image=datasets.Image(), label=datasets.Image())
+    for subset, count in (("train", spec.train), ("validation", spec.validation)):
+        columns = {"id": [], "image": [], "label": []}
+        for index in range(count):
+            image_id = f"{subset}_{index:04d}"
+            image, label = render(spec, subset, index)
+            columns["id"].append(image_id)
+            columns["image"].append({"bytes": _png(image[..., ::-1]), "path": f"{image_id}.png"})
+            columns["label"].append({"bytes": _png(label), "path": f"{image_id}.png"})
+        rows = datasets.Dataset.from_dict(columns, features=features)
+        # Written by arrow itself: Dataset.to_parquet would show a progress bar.
+        table = rows.data.table
+        _write_parquet(table, folder / "data" / f"{subset}-00000-of-00001.parquet")
+
+
+def _write_parquet(table, path: Path) -> None:
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(table, path, row_group_size=100)
+
+
+def _png(array: np.ndarray) -> bytes:
+    return cv2.imencode(".png", array, [cv2.IMWRITE_PNG_COMPRESSION, 3])[1].tobytes()
+
+
+def render(spec: DemoSpec, subset: str, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Image number `index` of a subset: uint8 (size, size, 3) RGB and its label, uint8 (size, size) of 0..6 and 255."""
+    rng = np.random.default_rng([spec.seed, ("train", "validation").index(subset), index])
+    image = _cloud(rng, spec)
+    label = np.zeros((spec.size, spec.size), np.uint8)
+    for _ in range(rng.integers(*spec.lines, endpoint=True)):
+        _draw_line(rng, spec, image)
+    objects = rng.integers(*spec.objects, endpoint=True)
+    distractors = rng.integers(*spec.distractors, endpoint=True)
+    is_object = rng.permutation([True] * objects + [False] * distractors)
+    for paint in is_object:
+        if paint:
+            _draw_object(rng, spec, image, label)
+        else:
+            _draw_distractor(rng, spec, image, label)
+    return _photograph(rng, spec, image), label
+
+
+def _draw_object(rng: np.random.Generator, spec: DemoSpec, image: np.ndarray, label: np.ndarray) -> None:
+    frequencies = np.asarray(spec.class_frequencies)
+    kind = rng.choice(len(OBJECTS), p=frequencies / frequencies.sum())
+    shape, texture = OBJECTS[kind]
+    mask = _outline(rng, spec, shape)
+    image[mask] = _texture(rng, spec, texture, kind / len(OBJECTS))[mask]
+    label[_grown(mask)] = VOID
+    label[mask] = kind + 1
+
+
+def _draw_distractor(rng: np.random.Generator, spec: DemoSpec, image: np.ndarray, label: np.ndarray) -> None:
+    """A plain or noisy shape that is background, and hides what lies below it."""
+    mask = _outline(rng, spec, SHAPES[rng.integers(len(SHAPES))])
+    filling = np.broadcast_to(_colour(rng), image.shape)
+    if rng.random() < 0.5:
+        grain = rng.normal(0, rng.uniform(20, 50), image.shape)
+        filling = filling + cv2.GaussianBlur(grain, (0, 0), rng.uniform(0.6, 1.2)) * 1.5
+    image[mask] = filling[mask]
+    border = _grown(mask) & (label != 0)
+    label[border] = VOID
+    label[mask] = 0
+
+
+def _draw_line(rng: np.random.Generator, spec: DemoSpec, image: np.ndarray) -> None:
+    start, end = rng.integers(0, spec.size, (2, 2))
+    cv2.line(image, start.tolist(), end.tolist(), _colour(rng).tolist(), int(rng.integers(1, 4)), cv2.LINE_AA)
+
+
+def _outline(rng: np.random.Generator, spec: DemoSpec, shape: str) -> np.ndarray:
+    """Bool (size, size): a turned and slightly elongated shape; all shapes have about the same area at one radius."""
+    radius = np.exp(rng.uniform(*np.log(spec.radius)))
+    stretch = np.sqrt(rng.uniform(*spec.elongation))
+    corners = {"disc": 48, "square": 4, "triangle": 3}[shape]
+    around = 2 * np.pi * np.arange(corners) / corners + np.pi / corners
+    # A polygon inscribed in the circle would be smaller than the disc, and size would tell the class.
+    area_ratio = corners / (2 * np.pi) * np.sin(2 * np.pi / corners)
+    points = np.stack([np.cos(around) * stretch, np.sin(around) / stretch], 1) * radius / np.sqrt(area_ratio)
+    angle = rng.uniform(0, 2 * np.pi)
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    points = points @ turn.T + rng.uniform(0.08, 0.92, 2) * spec.size
+    mask = np.zeros((spec.size, spec.size), np.uint8)
+    cv2.fillPoly(mask, [np.round(points).astype(np.int32)], 1)
+    return mask.astype(bool)
+
+
+def _grown(mask: np.ndarray) -> np.ndarray:
+    """The mask and one pixel around it."""
+    return cv2.dilate(mask.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
+
+
+def _texture(rng: np.random.Generator, spec: DemoSpec, texture: str, hue: float) -> np.ndarray:
+    """Float (size, size, 3): a bright colour in stripes or dots on a darker one, at a random angle and phase."""
+    period = rng.uniform(*spec.texture_period)
+    angle = rng.uniform(0, np.pi)
+    ys, xs = np.mgrid[: spec.size, : spec.size]
+    along = xs * np.cos(angle) + ys * np.sin(angle) + rng.uniform(0, period)
+    across = ys * np.cos(angle) - xs * np.sin(angle) + rng.uniform(0, period)
+    wave = np.sin(2 * np.pi * along / period)
+    if texture == "dotted":
+        # About a quarter of the area is dots.
+        wave = wave + np.sin(2 * np.pi * across / period) - 0.75
+    bright = _hue_colour(rng, hue + rng.normal(0, spec.hue_spread))
+    dark = np.clip(bright - spec.brightness_gap, 0, 255) * rng.uniform(0.3, 1.0, 3)
+    return np.where((wave > 0)[..., None], bright, dark)
+
+
+def _hue_colour(rng: np.random.Generator, hue: float) -> np.ndarray:
+    """A rather bright RGB colour, 0..255, of a hue in turns of the colour circle."""
+    return 255 * np.array(colorsys.hsv_to_rgb(hue % 1.0, rng.uniform(0.3, 0.9), rng.uniform(0.7, 1.0)))
+
+
+def _colour(rng: np.random.Generator) -> np.ndarray:
+    return rng.uniform(20, 235, 3)
+
+
+def _cloud(rng: np.random.Generator, spec: DemoSpec) -> np.ndarray:
+    """Float (size, size, 3): low-frequency colour noise on two scales."""
+    image = np.broadcast_to(_colour(rng), (spec.size, spec.size, 3)).copy()
+    for cells in sorted(rng.integers(*spec.cloud_cells, endpoint=True, size=2)):
+        grid = rng.normal(0, rng.uniform(*spec.cloud_contrast), (cells, cells, 3))
+        image += cv2.resize(grid, (spec.size, spec.size), interpolation=cv2.INTER_CUBIC)
+    return image
+
+
+def _photograph(rng: np.random.Generator, spec: DemoSpec, image: np.ndarray) -> np.ndarray:
+    """Uneven light, contrast, blur and sensor noise, the same for the whole image: float in, uint8 out."""
+    corners = rng.uniform(*spec.illumination, (2, 2))
+    image = np.clip(image, 0, 255) * cv2.resize(corners, (spec.size, spec.size))[..., None]
+    image = (image - 128) * rng.uniform(*spec.contrast) + 128
+    image = cv2.GaussianBlur(image, (0, 0), rng.uniform(*spec.blur_sigma))
+    image = image + rng.normal(0, rng.uniform(*spec.noise_sigma), image.shape)
+    return np.clip(np.round(image), 0, 255).astype(np.uint8)

@@ -1,0 +1,79 @@
+"""Weak augmentation of one sample, before batching, and normalisation of a batch, on the device."""
+
+import os
+
+# albumentations asks the network for a newer version on import unless told not to.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+import albumentations as A
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+IGNORE = 255
+# ImageNet's, for pixels in [0, 1].
+IMAGE_MEAN = (0.485, 0.456, 0.406)
+IMAGE_STD = (0.229, 0.224, 0.225)
+
+
+class WeakAugmentation:
+    """Random scale, flip, padding to the crop and crop, for both streams.
+
+    Scale: half of the time uniform in [smallest, 1], else uniform in [1, largest]; image bilinear, label nearest. Padding is
+    even on both sides: mean colour in the image, 255 in the label, False in the valid mask.
+    """
+
+    def __init__(self, crop_size: int, scale_range: tuple[float, float] = (0.5, 2.0), flip: float = 0.5):
+        smallest, largest = scale_range
+        constant = {
+            "border_mode": cv2.BORDER_CONSTANT,
+            "position": "center",
+            "fill": [round(255 * m) for m in IMAGE_MEAN],
+            "fill_mask": IGNORE,
+        }
+        resize = {"interpolation": cv2.INTER_LINEAR, "mask_interpolation": cv2.INTER_NEAREST, "p": 1.0}
+        self.compose = A.Compose(
+            [
+                # A side of one pixel would be scaled to nothing.
+                A.PadIfNeeded(2, 2, **constant),
+                # RandomScale multiplies by 1 + a draw from its limits.
+                A.OneOf(
+                    [A.RandomScale((smallest - 1.0, 0.0), **resize), A.RandomScale((0.0, largest - 1.0), **resize)],
+                    p=1.0,
+                ),
+                A.HorizontalFlip(p=flip),
+                A.PadIfNeeded(crop_size, crop_size, **constant),
+                A.RandomCrop(crop_size, crop_size),
+            ]
+        )
+
+    def __call__(self, image: np.ndarray, label: np.ndarray | None, seed: int) -> dict[str, Tensor]:
+        """Augment one sample; equal seeds give equal results.
+
+        Args:
+            image: uint8 (H,W,3).
+            label: uint8 (H,W), or None.
+            seed: in [0, 2^32).
+
+        Returns:
+            pixel_values uint8 (3,S,S), valid bool (S,S), and labels uint8 (S,S) if a label was given.
+        """
+        self.compose.set_random_seed(seed)
+        inside = np.zeros(image.shape[:2], np.uint8)
+        masks = [inside] if label is None else [inside, label]
+        done = self.compose(image=image, masks=masks)
+        sample = {
+            "pixel_values": torch.from_numpy(np.ascontiguousarray(done["image"].transpose(2, 0, 1))),
+            "valid": torch.from_numpy(done["masks"][0] == 0),
+        }
+        if label is not None:
+            sample["labels"] = torch.from_numpy(np.ascontiguousarray(done["masks"][1]))
+        return sample
+
+
+def normalize(pixel_values: Tensor, valid: Tensor | None) -> Tensor:
+    """uint8 (B,3,H,W) -> float32 with ImageNet's mean 0 and deviation 1; exactly 0 where `valid` (B,H,W) is False."""
+    mean, std = (torch.tensor(v, device=pixel_values.device).view(1, 3, 1, 1) for v in (IMAGE_MEAN, IMAGE_STD))
+    normal = (pixel_values.float() / 255.0 - mean) / std
+    return normal if valid is None else normal * valid.unsqueeze(1)

@@ -1,0 +1,153 @@
+"""Pictures to judge a model by: colour masks, overlays, entropy with the reliable/unreliable border, a grid of samples.
+
+Shapes: ids are class ids (H,W) uint8 with 255 = ignore; images are RGB (H,W,3) uint8; palettes are C rows of r, g, b.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+IGNORE = 255
+IGNORE_COLOUR = (224, 224, 224)
+BORDER_COLOUR = (255, 255, 255)
+INK, PAPER = (20, 20, 20), (255, 255, 255)
+# Dark blue (certain) over green to yellow (uncertain): lightness grows with entropy, so it reads in grey as well.
+ENTROPY_COLOURS = np.array([(24, 20, 72), (34, 86, 140), (38, 146, 132), (130, 200, 82), (250, 226, 60)], float)
+COLUMNS = ("image", "ground truth", "prediction", "pseudo-label", "entropy")
+GAP, TITLE_HEIGHT, FONT_SIZE, SWATCH = 6, 22, 13, 14
+
+
+def default_palette(num_labels: int) -> list[list[int]]:
+    """PASCAL VOC's colours: C rows of [r, g, b] in [0, 255]; class 0, the background, is black.
+
+    The bits of the class id are dealt in turn to red, green and blue, lowest bits to the highest place.
+    """
+    palette = []
+    for class_id in range(num_labels):
+        colour = [0, 0, 0]
+        for bit in range(class_id.bit_length()):
+            colour[bit % 3] |= (class_id >> bit & 1) << (7 - bit // 3)
+        palette.append(colour)
+    return palette
+
+
+def colour_mask(ids: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
+    """Colours (H,W,3) uint8 of class ids (H,W); 255, and any id without a colour, is light grey."""
+    table = np.full((256, 3), IGNORE_COLOUR, np.uint8)
+    table[: min(len(palette), IGNORE)] = np.asarray(palette[:IGNORE], np.uint8)
+    return table[ids]
+
+
+def overlay(image: np.ndarray, ids: np.ndarray, palette: Sequence[Sequence[int]], opacity: float = 0.5) -> np.ndarray:
+    """The image (H,W,3) with class colours laid over it; opacity in [0, 1]; ignored pixels show the bare image."""
+    mixed = (1 - opacity) * image + opacity * colour_mask(ids, palette)
+    return np.where((ids == IGNORE)[..., None], image, mixed.round().astype(np.uint8))
+
+
+def entropy_map(
+    entropy: np.ndarray, gamma: float | None, valid: np.ndarray | None = None, *, num_labels: int
+) -> np.ndarray:
+    """Entropy (H,W) in nats as colours (H,W,3) uint8, with the border of the unreliable region drawn in white.
+
+    Args:
+        entropy: float (H,W) in [0, log C].
+        gamma: threshold in nats; entropy >= gamma is unreliable. None or NaN draws no border.
+        valid: bool (H,W); other pixels, padding, are grey. None means all.
+        num_labels: C, which sets the end of the scale.
+    """
+    level = np.clip(np.nan_to_num(entropy) / max(math.log(num_labels), 1e-12), 0, 1) * (len(ENTROPY_COLOURS) - 1)
+    low = np.minimum(level.astype(int), len(ENTROPY_COLOURS) - 2)
+    part = (level - low)[..., None]
+    colours = ((1 - part) * ENTROPY_COLOURS[low] + part * ENTROPY_COLOURS[low + 1]).round().astype(np.uint8)
+    valid = np.ones(entropy.shape, bool) if valid is None else valid
+    if gamma is not None and not math.isnan(gamma):
+        colours[_inner_border((entropy >= gamma) & valid)] = BORDER_COLOUR
+    colours[~valid] = IGNORE_COLOUR
+    return colours
+
+
+def _inner_border(region: np.ndarray) -> np.ndarray:
+    """Pixels of a bool region (H,W) that have a neighbour outside it; the image's edge is no border."""
+    padded = np.pad(region, 1, mode="edge")
+    inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return region & ~inside
+
+
+def picture_grid(
+    samples: Sequence[dict], palette: Sequence[Sequence[int]], class_names: Sequence[str], cell_width: int = 240
+) -> Image.Image:
+    """One row per sample: image, ground truth, prediction, pseudo-label, entropy; the colours' names below.
+
+    Args:
+        samples: dicts with `image` (H,W,3) uint8, `prediction` (H,W) ids, and, or None where unknown, `ground_truth`
+            (H,W) ids, `pseudo_label` (H,W) ids with 255 on unreliable pixels, `entropy` (H,W) in nats, `gamma` and
+            `valid` (H,W) bool.
+        palette: C rows of [r, g, b].
+        class_names: C names for the legend.
+        cell_width: width of one picture in pixels; its height keeps the sample's proportions.
+    """
+    rows = [_cells(sample, palette, len(class_names), cell_width) for sample in samples]
+    width = len(COLUMNS) * (cell_width + GAP) + GAP
+    legend = _legend(class_names, palette, width)
+    height = TITLE_HEIGHT + sum(row[0].height + GAP for row in rows) + legend.height
+    canvas = Image.new("RGB", (width, height), PAPER)
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(FONT_SIZE)
+    for column, title in enumerate(COLUMNS):
+        draw.text((GAP + column * (cell_width + GAP), 3), title, fill=INK, font=font)
+    top = TITLE_HEIGHT
+    for row in rows:
+        for column, cell in enumerate(row):
+            canvas.paste(cell, (GAP + column * (cell_width + GAP), top))
+        top += row[0].height + GAP
+    canvas.paste(legend, (0, top))
+    return canvas
+
+
+def _cells(sample: dict, palette: Sequence[Sequence[int]], num_labels: int, cell_width: int) -> list[Image.Image]:
+    image, entropy = sample["image"], sample.get("entropy")
+    pictures = [image]
+    for key in ("ground_truth", "prediction", "pseudo_label"):
+        ids = sample.get(key)
+        pictures.append(None if ids is None else colour_mask(ids, palette))
+    if entropy is not None:
+        entropy = entropy_map(entropy, sample.get("gamma"), sample.get("valid"), num_labels=num_labels)
+    pictures.append(entropy)
+    size = (cell_width, max(1, round(cell_width * image.shape[0] / image.shape[1])))
+    return [_fit(picture, size) for picture in pictures]
+
+
+def _fit(picture: np.ndarray | None, size: tuple[int, int]) -> Image.Image:
+    if picture is None:
+        blank = Image.new("RGB", size, IGNORE_COLOUR)
+        ImageDraw.Draw(blank).text((8, 8), "none", fill=INK, font=ImageFont.load_default(FONT_SIZE))
+        return blank
+    # Enlarging must not invent colours between classes; shrinking may, else thin borders vanish.
+    method = Image.Resampling.NEAREST if picture.shape[1] <= size[0] else Image.Resampling.BOX
+    return Image.fromarray(picture).resize(size, method)
+
+
+def _legend(class_names: Sequence[str], palette: Sequence[Sequence[int]], width: int) -> Image.Image:
+    """Colour swatches with names, as many per line as fit; a second paragraph explains the entropy picture."""
+    font, line_height = ImageFont.load_default(FONT_SIZE), SWATCH + 8
+    entries = [
+        *((name, tuple(colour)) for name, colour in zip(class_names, palette, strict=False)),
+        ("ignored or unreliable", IGNORE_COLOUR),
+    ]
+    notes = ["entropy: dark = certain, yellow = log C; white line = border of the unreliable pixels (entropy >= gamma)"]
+    places, x, y = [], GAP, 4
+    for name, colour in entries:
+        wide = SWATCH + 4 + math.ceil(font.getlength(name)) + 14
+        if x + wide > width and x > GAP:
+            x, y = GAP, y + line_height
+        places.append((x, y, name, colour))
+        x += wide
+    canvas = Image.new("RGB", (width, y + line_height * (1 + len(notes)) + 2), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for x, y, name, colour in places:
+        draw.rectangle((x, y, x + SWATCH, y + SWATCH), fill=colour, outline=INK)
+        draw.text((x + SWATCH + 4, y), name, fill=INK, font=font)
+    for line, note in enumerate(notes, 1):
+        draw.text((GAP, places[-1][1] + line * line_height), note, fill=INK, font=font)
+    return canvas

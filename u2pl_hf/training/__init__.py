@@ -1,0 +1,1 @@
+"""The training run: arguments, inputs, loop, checkpoints, tracking."""

@@ -1,0 +1,221 @@
+"""What a training run is told: typed fields, read from a recipe (YAML) and the command line, checked once."""
+
+import difflib
+import typing
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import yaml
+from transformers import HfArgumentParser
+
+from u2pl_hf.errors import InputError
+from u2pl_hf.method.mixing import STRONG_AUGMENTATIONS
+from u2pl_hf.method.pseudo_labels import default_low_rank
+from u2pl_hf.method.step import MethodSettings
+
+METHODS = ("suponly", "u2pl")
+VARIANTS = ("paper",)
+BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101")
+
+
+def _field(default, help: str, choices: tuple | None = None):
+    extra = {"help": help} | ({"choices": choices} if choices else {})
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=extra)
+    return field(default=default, metadata=extra)
+
+
+@dataclass
+class RunArguments:
+    """Every field can stand in a recipe and on the command line; the command line wins."""
+
+    # Data
+    dataset: str = _field("demo", "'demo', a local folder or a Hub id that datasets.load_dataset reads")
+    dataset_revision: str | None = _field(None, "revision of a Hub data set")
+    train_subset: str = _field("train", "subset (split of the data set) that is trained on")
+    eval_subset: str = _field("validation", "subset that is evaluated on")
+    id_column: str = _field("id", "column with a unique name per image")
+    image_column: str = _field("image", "column with the images")
+    label_column: str = _field("label", "column with the id masks")
+    split: str = _field("1/16", "which images are labelled: file of ids (one per line), a fraction, a count or 'all'")
+    num_labels: int | None = _field(None, "classes without 255; default: the number of class names")
+    class_names: list[str] = _field([], "one name per class; default: the data set's own, else numbers")
+    crop_size: int = _field(513, "side of the square training crops, in pixels")
+    num_workers: int = _field(2, "data loading processes per stream")
+
+    # Model
+    backbone: str = _field("resnet101", "dilated ResNet", BACKBONES)
+    stem: str = _field("deep", "three 3x3 convolutions (deep) or one 7x7 (plain)", ("deep", "plain"))
+    base_width: int = _field(64, "channels of the first stage; 64 is the published ResNet")
+    output_stride: int = _field(8, "stride of the backbone's last stage", (8, 16))
+    head_channels: int = _field(256, "channels of ASPP, decoder and heads")
+    representation_channels: int = _field(256, "D, channels of the representation")
+    aspp_dilations: list[int] = _field([12, 24, 36], "dilations of the three ASPP branches")
+    dropout: float = _field(0.1, "Dropout2d in ASPP and heads")
+    auxiliary_head: bool = _field(False, "second classifier on layer3 (Cityscapes)")
+
+    # Method
+    method: str = _field("u2pl", "training method", METHODS)
+    variant: str = _field("paper", "which contrastive selection U2PL uses", VARIANTS)
+    supervised_loss: str = _field("ce", "cross-entropy or online hard example mining", ("ce", "ohem"))
+    ohem_threshold: float = _field(0.7, "OHEM keeps pixels whose label's probability is at most this")
+    ohem_min_kept: int = _field(100_000, "OHEM keeps at least this many pixels of a batch")
+    auxiliary_weight: float = _field(0.4, "weight of the auxiliary head's loss")
+    warmup_steps: int = _field(0, "supervised steps before the teacher starts")
+    ema_decay: float = _field(0.99, "largest decay of the teacher's moving average")
+    unreliable_share: float = _field(0.2, "alpha_0, share of pixels taken as unreliable at the start")
+    unsupervised_weight: float = _field(1.0, "lambda_u")
+    contrastive_weight: float = _field(0.1, "lambda_c")
+    strong_augmentation: str = _field("cutmix", "mixing of unlabelled images", tuple(STRONG_AUGMENTATIONS))
+    strong_probability: float = _field(0.5, "probability of mixing, one draw per batch")
+    anchor_threshold: float = _field(0.3, "delta_p, least probability of an anchor's class")
+    low_rank: int | None = _field(None, "r_l; default min(3, classes // 2), at least 1")
+    high_rank: int = _field(20, "r_h")
+    temperature: float = _field(0.5, "tau of InfoNCE")
+    num_anchors: int = _field(256, "anchors per class and step")
+    num_negatives: int = _field(50, "negatives per anchor")
+    queue_length: int = _field(30_000, "negatives kept per class")
+    background_queue_length: int = _field(50_000, "negatives kept for class 0")
+    new_keys_per_class: int = _field(256, "negatives pushed per class, process and step, at most")
+
+    # Optimisation
+    max_steps: int = _field(1000, "optimizer steps")
+    batch_size: int = _field(4, "labelled images per process and step")
+    unlabelled_batch_size: int | None = _field(None, "unlabelled images per process and step; default: batch_size")
+    learning_rate: float = _field(0.001, "base learning rate of SGD, at step 0 of the poly schedule")
+    head_lr_factor: float = _field(10.0, "learning rate of the heads over that of the backbone")
+    momentum: float = _field(0.9, "SGD momentum")
+    weight_decay: float = _field(1e-4, "weight decay on all parameters")
+    mixed_precision: str = _field("no", "autocast type", ("no", "fp16", "bf16"))
+    seed: int = _field(0, "seed of split, initial weights, data order and every random draw")
+
+    # Evaluation and bookkeeping
+    eval_steps: int = _field(0, "evaluate every n steps; 0: only at the end")
+    eval_mode: str = _field("whole", "whole image or sliding window", ("whole", "slide"))
+    eval_window: int = _field(769, "side of the sliding window, in pixels")
+    eval_batch_size: int = _field(1, "images per forward pass where neighbours have one size")
+    logging_steps: int = _field(10, "write losses to metrics.jsonl every n steps")
+    save_steps: int = _field(0, "checkpoint every n steps; 0: only at evaluations")
+    picture_samples: int = _field(4, "validation images in the picture grid; 0: no pictures")
+    output_dir: str = _field("runs/u2pl", "run folder: finished model, metrics, pictures, checkpoints")
+    resume: str = _field("auto", "auto: go on where output_dir stopped; never; or the path of a checkpoint")
+    plan: bool = _field(False, "print what would be done as JSON and stop")
+
+    def __post_init__(self):
+        self.unlabelled_batch_size = (
+            self.batch_size if self.unlabelled_batch_size is None else self.unlabelled_batch_size
+        )
+        for name in ("max_steps", "batch_size", "unlabelled_batch_size", "crop_size", "base_width", "head_channels",
+                     "logging_steps", "num_anchors", "num_negatives", "queue_length", "background_queue_length",
+                     "new_keys_per_class", "eval_batch_size", "eval_window"):  # fmt: skip
+            self._require(getattr(self, name) >= 1, name, "must be at least 1")
+        for name in ("warmup_steps", "eval_steps", "save_steps", "num_workers", "seed", "picture_samples"):
+            self._require(getattr(self, name) >= 0, name, "must not be negative")
+        for name in ("unreliable_share", "strong_probability", "anchor_threshold", "ema_decay", "dropout"):
+            self._require(0.0 <= getattr(self, name) <= 1.0, name, "must lie in [0, 1]")
+        for name in ("learning_rate", "temperature", "head_lr_factor"):
+            self._require(getattr(self, name) > 0.0, name, "must be positive")
+        self._require(33 <= self.crop_size <= 4096, "crop_size", "must lie in 33..4096 pixels")
+        self._require(len(self.aspp_dilations) == 3, "aspp_dilations", "must be three numbers, such as 12 24 36")
+        if self.num_labels is not None:
+            self._require(2 <= self.num_labels <= 255, "num_labels", "must lie in 2..255")
+        if self.batch_size == 1 and (self.method == "suponly" or self.warmup_steps):
+            raise InputError(
+                "--batch_size 1 gives BatchNorm no statistics while only labelled images are used: pass 2 or more"
+            )
+        if self.method == "u2pl":
+            self._require(self.representation_channels >= 1, "representation_channels", "must be at least 1 for u2pl")
+            self._require(
+                self.warmup_steps < self.max_steps, "warmup_steps", f"must be below max_steps {self.max_steps}"
+            )
+
+    def _require(self, holds: bool, name: str, rule: str) -> None:
+        if not holds:
+            raise InputError(f"--{name} {getattr(self, name)} {rule}")
+
+    def method_settings(self, num_labels: int) -> MethodSettings:
+        """The step's settings for a number of classes; checks that the rank window leaves negatives."""
+        shared = {f.name: getattr(self, f.name) for f in fields(MethodSettings) if hasattr(self, f.name)}
+        shared["num_labels"] = num_labels
+        shared["low_rank"] = default_low_rank(num_labels) if self.low_rank is None else self.low_rank
+        if self.method == "u2pl" and not 1 <= shared["low_rank"] < min(self.high_rank, num_labels):
+            raise InputError(
+                f"--low_rank {shared['low_rank']} --high_rank {self.high_rank} leave no rank for negatives among "
+                f"{num_labels} classes: low_rank must lie in 1..{num_labels - 1} and below high_rank"
+            )
+        return MethodSettings(**shared)
+
+    def recipe(self) -> dict:
+        """The fields that decide the result; a run is resumed only where these are equal."""
+        housekeeping = {"output_dir", "resume", "plan", "num_workers", "logging_steps", "save_steps"}
+        return {name: value for name, value in asdict(self).items() if name not in housekeeping}
+
+
+def parse_arguments(argv: list[str], description: str) -> RunArguments:
+    """RECIPE.yaml [--field value ...] -> checked arguments.
+
+    Raises:
+        InputError: missing or malformed recipe, unknown field (with the nearest known name), value of the wrong type.
+    """
+    parser = HfArgumentParser(RunArguments, description=description)
+    parser.add_argument("recipe", help="YAML file with fields of this list; see training_scripts/recipes")
+    parser.error = _raise_input_error
+    recipe_path = next((a for a in argv[:1] if not a.startswith("-")), None)
+    if recipe_path is not None:
+        parser.set_defaults(**_read_recipe(Path(recipe_path)))
+    namespace = vars(parser.parse_args(argv))
+    namespace.pop("recipe")
+    return RunArguments(**namespace)
+
+
+def _raise_input_error(message: str) -> typing.NoReturn:
+    raise InputError(f"{message} (--help lists all options)")
+
+
+def _read_recipe(path: Path) -> dict:
+    if not path.is_file():
+        raise InputError(
+            f"recipe {path} does not exist; pass a YAML file such as training_scripts/recipes/demo_u2pl.yaml"
+        )
+    try:
+        content = yaml.safe_load(path.read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"recipe {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"recipe {path} must hold 'field: value' lines")
+    known = {f.name: f for f in fields(RunArguments)}
+    for name, value in content.items():
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else "; --help lists all fields"
+            raise InputError(f"recipe {path} has an unknown field '{name}'{hint}")
+        content[name] = _typed(path, known[name], value)
+    return content
+
+
+def _typed(path: Path, known, value):
+    """YAML's value as the field's type; numbers such as 1e-3, which YAML reads as text, are taken as numbers."""
+    accepted = typing.get_args(known.type) or (known.type,)
+    if value is None and type(None) in accepted:
+        return None
+    if typing.get_origin(known.type) is list:
+        item = accepted[0]
+        if isinstance(value, list) and all(isinstance(v, item) for v in value):
+            return value
+        raise InputError(f"recipe {path}: field '{known.name}' must be a list of {item.__name__}")
+    wanted = next(t for t in accepted if t is not type(None))
+    choices = known.metadata.get("choices")
+    fits = (
+        isinstance(value, bool) if wanted is bool else not isinstance(value, (bool, list, dict)) and value is not None
+    )
+    try:
+        if not fits or (wanted is int and float(value) != int(float(value))):
+            raise ValueError
+        value = wanted(float(value)) if wanted is int else wanted(value)
+    except (TypeError, ValueError):
+        raise InputError(f"recipe {path}: field '{known.name}' must be {wanted.__name__}, not {value!r}") from None
+    if choices and value not in choices:
+        raise InputError(
+            f"recipe {path}: field '{known.name}' must be one of {', '.join(map(str, choices))}, not {value}"
+        )
+    return value

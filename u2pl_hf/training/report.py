@@ -1,0 +1,88 @@
+"""Facts of a run for results.json and the model card, and the samples of the picture grid."""
+
+import platform
+import shlex
+import sys
+from importlib.metadata import version
+
+import numpy as np
+import torch
+from torch import nn
+
+from u2pl_hf.data.sources import Source
+from u2pl_hf.data.transforms import normalize
+from u2pl_hf.method.pseudo_labels import IGNORE, masked_quantile, pixel_entropy, resize_logits, split_at
+
+REPORTED_PACKAGES = ("torch", "transformers", "accelerate", "datasets", "albumentations")
+
+
+def hardware(device: torch.device, processes: int) -> dict:
+    """Where the run took place."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {"device": device.type, "name": name, "threads": torch.get_num_threads(), "processes": processes}
+
+
+def gather_results(trainer, last: dict) -> dict:
+    """Everything results.json and the card say; every number comes from the run."""
+    args, data = trainer.args, trainer.data
+    trained = last["step"]
+    facts = {
+        "method": args.method,
+        "variant": args.variant if args.method != "suponly" else None,
+        "dataset": args.dataset,
+        "subset": args.eval_subset,
+        "split": args.split,
+        "num_labelled": len(data.labelled),
+        "num_unlabelled": len(data.unlabelled),
+        "seed": args.seed,
+        "max_steps": args.max_steps,
+        "batch_size": args.batch_size,
+        "unlabelled_batch_size": args.unlabelled_batch_size if trainer.method.uses_unlabelled else 0,
+        "backbone": args.backbone,
+        "parameters": sum(p.numel() for p in trainer.student.parameters()),
+        "seconds": round(trainer.seconds, 1),
+        "hardware": hardware(trainer.accelerator.device, trainer.accelerator.num_processes),
+        "versions": {name: version(name) for name in REPORTED_PACKAGES},
+        "protocol": {"mode": args.eval_mode},
+        "class_names": data.class_names,
+        "command": shlex.join(["train_u2pl.py", *sys.argv[1:]]),
+        "last": last,
+        "best": trainer.best,
+        "pictures": f"pictures/step-{trained:06d}.png" if args.picture_samples else None,
+        "output_dir": args.output_dir,
+    }
+    return facts
+
+
+@torch.no_grad()
+def picture_samples(model: nn.Module, source: Source, number: int, alpha: float) -> list[dict]:
+    """Images spread over the evaluation set with prediction, pseudo-label and entropy, one dict per row of the grid.
+
+    The border between reliable and unreliable is drawn at alpha_0 of each image, since alpha is 0 at the end of a run.
+    """
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    places = np.unique(np.linspace(0, len(source.ids) - 1, min(number, len(source.ids))).round().astype(int))
+    samples = [_picture_sample(model, source, int(index), alpha, device) for index in places]
+    model.train(was_training)
+    return samples
+
+
+def _picture_sample(model: nn.Module, source: Source, index: int, alpha: float, device: torch.device) -> dict:
+    image = source.read_image(index)
+    pixels = normalize(torch.from_numpy(image).permute(2, 0, 1)[None].to(device), None)
+    logits = resize_logits(model(pixels, output_representation=False, output_auxiliary=False).logits, pixels.shape[-2:])
+    entropy = pixel_entropy(logits)
+    valid = torch.ones_like(entropy, dtype=torch.bool)
+    gamma = masked_quantile(entropy, 1.0 - alpha, valid)
+    prediction = logits.argmax(dim=1)
+    _, unreliable = split_at(entropy, valid, gamma)
+    return {
+        "image": image,
+        "ground_truth": source.read_label(index),
+        "prediction": prediction[0].cpu().numpy(),
+        "pseudo_label": prediction.masked_fill(unreliable, IGNORE)[0].cpu().numpy(),
+        "entropy": entropy[0].cpu().numpy(),
+        "gamma": float(gamma),
+    }

@@ -1,0 +1,65 @@
+"""What a run tells while it goes: a progress bar on stderr and metrics.jsonl."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+
+class Tracker:
+    """Progress bar (losses, learning rate, images/s, time left) and one JSON line per logged step or evaluation.
+
+    Values stay on the device until a logged step, where all of them are read in one transfer.
+    """
+
+    def __init__(self, metrics_path: Path, *, total: int, initial: int, images_per_step: int, every: int, main: bool):
+        self.every, self.images_per_step, self.main = every, images_per_step, main
+        self.bar = tqdm(
+            total=total, initial=initial, disable=not main, file=sys.stderr, unit="step", dynamic_ncols=True
+        )
+        # Without a terminal a line every few seconds is enough for a log file.
+        self.bar.mininterval = 0.5 if sys.stderr.isatty() else 20.0
+        self.file = open(metrics_path, "a", buffering=1) if main else None  # noqa: SIM115 (open for the whole run)
+        self.window_start, self.window_steps = time.perf_counter(), 0
+
+    def step(self, step: int, values: dict[str, Tensor | float], learning_rate: float) -> None:
+        """Count one finished step; `step` counts from 1."""
+        self.window_steps += 1
+        if self.main and step % self.every == 0:
+            seconds = time.perf_counter() - self.window_start
+            speed = self.window_steps * self.images_per_step / max(seconds, 1e-9)
+            numbers = read_scalars(values)
+            self._write(
+                {"step": step} | numbers | {"learning_rate": learning_rate, "images_per_second": round(speed, 2)}
+            )
+            shown = {name.replace("loss_", ""): f"{v:.3f}" for name, v in numbers.items() if name.startswith("loss")}
+            self.bar.set_postfix(shown | {"lr": f"{learning_rate:.1e}", "img/s": f"{speed:.1f}"}, refresh=False)
+            self.window_start, self.window_steps = time.perf_counter(), 0
+        self.bar.update()
+
+    def evaluation(self, step: int, result: dict) -> None:
+        """Record an evaluation; its time does not count into images/s."""
+        if self.main:
+            self._write({"step": step} | {f"eval_{name}": value for name, value in result.items()})
+            self.bar.write(f"step {step}: mean IoU {result['mean_iou']:.4f}", file=sys.stderr)
+        self.window_start, self.window_steps = time.perf_counter(), 0
+
+    def _write(self, content: dict) -> None:
+        self.file.write(json.dumps(content) + "\n")
+
+    def close(self) -> None:
+        """End the bar and the file."""
+        self.bar.close()
+        if self.file:
+            self.file.close()
+
+
+def read_scalars(values: dict[str, Tensor | float]) -> dict[str, float]:
+    """Scalars as Python numbers, with one read from the device for all tensors among them."""
+    names = [name for name, value in values.items() if isinstance(value, Tensor)]
+    read = torch.stack([values[name].float() for name in names]).tolist() if names else []
+    return values | dict(zip(names, read, strict=True))
