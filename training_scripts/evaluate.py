@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from u2pl_hf.data.sources import load_source
 
 import u2pl_hf  # noqa: F401 - registers the model classes
+from u2pl_hf.data.sources import load_source
 from u2pl_hf.errors import InputError, exits_on_input_error
 from u2pl_hf.evaluation.inference import describe_protocol, evaluate_model
 from u2pl_hf.evaluation.loading import library_versions, load_model

@@ -7,6 +7,8 @@ import sys
 import traceback
 from collections.abc import Callable
 
+from transformers.utils import logging as transformers_logging
+
 
 class InputError(ValueError):
     """Something the user passed cannot be used.
@@ -24,6 +26,9 @@ def exits_on_input_error(main: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
         logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+        for library in ("httpx", "datasets", "transformers", "accelerate"):
+            logging.getLogger(library).setLevel(logging.ERROR)
+        transformers_logging.disable_progress_bar()
         try:
             main(*args, **kwargs)
         except InputError as error:

@@ -7,7 +7,8 @@ IDS = [f"im_{i:03d}" for i in range(100)]
 
 
 @pytest.mark.parametrize(
-    ("split", "number"), [("1/16", 6), ("0.25", 25), ("7", 7), ("1", 1), ("1/1", 100), ("all", 100), ("1/1000", 1)]
+    ("split", "number"),
+    [("1/16", 6), ("0.25", 25), ("7", 7), ("1", 1), ("1/1", 100), ("all", 100), ("1/1000", 1)],
 )
 def test_drawn_splits(split, number):
     labelled, unlabelled = resolve_split(split, IDS, seed=3)

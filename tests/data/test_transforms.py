@@ -8,7 +8,7 @@ from u2pl_hf.data.transforms import IMAGE_MEAN, WeakAugmentation, normalize
 
 
 def test_scale_has_the_published_distribution():
-    """Half of the draws uniform in [0.5, 1], half in [1, 2]: seen in the size of a picture that only shrinks or grows."""
+    """Half of the draws uniform in [0.5, 1], half in [1, 2], seen in the area of the valid pixels."""
     augment = WeakAugmentation(401)
     image = np.full((200, 200, 3), 255, np.uint8)
     scales = np.array([augment(image, None, seed)["valid"].sum().sqrt().item() / 200 for seed in range(2000)])

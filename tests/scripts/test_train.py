@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +15,17 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 import u2pl_hf  # noqa: F401 (registers the model)
 from u2pl_hf.data.demo import DemoSpec, demo_folder
+from u2pl_hf.errors import InputError
+from u2pl_hf.training.arguments import parse_arguments
+from u2pl_hf.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
-TINY = ["--base_width", "8", "--head_channels", "8", "--crop_size", "65", "--batch_size", "2", "--unlabelled_batch_size", "2",
-        "--num_workers", "0", "--logging_steps", "1", "--picture_samples", "2"]  # fmt: skip
+SMALL = {"base_width": 8, "head_channels": 8, "crop_size": 65, "batch_size": 2, "unlabelled_batch_size": 2}
+QUICK = {"num_workers": 0, "logging_steps": 1, "picture_samples": 2}
+TINY = [str(part) for name, value in (SMALL | QUICK).items() for part in (f"--{name}", value)]
+LAUNCHER = ["-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
+LAUNCHER += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+EXPORTED = ["config.json", "model.safetensors", "preprocessor_config.json", "README.md"]
 RECIPES = ROOT / "training_scripts" / "recipes"
 
 
@@ -41,18 +49,15 @@ def tiny_data(tmp_path_factory) -> Path:
 def u2pl_run(tiny_data, tmp_path_factory) -> tuple[Path, dict]:
     output = tmp_path_factory.mktemp("runs") / "u2pl"
     options = ["--dataset", tiny_data, "--split", "1/4", "--max_steps", "6", "--warmup_steps", "2", "--eval_steps", "3"]
-    launcher = ["-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no",
-                "--dynamo_backend", "no"]  # fmt: skip
-    done = run_script(
-        "train_u2pl.py", RECIPES / "demo_u2pl.yaml", *options, *TINY, "--output_dir", output, launcher=launcher
-    )
+    options += [*TINY, "--output_dir", output]
+    done = run_script("train_u2pl.py", RECIPES / "demo_u2pl.yaml", *options, launcher=LAUNCHER)
     return output, result_of(done)
 
 
 def test_run_folder_is_complete(u2pl_run):
     output, result = u2pl_run
-    for name in ("config.json", "model.safetensors", "preprocessor_config.json", "README.md", "recipe.yaml", "labeled.txt",
-                 "metrics.jsonl", "results.json", "pictures/step-000006.png", "best/model.safetensors"):  # fmt: skip
+    others = ["recipe.yaml", "labeled.txt", "metrics.jsonl", "results.json", "pictures/step-000006.png"]
+    for name in [*EXPORTED, *(f"best/{name}" for name in EXPORTED), *others]:
         assert (output / name).is_file(), name
     assert json.loads((output / "results.json").read_text()) == result
     assert len((output / "labeled.txt").read_text().split()) == 6 == result["num_labelled"]
@@ -97,15 +102,22 @@ def test_finished_run_is_not_repeated(u2pl_run, tiny_data):
     assert (output / "model.safetensors").stat().st_mtime_ns == before
 
 
-def test_stopped_run_goes_on_to_the_same_weights(u2pl_run, tiny_data, tmp_path):
-    """The run of the fixture again, from a checkpoint in its middle: same weights to the bit, every step logged once."""
+def test_stopped_run_goes_on_to_the_same_weights(u2pl_run, tmp_path):
+    """What a run leaves that is killed after its checkpoint at step 3, then the rest of it: equal to the bit."""
     output, _ = u2pl_run
-    copy = tmp_path / "again"
-    recipe = copy / "recipe.yaml"
-    done = run_script("train_u2pl.py", output / "recipe.yaml", "--num_workers", "0", "--logging_steps", "1",
-                      "--output_dir", copy, U2PL_STOP_AFTER="3")  # fmt: skip
-    assert done.returncode != 0 or not (copy / "results.json").is_file()
-    assert recipe.is_file()
+    stopped = tmp_path / "stopped"
+    shutil.copytree(output / "checkpoints", stopped / "checkpoints")
+    for name in ("recipe.yaml", "labeled.txt", "metrics.jsonl"):
+        shutil.copy(output / name, stopped / name)
+    done = run_script("train_u2pl.py", output / "recipe.yaml", *TINY, "--output_dir", stopped)
+    assert result_of(done)["last"] == json.loads((output / "results.json").read_text())["last"]
+    assert "resuming from" in done.stderr
+    assert (stopped / "model.safetensors").read_bytes() == (output / "model.safetensors").read_bytes()
+    before, after = ((folder / "metrics.jsonl").read_text().splitlines() for folder in (output, stopped))
+    for first, second in zip(before, after, strict=True):
+        first, second = json.loads(first), json.loads(second)
+        assert first.pop("images_per_second", 0) >= 0 <= second.pop("images_per_second", 0)
+        assert first == second
 
 
 @pytest.fixture(scope="session")
@@ -138,12 +150,19 @@ def png(array: np.ndarray) -> dict:
 
 
 def refused(tmp_path: Path, *options, message: str, recipe: Path = RECIPES / "demo_suponly.yaml") -> None:
-    """One line, exit code not 0, no traceback, nothing written."""
-    done = run_script("train_u2pl.py", recipe, *options, *TINY, "--max_steps", "2", "--output_dir", tmp_path / "new")
-    assert done.returncode != 0
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    assert message in lines[-1] and lines[-1].startswith("error: "), done.stderr
-    assert "Traceback" not in done.stderr and not done.stdout
+    """One line that says `message`, and nothing written."""
+    arguments = [recipe, *TINY, "--max_steps", "2", "--output_dir", tmp_path / "new", *options]
+    with pytest.raises(InputError) as error:
+        Trainer(parse_arguments([str(a) for a in arguments], ""))
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_mistake_ends_the_script_with_one_line(tmp_path):
+    options = ["--dataset", tmp_path / "nowhere", "--output_dir", tmp_path / "new"]
+    done = run_script("train_u2pl.py", RECIPES / "demo_suponly.yaml", *options)
+    assert done.returncode == 2 and not done.stdout and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: ") and "nowhere" in done.stderr
     assert not (tmp_path / "new").exists()
 
 

@@ -41,6 +41,9 @@ def test_command_line_wins(tmp_path):
         ("max_steps: many", [], "'max_steps' must be int"),
         ("max_steps: 2.5", [], "'max_steps' must be int"),
         ("auxiliary_head: 3", [], "'auxiliary_head' must be bool"),
+        ("max_steps:", [], "'max_steps' must be int"),
+        ("dataset: [a]", [], "'dataset' must be str"),
+        ("max_steps: true", [], "'max_steps' must be int"),
         ("class_names: sky", [], "'class_names' must be a list"),
         ("method: fixmatch", [], "must be one of suponly, u2pl"),
         ("- a\n- b", [], "must hold 'field: value'"),
@@ -72,3 +75,10 @@ def test_rank_window_leaves_negatives(tmp_path, classes, low):
 def test_rank_window_without_a_rank_is_refused(tmp_path, options):
     with pytest.raises(InputError, match="no rank"):
         parse(tmp_path, "", *options).method_settings(3)
+
+
+def test_written_recipe_is_read_back(tmp_path):
+    import yaml
+
+    args = parse(tmp_path, "class_names: [a, b]\nauxiliary_head: true\naspp_dilations: [2, 4, 6]\nnum_labels: 2\n")
+    assert parse(tmp_path, yaml.safe_dump(args.recipe())).recipe() == args.recipe()

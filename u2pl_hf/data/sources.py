@@ -179,5 +179,7 @@ def _problem(source: Source, index: int, num_labels: int) -> str | None:
         return f"image and label of {name} differ in size: {w}x{h} and {lw}x{lh}"
     highest = int(label[label != VOID].max(initial=0))
     if highest >= num_labels:
-        return f"label of {name} holds the value {highest}, but there are {num_labels} classes (ids 0..{num_labels - 1}, 255 = ignore)"
+        return (
+            f"label of {name} holds the value {highest}, but there are {num_labels} classes (0..{num_labels - 1}, 255)"
+        )
     return None

@@ -1,8 +1,8 @@
 """Endless streams of training samples that go on exactly where they stopped.
 
-Sample number n of a stream is a function of (seed, stream name, n) alone: n decides the epoch, the place in that epoch's
-permutation, and the augmentation. The position is one counter, the order does not depend on the number of workers, and
-nothing has to be replayed to resume.
+Sample number n of a stream is a function of (seed, stream name, n) alone: n decides the epoch, the place in that
+epoch's permutation, and the augmentation. The position is one counter, the order does not depend on the number of
+workers, and nothing has to be replayed to resume.
 """
 
 import logging

@@ -20,12 +20,13 @@ IMAGE_STD = (0.229, 0.224, 0.225)
 class WeakAugmentation:
     """Random scale, flip, padding to the crop and crop, for both streams.
 
-    Scale: half of the time uniform in [smallest, 1], else uniform in [1, largest]; image bilinear, label nearest. Padding is
-    even on both sides: mean colour in the image, 255 in the label, False in the valid mask.
+    Scale: half of the time uniform in [smallest, 1], else uniform in [1, largest]; image bilinear, label nearest.
+    Padding is even on both sides: mean colour in the image, 255 in the label, False in the valid mask.
     """
 
     def __init__(self, crop_size: int, scale_range: tuple[float, float] = (0.5, 2.0), flip: float = 0.5):
         smallest, largest = scale_range
+        scale_limits = ((smallest - 1.0, 0.0), (0.0, largest - 1.0))
         constant = {
             "border_mode": cv2.BORDER_CONSTANT,
             "position": "center",
@@ -38,10 +39,7 @@ class WeakAugmentation:
                 # A side of one pixel would be scaled to nothing.
                 A.PadIfNeeded(2, 2, **constant),
                 # RandomScale multiplies by 1 + a draw from its limits.
-                A.OneOf(
-                    [A.RandomScale((smallest - 1.0, 0.0), **resize), A.RandomScale((0.0, largest - 1.0), **resize)],
-                    p=1.0,
-                ),
+                A.OneOf([A.RandomScale(limits, **resize) for limits in scale_limits], p=1.0),
                 A.HorizontalFlip(p=flip),
                 A.PadIfNeeded(crop_size, crop_size, **constant),
                 A.RandomCrop(crop_size, crop_size),

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import SegformerImageProcessor
 
 from u2pl_hf.data.transforms import IMAGE_MEAN, IMAGE_STD, normalize
 from u2pl_hf.errors import InputError
@@ -22,8 +21,11 @@ from u2pl_hf.evaluation.mean_iou import IGNORE_INDEX, MeanIoU
 MODES = ("whole", "slide")
 
 
-def build_image_processor() -> SegformerImageProcessor:
+def build_image_processor():
     """The image processor to save beside a model: RGB bytes of any size to what `transforms.normalize` gives."""
+    # Without torchvision, transformers warns as soon as this class is named.
+    from transformers import SegformerImageProcessor
+
     return SegformerImageProcessor(
         do_resize=False, do_rescale=True, do_normalize=True, image_mean=list(IMAGE_MEAN), image_std=list(IMAGE_STD)
     )

@@ -183,39 +183,42 @@ def _read_recipe(path: Path) -> dict:
         raise InputError(f"recipe {path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise InputError(f"recipe {path} must hold 'field: value' lines")
-    known = {f.name: f for f in fields(RunArguments)}
+    known = {f.name: f.metadata.get("choices") for f in fields(RunArguments)}
+    # Not the fields' own types: the argument parser has changed them.
+    hints = typing.get_type_hints(RunArguments)
     for name, value in content.items():
         if name not in known:
             near = difflib.get_close_matches(str(name), known, n=1)
             hint = f"; did you mean '{near[0]}'?" if near else "; --help lists all fields"
             raise InputError(f"recipe {path} has an unknown field '{name}'{hint}")
-        content[name] = _typed(path, known[name], value)
+        try:
+            content[name] = _typed(value, hints[name], known[name])
+        except ValueError as error:
+            raise InputError(f"recipe {path}: field '{name}' must be {error}, not {value!r}") from None
     return content
 
 
-def _typed(path: Path, known, value):
-    """YAML's value as the field's type; numbers such as 1e-3, which YAML reads as text, are taken as numbers."""
-    accepted = typing.get_args(known.type) or (known.type,)
+def _typed(value, hint, choices: tuple | None):
+    """YAML's value as the field's type; 1e-3, which YAML takes for text, becomes a number.
+
+    Raises:
+        ValueError: with what the field takes.
+    """
+    accepted = typing.get_args(hint) or (hint,)
+    kind = accepted[0]
     if value is None and type(None) in accepted:
         return None
-    if typing.get_origin(known.type) is list:
-        item = accepted[0]
-        if isinstance(value, list) and all(isinstance(v, item) for v in value):
-            return value
-        raise InputError(f"recipe {path}: field '{known.name}' must be a list of {item.__name__}")
-    wanted = next(t for t in accepted if t is not type(None))
-    choices = known.metadata.get("choices")
-    fits = (
-        isinstance(value, bool) if wanted is bool else not isinstance(value, (bool, list, dict)) and value is not None
-    )
+    if typing.get_origin(hint) is list:
+        if not (isinstance(value, list) and all(isinstance(item, kind) for item in value)):
+            raise ValueError(f"a list of {kind.__name__}")
+        return value
     try:
-        if not fits or (wanted is int and float(value) != int(float(value))):
-            raise ValueError
-        value = wanted(float(value)) if wanted is int else wanted(value)
+        typed = value if isinstance(value, bool) else kind(value)
     except (TypeError, ValueError):
-        raise InputError(f"recipe {path}: field '{known.name}' must be {wanted.__name__}, not {value!r}") from None
-    if choices and value not in choices:
-        raise InputError(
-            f"recipe {path}: field '{known.name}' must be one of {', '.join(map(str, choices))}, not {value}"
-        )
-    return value
+        raise ValueError(kind.__name__) from None
+    lossy = isinstance(value, list | dict | type(None)) or (kind is int and float(value) != typed)
+    if lossy or isinstance(value, bool) != (kind is bool):
+        raise ValueError(kind.__name__)
+    if choices and typed not in choices:
+        raise ValueError(f"one of {', '.join(map(str, choices))}")
+    return typed

@@ -3,7 +3,6 @@
 import platform
 import shlex
 import sys
-from importlib.metadata import version
 
 import numpy as np
 import torch
@@ -11,9 +10,10 @@ from torch import nn
 
 from u2pl_hf.data.sources import Source
 from u2pl_hf.data.transforms import normalize
+from u2pl_hf.evaluation.inference import describe_protocol
+from u2pl_hf.evaluation.loading import library_versions
 from u2pl_hf.method.pseudo_labels import IGNORE, masked_quantile, pixel_entropy, resize_logits, split_at
-
-REPORTED_PACKAGES = ("torch", "transformers", "accelerate", "datasets", "albumentations")
+from u2pl_hf.training.arguments import RunArguments
 
 
 def hardware(device: torch.device, processes: int) -> dict:
@@ -22,11 +22,15 @@ def hardware(device: torch.device, processes: int) -> dict:
     return {"device": device.type, "name": name, "threads": torch.get_num_threads(), "processes": processes}
 
 
+def segment_options(args: RunArguments) -> dict:
+    """How training evaluates, as the keyword arguments of `inference.segment`."""
+    return {"mode": args.eval_mode} | ({"window": args.eval_window} if args.eval_mode == "slide" else {})
+
+
 def gather_results(trainer, last: dict) -> dict:
     """Everything results.json and the card say; every number comes from the run."""
     args, data = trainer.args, trainer.data
-    trained = last["step"]
-    facts = {
+    return {
         "method": args.method,
         "variant": args.variant if args.method != "suponly" else None,
         "dataset": args.dataset,
@@ -42,16 +46,15 @@ def gather_results(trainer, last: dict) -> dict:
         "parameters": sum(p.numel() for p in trainer.student.parameters()),
         "seconds": round(trainer.seconds, 1),
         "hardware": hardware(trainer.accelerator.device, trainer.accelerator.num_processes),
-        "versions": {name: version(name) for name in REPORTED_PACKAGES},
-        "protocol": {"mode": args.eval_mode},
+        "versions": library_versions(),
+        "protocol": describe_protocol(**segment_options(args)),
         "class_names": data.class_names,
         "command": shlex.join(["train_u2pl.py", *sys.argv[1:]]),
         "last": last,
         "best": trainer.best,
-        "pictures": f"pictures/step-{trained:06d}.png" if args.picture_samples else None,
+        "pictures": f"pictures/step-{last['step']:06d}.png" if args.picture_samples else None,
         "output_dir": args.output_dir,
     }
-    return facts
 
 
 @torch.no_grad()
@@ -71,7 +74,7 @@ def picture_samples(model: nn.Module, source: Source, number: int, alpha: float)
 
 def _picture_sample(model: nn.Module, source: Source, index: int, alpha: float, device: torch.device) -> dict:
     image = source.read_image(index)
-    pixels = normalize(torch.from_numpy(image).permute(2, 0, 1)[None].to(device), None)
+    pixels = normalize(torch.tensor(image).permute(2, 0, 1)[None].to(device), None)
     logits = resize_logits(model(pixels, output_representation=False, output_auxiliary=False).logits, pixels.shape[-2:])
     entropy = pixel_entropy(logits)
     valid = torch.ones_like(entropy, dtype=torch.bool)

@@ -19,7 +19,7 @@ from u2pl_hf.method.step import Batch, build_step
 from u2pl_hf.training.arguments import RunArguments
 from u2pl_hf.training.checkpoint import RunFolder, load_checkpoint, write_atomically, write_json
 from u2pl_hf.training.inputs import load_training_data, training_loaders
-from u2pl_hf.training.report import gather_results, picture_samples
+from u2pl_hf.training.report import gather_results, picture_samples, segment_options
 from u2pl_hf.training.tracking import Tracker
 
 logger = logging.getLogger(__name__)
@@ -167,9 +167,9 @@ class Trainer:
             model = self.method.evaluated(self.student, step)
             result = {"step": step} | self._evaluate(model)
             tracker.evaluation(step, result)
-            if self.best is None or result["mean_iou"] > self.best["mean_iou"]:
+            if self.best is None or _score(result) > _score(self.best):
                 self.best = result
-                self._export(model, self.folder.path / "best", gather_results(self, result))
+                self._export(model, self.folder.path / "best", gather_results(self, result) | {"pictures": None})
             if args.picture_samples and self.accelerator.is_main_process:
                 self._draw(model, step)
         if step < args.max_steps and (result is not None or (args.save_steps and step % args.save_steps == 0)):
@@ -177,9 +177,6 @@ class Trainer:
         return result
 
     def _evaluate(self, model: nn.Module) -> dict:
-        segment = {"mode": self.args.eval_mode}
-        if self.args.eval_mode == "slide":
-            segment["window"] = self.args.eval_window
         with self.accelerator.autocast():
             return evaluate_model(
                 model,
@@ -189,7 +186,7 @@ class Trainer:
                 batch_size=self.args.eval_batch_size,
                 rank=self.accelerator.process_index,
                 world_size=self.accelerator.num_processes,
-                **segment,
+                **segment_options(self.args),
             )
 
     def _draw(self, model: nn.Module, step: int) -> None:
@@ -229,6 +226,11 @@ class Trainer:
             write_json(self.folder.results_path, results)
         self.accelerator.wait_for_everyone()
         return results
+
+
+def _score(evaluation: dict) -> float:
+    """What "best" compares; an evaluation set without any labelled pixel has no mean IoU."""
+    return -1.0 if evaluation["mean_iou"] is None else evaluation["mean_iou"]
 
 
 def build_model(args: RunArguments, class_names: list[str]) -> U2PLForSemanticSegmentation:
