@@ -120,6 +120,17 @@ def test_stopped_run_goes_on_to_the_same_weights(u2pl_run, tmp_path):
         assert first == second
 
 
+def test_two_processes(tiny_data, tmp_path):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    options = ["--dataset", tiny_data, "--split", "1/4", "--max_steps", "4", "--warmup_steps", "1", *TINY]
+    done = run_script("train_u2pl.py", RECIPES / "demo_u2pl.yaml", *options, "--output_dir", tmp_path / "run",
+                      launcher=launcher)  # fmt: skip
+    result = result_of(done)
+    assert result["hardware"]["processes"] == 2 and result["last"]["mean_iou"] is not None
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
+
+
 @pytest.fixture(scope="session")
 def damaged(tiny_data, tmp_path_factory):
     """A copy of the tiny data set with one thing wrong."""

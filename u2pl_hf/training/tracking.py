@@ -44,7 +44,7 @@ class Tracker:
     def evaluation(self, step: int, result: dict) -> None:
         """Record an evaluation; its time does not count into images/s."""
         if self.main:
-            self._write({"step": step} | {f"eval_{name}": value for name, value in result.items()})
+            self._write({"step": step} | {f"eval_{name}": value for name, value in result.items() if name != "step"})
             score = "-" if result["mean_iou"] is None else f"{result['mean_iou']:.4f}"
             self.bar.write(f"step {step}: mean IoU {score}", file=sys.stderr)
         self.window_start, self.window_steps = time.perf_counter(), 0
