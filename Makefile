@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 SEED ?= 0
 RUNS ?= runs
+# Without these, accelerate lists its defaults at each start; --quiet leaves an error at our one line.
+LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 export NO_ALBUMENTATIONS_UPDATE := 1
 
 .PHONY: demo test quality bench clean
@@ -16,10 +18,10 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 
 # SupOnly and U2PL on the same labelled images of the demo data, then both as one table.
 demo: $(VENV)/.installed
-	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no training_scripts/train_u2pl.py \
-		training_scripts/recipes/demo_suponly.yaml --seed $(SEED) --output_dir $(RUNS)/demo_suponly_seed$(SEED) >/dev/null
-	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no training_scripts/train_u2pl.py \
-		training_scripts/recipes/demo_u2pl.yaml --seed $(SEED) --output_dir $(RUNS)/demo_u2pl_seed$(SEED) >/dev/null
+	$(LAUNCH) training_scripts/train_u2pl.py training_scripts/recipes/demo_suponly.yaml --seed $(SEED) \
+		--output_dir $(RUNS)/demo_suponly_seed$(SEED) >/dev/null
+	$(LAUNCH) training_scripts/train_u2pl.py training_scripts/recipes/demo_u2pl.yaml --seed $(SEED) \
+		--output_dir $(RUNS)/demo_u2pl_seed$(SEED) >/dev/null
 	$(BIN)/python training_scripts/compare.py $(RUNS)/demo_suponly_seed$(SEED) $(RUNS)/demo_u2pl_seed$(SEED)
 
 test: $(VENV)/.installed

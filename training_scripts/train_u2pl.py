@@ -1,9 +1,10 @@
 """Train U2PL, or the supervised baseline, from a recipe.
 
-    accelerate launch training_scripts/train_u2pl.py training_scripts/recipes/demo_u2pl.yaml --output_dir runs/demo_u2pl
+    accelerate launch --quiet training_scripts/train_u2pl.py training_scripts/recipes/demo_u2pl.yaml --seed 1
 
 Any field of the recipe can be given on the command line as well and wins there. Logs go to stderr; the last line on
-stdout is the result as JSON. Run again with the same arguments to go on after an interruption.
+stdout is the result as JSON. Run again with the same arguments to go on after an interruption. --quiet keeps
+accelerate from putting its own traceback behind an error message.
 """
 
 import json

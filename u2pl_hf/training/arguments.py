@@ -42,6 +42,7 @@ class RunArguments:
     class_names: list[str] = _field([], "one name per class; default: the data set's own, else numbers")
     crop_size: int = _field(513, "side of the square training crops, in pixels")
     num_workers: int = _field(2, "data loading processes per stream")
+    cpu_threads: int = _field(0, "threads per process when training on a CPU; 0: its cores shared by all processes")
 
     # Model
     backbone: str = _field("resnet101", "dilated ResNet", BACKBONES)
@@ -109,7 +110,15 @@ class RunArguments:
                      "logging_steps", "num_anchors", "num_negatives", "queue_length", "background_queue_length",
                      "new_keys_per_class", "eval_batch_size", "eval_window"):  # fmt: skip
             self._require(getattr(self, name) >= 1, name, "must be at least 1")
-        for name in ("warmup_steps", "eval_steps", "save_steps", "num_workers", "seed", "picture_samples"):
+        for name in (
+            "warmup_steps",
+            "eval_steps",
+            "save_steps",
+            "num_workers",
+            "cpu_threads",
+            "seed",
+            "picture_samples",
+        ):
             self._require(getattr(self, name) >= 0, name, "must not be negative")
         for name in ("unreliable_share", "strong_probability", "anchor_threshold", "ema_decay", "dropout"):
             self._require(0.0 <= getattr(self, name) <= 1.0, name, "must lie in [0, 1]")
@@ -147,7 +156,7 @@ class RunArguments:
 
     def recipe(self) -> dict:
         """The fields that decide the result; a run is resumed only where these are equal."""
-        housekeeping = {"output_dir", "resume", "plan", "num_workers", "logging_steps", "save_steps"}
+        housekeeping = {"output_dir", "resume", "plan", "num_workers", "cpu_threads", "logging_steps", "save_steps"}
         return {name: value for name, value in asdict(self).items() if name not in housekeeping}
 
 

@@ -1,6 +1,7 @@
 """The training loop: streams -> step -> optimizer -> teacher, evaluation, checkpoints, and what a run leaves behind."""
 
 import logging
+import os
 import time
 from pathlib import Path
 
@@ -40,6 +41,9 @@ class Trainer:
         self.folder = RunFolder(args)
         self.folder.check()
         self.accelerator = Accelerator(mixed_precision=args.mixed_precision)
+        if self.accelerator.device.type == "cpu":
+            # Launchers set one thread per process, which would leave cores idle.
+            torch.set_num_threads(args.cpu_threads or max(1, cpu_cores() // self.accelerator.num_processes))
         self.data = load_training_data(args)
         settings = args.method_settings(len(self.data.class_names))
         torch.manual_seed(args.seed)
@@ -259,6 +263,11 @@ def build_optimizer(args: RunArguments, model: U2PLForSemanticSegmentation) -> t
         {"params": list(model.head_parameters()), "factor": args.head_lr_factor},
     ]
     return torch.optim.SGD(groups, lr=args.learning_rate, momentum=args.momentum, weight_decay=args.weight_decay)
+
+
+def cpu_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def seed_step(seed: int, process: int, step: int) -> None:
