@@ -8,7 +8,7 @@ RUNS ?= runs
 LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: demo test quality bench clean
+.PHONY: demo test quality clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -69,7 +69,7 @@ def test_damaged_images_are_named():
 
 def test_load_local_folder(tmp_path):
     folder = write_folder(tmp_path / "set", make_table([encode(COLOUR)] * 3, [encode(GREY % 2)] * 3, ["ä", "b/1", "c"]))
-    (tmp_path / "set" / "class_names.txt").write_text("one\ntwo\n")
+    (tmp_path / "set" / "class_names.txt").write_text("one\ntwo")
     source = load_source(folder, "train")
     assert source.ids == ["ä", "b/1", "c"] and source.class_names == ["one", "two"]
     assert (source.read_image(1) == COLOUR).all() and (source.read_label(2) == GREY % 2).all()
@@ -99,6 +99,12 @@ def test_missing_data_sets_are_told(tmp_path):
         with pytest.raises(InputError) as error:
             load_source(name)
         assert name in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_label_column_without_images_is_told(tmp_path):
+    table = make_table([encode(COLOUR)] * 2).add_column("label", [3, 4])
+    with pytest.raises(InputError, match=r"column 'label' .* holds no images"):
+        load_source(write_folder(tmp_path / "set", table))
 
 
 def test_double_ids_are_told(tmp_path):

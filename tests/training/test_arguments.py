@@ -50,6 +50,9 @@ def test_command_line_wins(tmp_path):
         ("a: [1", [], "not valid YAML"),
         ("", ["--crop_size", "0"], "--crop_size 0"),
         ("", ["--unreliable_share", "2"], "must lie in [0, 1]"),
+        ("", ["--dropout", "1"], "must lie in [0, 1)"),
+        ("", ["--learning_rate", "inf"], "must be a positive number"),
+        ("", ["--aspp_dilations", "0", "1", "2"], "must be three positive numbers"),
         ("", ["--methd", "u2pl"], "unrecognized arguments"),
         ("", ["--warmup_steps", "2000"], "must be below max_steps"),
         ("method: suponly", ["--batch_size", "1"], "BatchNorm"),
@@ -59,6 +62,13 @@ def test_mistakes_are_one_line(tmp_path, content, options, message):
     with pytest.raises(InputError) as error:
         parse(tmp_path, content, *options)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_recipe_may_stand_behind_options(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("max_steps: 20")
+    args = parse_arguments(["--seed", "3", str(recipe), "--batch_size", "2"], "")
+    assert (args.max_steps, args.seed, args.batch_size) == (20, 3, 2)
 
 
 def test_missing_recipe():

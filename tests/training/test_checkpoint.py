@@ -55,6 +55,15 @@ def test_folder_of_another_run_is_refused(tmp_path):
     RunFolder(dataclasses.replace(args, logging_steps=1, num_workers=0)).check()
 
 
+def test_changed_list_of_labelled_images_is_refused(tmp_path):
+    folder = RunFolder(RunArguments(output_dir=str(tmp_path / "run"), split="ids.txt"))
+    folder.check_labelled_ids(["a"])
+    folder.start(["a", "b"])
+    folder.check_labelled_ids(["a", "b"])
+    with pytest.raises(InputError, match=r"ids.txt has other images"):
+        folder.check_labelled_ids(["a", "c"])
+
+
 def test_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(InputError, match="holds no run"):

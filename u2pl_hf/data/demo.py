@@ -16,6 +16,7 @@ from pathlib import Path
 import cv2
 import datasets
 import numpy as np
+import pyarrow.parquet
 
 SHAPES = ("disc", "square", "triangle")
 TEXTURES = ("striped", "dotted")
@@ -103,14 +104,8 @@ def _write(folder: Path, spec: DemoSpec) -> None:
             columns["label"].append({"bytes": _png(label), "path": f"{image_id}.png"})
         rows = datasets.Dataset.from_dict(columns, features=features)
         # Written by arrow itself: Dataset.to_parquet would show a progress bar.
-        table = rows.data.table
-        _write_parquet(table, folder / "data" / f"{subset}-00000-of-00001.parquet")
-
-
-def _write_parquet(table, path: Path) -> None:
-    import pyarrow.parquet
-
-    pyarrow.parquet.write_table(table, path, row_group_size=100)
+        path = folder / "data" / f"{subset}-00000-of-00001.parquet"
+        pyarrow.parquet.write_table(rows.data.table, path, row_group_size=100)
 
 
 def _png(array: np.ndarray) -> bytes:

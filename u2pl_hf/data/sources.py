@@ -9,6 +9,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from u2pl_hf.data.demo import demo_folder
@@ -71,7 +72,7 @@ class Source:
         cell = self.rows.select_columns([column])[int(index)][column]
         try:
             return Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"])
-        except (UnidentifiedImageError, OSError, TypeError) as error:
+        except (UnidentifiedImageError, Image.DecompressionBombError, OSError, TypeError) as error:
             raise InputError(f"{column} of {self.ids[index]} is not a readable image") from error
 
 
@@ -120,7 +121,11 @@ def load_source(
                 f"data set {dataset} has no column '{column}' (it has {listed}); pass --{option}_column NAME"
             )
     for column in filter(None, (image_column, label_column)):
-        rows = rows.cast_column(column, datasets.Image(decode=False))
+        try:
+            rows = rows.cast_column(column, datasets.Image(decode=False))
+        except (pyarrow.ArrowException, TypeError, ValueError):
+            kind = rows.features[column]
+            raise InputError(f"column '{column}' of data set {dataset} holds no images but {kind}") from None
     ids = [str(i) for i in rows.select_columns([id_column])[:][id_column]]
     if len(set(ids)) < len(ids):
         seen: set[str] = set()
@@ -152,7 +157,9 @@ def _load(path: str, revision: str | None) -> datasets.DatasetDict:
 
 def _class_names(folder: Path) -> list[str] | None:
     path = folder / "class_names.txt"
-    return path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else None
+    if not path.is_file():
+        return None
+    return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
 
 
 def check_labelled(source: Source, indices: Iterable[int], num_labels: int, *, what: str) -> None:

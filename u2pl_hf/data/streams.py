@@ -7,7 +7,6 @@ workers, and nothing has to be replayed to resume.
 
 import logging
 import zlib
-from collections import OrderedDict
 from collections.abc import Iterator
 from functools import lru_cache
 
@@ -52,7 +51,7 @@ class SampleStream(Dataset):
         self.source, self.indices, self.augmentation = source, np.asarray(indices), augmentation
         self.key = (seed, zlib.crc32(name.encode()))
         self.with_labels = with_labels
-        self.cache: OrderedDict[int, tuple] = OrderedDict()
+        self.cache: dict[int, tuple] = {}
         self.cached_bytes = 0
         self.skipped: set[int] = set()
 
@@ -79,11 +78,11 @@ class SampleStream(Dataset):
     def _read(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
         if index in self.cache:
             return self.cache[index]
-        image = self.source.read_image(index)
-        row = (image, self.source.read_label(index) if self.with_labels else None)
-        if self.cached_bytes + image.nbytes <= CACHE_BYTES:
+        row = (self.source.read_image(index), self.source.read_label(index) if self.with_labels else None)
+        size = sum(array.nbytes for array in row if array is not None)
+        if self.cached_bytes + size <= CACHE_BYTES:
             self.cache[index] = row
-            self.cached_bytes += image.nbytes
+            self.cached_bytes += size
         return row
 
 

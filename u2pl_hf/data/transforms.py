@@ -1,6 +1,7 @@
 """Weak augmentation of one sample, before batching, and normalisation of a batch, on the device."""
 
 import os
+from functools import lru_cache
 
 # albumentations asks the network for a newer version on import unless told not to.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -70,8 +71,15 @@ class WeakAugmentation:
         return sample
 
 
+@lru_cache
+def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    # Kept, because copying them to the device would make the host wait in every step.
+    mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
+    return mean, std
+
+
 def normalize(pixel_values: Tensor, valid: Tensor | None) -> Tensor:
     """uint8 (B,3,H,W) -> float32 with ImageNet's mean 0 and deviation 1; exactly 0 where `valid` (B,H,W) is False."""
-    mean, std = (torch.tensor(v, device=pixel_values.device).view(1, 3, 1, 1) for v in (IMAGE_MEAN, IMAGE_STD))
+    mean, std = _statistics(pixel_values.device)
     normal = (pixel_values.float() / 255.0 - mean) / std
     return normal if valid is None else normal * valid.unsqueeze(1)

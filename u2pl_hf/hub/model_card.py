@@ -20,9 +20,7 @@ TRAINING_FACTS = {
     "max_steps": "steps",
     "batch_size_labelled": "labelled images per step",
     "batch_size_unlabelled": "unlabelled images per step",
-    "batch_size": "images per step",
     "seconds": "seconds",
-    "images_per_second": "images per second",
     "hardware": "hardware",
     "versions": "versions",
 }
@@ -33,7 +31,7 @@ def render_card(results: dict) -> str:
 
     Args:
         results: what a run writes to results.json. Read are: method, variant, dataset, subset, split, num_labelled,
-            num_unlabelled, seed, max_steps, batch_size(_labelled, _unlabelled), seconds, images_per_second, hardware,
+            num_unlabelled, seed, max_steps, batch_size_labelled, batch_size_unlabelled, seconds, hardware,
             versions, protocol, class_names, command, last and best (each with step, mean_iou, accuracy,
             per_class_iou), pictures (path relative to the card), backbone, parameters, and model_name and repo_id
             where the model has one. IoU and accuracy are fractions; missing keys and None leave their line out.

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from u2pl_hf.method.pseudo_labels import IGNORE
+from u2pl_hf.method.pseudo_labels import IGNORE, precise_dtype
 from u2pl_hf.method.queues import ClassQueues
 
 
@@ -99,8 +99,8 @@ def draw_pixels(mask: Tensor, number: int) -> Tensor:
     """
     place = mask.cumsum(dim=1, dtype=torch.int32)
     count = place[:, -1:]
-    draw = torch.rand(len(mask), number, device=mask.device, dtype=torch.float64)
-    wanted = (draw * count).to(torch.int32) + 1
+    draw = torch.rand(len(mask), number, device=mask.device, dtype=precise_dtype(mask.device))
+    wanted = torch.minimum((draw * count).to(torch.int32), count - 1) + 1
     return torch.searchsorted(place, wanted).clamp(max=mask.shape[1] - 1)
 
 

@@ -12,6 +12,11 @@ from torch import Tensor
 IGNORE = 255
 
 
+def precise_dtype(device: torch.device) -> torch.dtype:
+    """float64, for positions among millions of elements; float32 on Apple GPUs, which have nothing wider."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear resize (B,C,h,w) -> (B,C,*size) in float32; every resize of the method uses align_corners=True."""
     return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=True)
@@ -27,8 +32,9 @@ def nearest_on_corners(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _corner_grid(n: int, m: int, device: torch.device) -> Tensor:
-    step = (n - 1) / (m - 1) if m > 1 else 0.0
-    return (torch.arange(m, device=device, dtype=torch.float64) * step).round().long()
+    # In whole numbers, so that the place does not depend on rounding: i (n - 1) / (m - 1), to the nearest.
+    intervals = max(m - 1, 1)
+    return (torch.arange(m, device=device) * (2 * (n - 1)) + intervals) // (2 * intervals)
 
 
 def pixel_entropy(logits: Tensor) -> Tensor:
@@ -59,12 +65,12 @@ def masked_quantile(values: Tensor, q: float, mask: Tensor) -> Tensor:
     hidden = flat.masked_fill(~mask, -math.inf if upper else math.inf)
     ordered = hidden.topk(min(tail, flat.numel()), largest=upper).values
     last = mask.sum() - 1
-    position = last.clamp(min=0).double() * q
+    position = last.clamp(min=0).to(precise_dtype(values.device)) * q
     low = position.floor().long()
     high = torch.minimum(low + 1, last.clamp(min=0))
     places = torch.stack([low, high])
     places = last.clamp(min=0) - places if upper else places
-    below, above = ordered[places].double()
+    below, above = ordered[places].to(position.dtype)
     result = torch.where(low == high, below, torch.lerp(below, above, position - low))
     return torch.where(last >= 0, result, math.nan).to(values.dtype)
 

@@ -11,6 +11,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from u2pl_hf.method.pseudo_labels import precise_dtype
+
 
 class ClassQueues(nn.Module):
     """One ring buffer of unit vectors per class.
@@ -58,8 +60,8 @@ class ClassQueues(nn.Module):
     def sample(self, number: int) -> Tensor:
         """`number` keys per class, uniformly with replacement: float32 (C,number,D); zeros from an empty queue."""
         fill = self.fill.unsqueeze(1)
-        draw = torch.rand(len(fill), number, device=fill.device, dtype=torch.float64)
-        place = (draw * fill).long()
+        draw = torch.rand(len(fill), number, device=fill.device, dtype=precise_dtype(fill.device))
+        place = torch.minimum((draw * fill).long(), fill - 1)
         row = torch.where(fill > 0, self.start.unsqueeze(1) + place, len(self.storage) - 1)
         return self.storage[row].float()
 

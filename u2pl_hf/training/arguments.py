@@ -1,6 +1,7 @@
 """What a training run is told: typed fields, read from a recipe (YAML) and the command line, checked once."""
 
 import difflib
+import math
 import typing
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -120,12 +121,17 @@ class RunArguments:
             "picture_samples",
         ):
             self._require(getattr(self, name) >= 0, name, "must not be negative")
-        for name in ("unreliable_share", "strong_probability", "anchor_threshold", "ema_decay", "dropout"):
+        for name in ("unreliable_share", "strong_probability", "anchor_threshold", "ema_decay"):
             self._require(0.0 <= getattr(self, name) <= 1.0, name, "must lie in [0, 1]")
+        for name in ("dropout", "momentum"):
+            self._require(0.0 <= getattr(self, name) < 1.0, name, "must lie in [0, 1)")
         for name in ("learning_rate", "temperature", "head_lr_factor"):
-            self._require(getattr(self, name) > 0.0, name, "must be positive")
+            self._require(0.0 < getattr(self, name) < math.inf, name, "must be a positive number")
+        for name in ("weight_decay", "unsupervised_weight", "contrastive_weight", "auxiliary_weight"):
+            self._require(0.0 <= getattr(self, name) < math.inf, name, "must not be negative")
         self._require(33 <= self.crop_size <= 4096, "crop_size", "must lie in 33..4096 pixels")
-        self._require(len(self.aspp_dilations) == 3, "aspp_dilations", "must be three numbers, such as 12 24 36")
+        three = len(self.aspp_dilations) == 3 and min(self.aspp_dilations) >= 1
+        self._require(three, "aspp_dilations", "must be three positive numbers, such as 12 24 36")
         if self.num_labels is not None:
             self._require(2 <= self.num_labels <= 255, "num_labels", "must lie in 2..255")
         if self.batch_size == 1 and (self.method == "suponly" or self.warmup_steps):
@@ -169,9 +175,8 @@ def parse_arguments(argv: list[str], description: str) -> RunArguments:
     parser = HfArgumentParser(RunArguments, description=description)
     parser.add_argument("recipe", help="YAML file with fields of this list; see training_scripts/recipes")
     parser.error = _raise_input_error
-    recipe_path = next((a for a in argv[:1] if not a.startswith("-")), None)
-    if recipe_path is not None:
-        parser.set_defaults(**_read_recipe(Path(recipe_path)))
+    # Once to find the recipe, wherever it stands, and again with its values as defaults.
+    parser.set_defaults(**_read_recipe(Path(parser.parse_known_args(argv)[0].recipe)))
     namespace = vars(parser.parse_args(argv))
     namespace.pop("recipe")
     return RunArguments(**namespace)

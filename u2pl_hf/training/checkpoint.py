@@ -21,19 +21,28 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from u2pl_hf.data.splits import read_ids, write_ids
 from u2pl_hf.errors import InputError
 from u2pl_hf.training.arguments import RunArguments
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Call `write` with a path beside `path`, then rename: `path` is either complete or as it was before."""
+    """Call `write` with a path beside `path`, then rename: what stands at `path` is always complete.
+
+    A file is replaced at once; of a folder, the old one lies beside it as .NAME.old for a moment.
+    """
     temporary = path.with_name(f".{path.name}.partial")
     _remove(temporary)
     write(temporary)
     if path.is_dir():
         # A folder cannot be renamed over a filled one.
-        _remove(path)
-    os.replace(temporary, path)
+        aside = path.with_name(f".{path.name}.old")
+        _remove(aside)
+        path.rename(aside)
+        temporary.rename(path)
+        _remove(aside)
+    else:
+        os.replace(temporary, path)
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -63,8 +72,9 @@ class RunFolder:
         Raises:
             InputError: not a folder, files of something else, or a run with another recipe.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"--output_dir {self.path} is a file; pass a folder")
+        for path in (self.path, *self.path.parents):
+            if path.exists() and not path.is_dir():
+                raise InputError(f"--output_dir {self.path}: {path} is a file; pass a folder")
         if not self.path.is_dir() or not any(self.path.iterdir()):
             return
         if self.args.resume == "never":
@@ -72,7 +82,10 @@ class RunFolder:
         recipe = self.path / "recipe.yaml"
         if not recipe.is_file():
             raise InputError(f"--output_dir {self.path} is not empty and holds no run; pass another folder")
-        self._compare(yaml.safe_load(recipe.read_text()), recipe)
+        content = yaml.safe_load(recipe.read_text())
+        if not isinstance(content, dict):
+            raise InputError(f"--output_dir {self.path} is not empty and holds no run; pass another folder")
+        self._compare(content, recipe)
 
     def _compare(self, other: dict, where: Path) -> None:
         mine = self.args.recipe()
@@ -83,12 +96,22 @@ class RunFolder:
                 f"{mine[changed[0]]} here; pass another --output_dir"
             )
 
+    def check_labelled_ids(self, labelled_ids: list[str]) -> None:
+        """Refuse to go on with other labelled images, where a list of the same name has changed.
+
+        Raises:
+            InputError: the run in this folder was started with other ids.
+        """
+        path = self.path / "labeled.txt"
+        if path.is_file() and read_ids(path) != labelled_ids:
+            raise InputError(f"--split {self.args.split} has other images than {path}; pass another --output_dir")
+
     def start(self, labelled_ids: list[str]) -> None:
         """Create the folder and write what was asked for."""
         self.path.mkdir(parents=True, exist_ok=True)
         content = self.args.recipe() | {"output_dir": self.args.output_dir}
         write_atomically(self.path / "recipe.yaml", lambda p: p.write_text(yaml.safe_dump(content, sort_keys=False)))
-        write_atomically(self.path / "labeled.txt", lambda p: p.write_text("".join(f"{i}\n" for i in labelled_ids)))
+        write_atomically(self.path / "labeled.txt", lambda p: write_ids(p, labelled_ids))
 
     def finished_results(self) -> dict | None:
         """The results of a run that is complete."""

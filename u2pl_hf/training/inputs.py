@@ -1,6 +1,5 @@
 """From arguments to checked data: everything a user can get wrong about a data set is found here, before training."""
 
-import logging
 from dataclasses import dataclass
 
 from torch.utils.data import DataLoader
@@ -11,8 +10,6 @@ from u2pl_hf.data.streams import SampleStream, endless_loader
 from u2pl_hf.data.transforms import WeakAugmentation
 from u2pl_hf.errors import InputError
 from u2pl_hf.training.arguments import RunArguments
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass

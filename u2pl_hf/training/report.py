@@ -29,7 +29,7 @@ def segment_options(args: RunArguments) -> dict:
 
 def gather_results(trainer, last: dict) -> dict:
     """Everything results.json and the card say; every number comes from the run."""
-    args, data = trainer.args, trainer.data
+    args, data, processes = trainer.args, trainer.data, trainer.accelerator.num_processes
     return {
         "method": args.method,
         "variant": args.variant if args.method != "suponly" else None,
@@ -40,16 +40,16 @@ def gather_results(trainer, last: dict) -> dict:
         "num_unlabelled": len(data.unlabelled),
         "seed": args.seed,
         "max_steps": args.max_steps,
-        "batch_size": args.batch_size,
-        "unlabelled_batch_size": args.unlabelled_batch_size if trainer.method.uses_unlabelled else 0,
+        "batch_size_labelled": args.batch_size * processes,
+        "batch_size_unlabelled": args.unlabelled_batch_size * processes if trainer.method.uses_unlabelled else None,
         "backbone": args.backbone,
         "parameters": sum(p.numel() for p in trainer.student.parameters()),
         "seconds": round(trainer.seconds, 1),
-        "hardware": hardware(trainer.accelerator.device, trainer.accelerator.num_processes),
+        "hardware": hardware(trainer.accelerator.device, processes),
         "versions": library_versions(),
         "protocol": describe_protocol(**segment_options(args)),
         "class_names": data.class_names,
-        "command": shlex.join(["train_u2pl.py", *sys.argv[1:]]),
+        "command": shlex.join(["accelerate", "launch", "training_scripts/train_u2pl.py", *sys.argv[1:]]),
         "last": last,
         "best": trainer.best,
         "pictures": f"pictures/step-{last['step']:06d}.png" if args.picture_samples else None,

@@ -45,6 +45,7 @@ class Trainer:
             # Launchers set one thread per process, which would leave cores idle.
             torch.set_num_threads(args.cpu_threads or max(1, cpu_cores() // self.accelerator.num_processes))
         self.data = load_training_data(args)
+        self.folder.check_labelled_ids(self.data.labelled_ids)
         settings = args.method_settings(len(self.data.class_names))
         torch.manual_seed(args.seed)
         # channels_last: convolutions need no reordering of their input, on CPUs as on GPUs.
@@ -55,7 +56,12 @@ class Trainer:
         self.optimizer = build_optimizer(args, self.student)
         self.wrapped_student, self.optimizer = self.accelerator.prepare(self.student, self.optimizer)
         self.best: dict | None = None
-        self.seconds = 0.0
+        self.started = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on this run, evaluations and earlier parts of a resumed run included."""
+        return time.perf_counter() - self.started
 
     def train(self) -> dict:
         """Run to the last step and return the results (also in results.json). A finished run returns at once."""
@@ -63,13 +69,14 @@ class Trainer:
         if results is not None:
             logger.info("%s is finished already", self.folder.path)
             return results
+        self.started = time.perf_counter()
         first = self._resume()
         if self.accelerator.is_main_process:
             self.folder.start(self.data.labelled_ids)
+            self.folder.trim_metrics(first)
         self.accelerator.wait_for_everyone()
         tracker = self._tracker(first)
         batches_l, batches_u = self._loaders(first)
-        started = time.perf_counter() - self.seconds
         for step in range(first, self.args.max_steps):
             seed_step(self.args.seed, self.accelerator.process_index, step)
             self.method.begin(self.student, step)
@@ -82,7 +89,6 @@ class Trainer:
             self.optimizer.zero_grad()
             self.method.finish(self.student, step)
             tracker.step(step + 1, output.named | output.stats, learning_rate)
-            self.seconds = time.perf_counter() - started
             last = self._evaluate_and_save(step + 1, tracker)
         tracker.close()
         return self._finish(last)
@@ -100,7 +106,10 @@ class Trainer:
             "processes": processes,
             "global_batch": {"labelled": args.batch_size * processes, "unlabelled": unlabelled * processes},
             "labelled_epochs": args.max_steps * args.batch_size * processes / len(self.data.labelled),
-            "unlabelled_epochs": args.max_steps * unlabelled * processes / max(len(self.data.unlabelled), 1),
+            "unlabelled_epochs": (args.max_steps - args.warmup_steps)
+            * unlabelled
+            * processes
+            / max(len(self.data.unlabelled), 1),
             "learning_rate": args.learning_rate,
             "head_learning_rate": args.learning_rate * args.head_lr_factor,
             "parameters": sum(p.numel() for p in self.student.parameters()),
@@ -110,13 +119,12 @@ class Trainer:
         """Load the checkpoint to go on from, if any; returns the first step to do."""
         checkpoint = self.folder.checkpoint_to_resume()
         if checkpoint is None:
-            self.folder.trim_metrics(0)
             return 0
         state = load_checkpoint(checkpoint, self.student, self.method, self.optimizer)
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.best, self.seconds = state["best"], state["seconds"]
-        self.folder.trim_metrics(state["step"])
+        self.best = state["best"]
+        self.started -= state["seconds"]
         logger.info("resuming from %s", checkpoint)
         return state["step"]
 
@@ -167,18 +175,35 @@ class Trainer:
     def _evaluate_and_save(self, step: int, tracker: Tracker) -> dict | None:
         """Evaluate, export the best, write a checkpoint where they are due; returns the evaluation."""
         args, result = self.args, None
-        if step == args.max_steps or (args.eval_steps and step % args.eval_steps == 0):
+        evaluate = step == args.max_steps or bool(args.eval_steps and step % args.eval_steps == 0)
+        save = step < args.max_steps and (evaluate or bool(args.save_steps and step % args.save_steps == 0))
+        if evaluate or save:
+            self._average_buffers()
+        if evaluate:
             model = self.method.evaluated(self.student, step)
             result = {"step": step} | self._evaluate(model)
             tracker.evaluation(step, result)
             if self.best is None or _score(result) > _score(self.best):
                 self.best = result
-                self._export(model, self.folder.path / "best", gather_results(self, result) | {"pictures": None})
+                self._export(
+                    model, self.folder.path / "best", gather_results(self, result) | {"pictures": None, "last": None}
+                )
             if args.picture_samples and self.accelerator.is_main_process:
                 self._draw(model, step)
-        if step < args.max_steps and (result is not None or (args.save_steps and step % args.save_steps == 0)):
+        if save:
             self._save_checkpoint(step)
         return result
+
+    def _average_buffers(self) -> None:
+        """Make BatchNorm statistics equal on all processes: each has seen other images since the last time.
+
+        Otherwise every process would evaluate a model of its own, and none of them would be the exported one.
+        """
+        if self.accelerator.num_processes > 1:
+            for model in (self.student, *self.method.children()):
+                for name, buffer in model.named_buffers():
+                    if name.endswith(("running_mean", "running_var")):
+                        buffer.copy_(self.accelerator.reduce(buffer, reduction="mean"))
 
     def _evaluate(self, model: nn.Module) -> dict:
         with self.accelerator.autocast():
