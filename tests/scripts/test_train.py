@@ -14,7 +14,6 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 import u2pl_hf  # noqa: F401 (registers the model)
-from u2pl_hf.data.demo import DemoSpec, demo_folder
 from u2pl_hf.errors import InputError
 from u2pl_hf.training.arguments import parse_arguments
 from u2pl_hf.training.trainer import Trainer
@@ -38,11 +37,6 @@ def run_script(script: str, *arguments, launcher=(), cwd=ROOT, **environment) ->
 def result_of(done: subprocess.CompletedProcess) -> dict:
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
-
-
-@pytest.fixture(scope="session")
-def tiny_data(tmp_path_factory) -> Path:
-    return demo_folder(tmp_path_factory.mktemp("demo"), DemoSpec(train=24, validation=5, size=64))
 
 
 @pytest.fixture(scope="session")

@@ -49,7 +49,8 @@ def load_model(name: str, *, device: str = "auto", revision: str | None = None):
         # Without this, a file with other names would evaluate random weights.
         first = min(report["missing_keys"])
         raise InputError(f"model {name}: {len(report['missing_keys'])} weights are not in its file, such as {first}")
-    return model.to(chosen).eval()
+    # As in training: the same kernels, so the same numbers to the last bit.
+    return model.to(chosen, memory_format=torch.channels_last).eval()
 
 
 def pick_device(name: str = "auto") -> torch.device:
