@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 IGNORE = 255
 IGNORE_COLOUR = (224, 224, 224)
-BORDER_COLOUR = (255, 255, 255)
+BORDER_COLOUR = (230, 20, 40)
 INK, PAPER = (20, 20, 20), (255, 255, 255)
 # Dark blue (certain) over green to yellow (uncertain): lightness grows with entropy, so it reads in grey as well.
 ENTROPY_COLOURS = np.array([(24, 20, 72), (34, 86, 140), (38, 146, 132), (130, 200, 82), (250, 226, 60)], float)
@@ -49,7 +49,7 @@ def overlay(image: np.ndarray, ids: np.ndarray, palette: Sequence[Sequence[int]]
 def entropy_map(
     entropy: np.ndarray, gamma: float | None, valid: np.ndarray | None = None, *, num_labels: int
 ) -> np.ndarray:
-    """Entropy (H,W) in nats as colours (H,W,3) uint8, with the border of the unreliable region drawn in white.
+    """Entropy (H,W) in nats as colours (H,W,3) uint8, with the border of the unreliable region drawn in red.
 
     Args:
         entropy: float (H,W) in [0, log C].
@@ -135,7 +135,7 @@ def _legend(class_names: Sequence[str], palette: Sequence[Sequence[int]], width:
         *((name, tuple(colour)) for name, colour in zip(class_names, palette, strict=False)),
         ("ignored or unreliable", IGNORE_COLOUR),
     ]
-    notes = ["entropy: dark = certain, yellow = log C; white line = border of the unreliable pixels (entropy >= gamma)"]
+    notes = ["entropy: dark = certain, yellow = log C; red line = border of the unreliable pixels (entropy >= gamma)"]
     places, x, y = [], GAP, 4
     for name, colour in entries:
         wide = SWATCH + 4 + math.ceil(font.getlength(name)) + 14
