@@ -31,7 +31,7 @@ class Pointwise(nn.Module):
         self.config = SimpleNamespace(num_labels=num_labels, id2label={c: f"class {c}" for c in range(num_labels)})
         self.sizes = []
 
-    def forward(self, pixel_values):
+    def forward(self, pixel_values, output_representation=False, output_auxiliary=False):
         self.sizes.append(tuple(pixel_values.shape))
         return SimpleNamespace(logits=self.dropout(F.conv2d(pixel_values, self.weight)))
 
@@ -43,7 +43,7 @@ class WindowIndex(nn.Module):
         super().__init__()
         self.seen = 0
 
-    def forward(self, pixel_values):
+    def forward(self, pixel_values, output_representation=False, output_auxiliary=False):
         batch, _, h, w = pixel_values.shape
         index = torch.arange(self.seen, self.seen + batch).float().view(-1, 1, 1, 1)
         self.seen += batch
@@ -57,7 +57,7 @@ def images(*shape, seed=0):
 def test_whole_upsamples_to_input_size():
     model = Pointwise().eval()
 
-    def coarse(x):
+    def coarse(x, **_):
         return SimpleNamespace(logits=model(x).logits[..., ::4, ::4])
 
     x = images(2, 3, 17, 21)

@@ -17,7 +17,6 @@ import cv2
 import datasets
 import numpy as np
 import pyarrow.parquet
-import pyarrow.parquet
 
 SHAPES = ("disc", "square", "triangle")
 TEXTURES = ("striped", "dotted")
@@ -122,8 +121,12 @@ def render(spec: DemoSpec, subset: str, index: int) -> tuple[np.ndarray, np.ndar
         _draw_line(rng, spec, image)
     objects = rng.integers(*spec.objects, endpoint=True)
     distractors = rng.integers(*spec.distractors, endpoint=True)
-    for draw in rng.permutation([_draw_object] * objects + [_draw_distractor] * distractors):
-        draw(rng, spec, image, label)
+    is_object = rng.permutation([True] * objects + [False] * distractors)
+    for paint in is_object:
+        if paint:
+            _draw_object(rng, spec, image, label)
+        else:
+            _draw_distractor(rng, spec, image, label)
     return _photograph(rng, spec, image), label
 
 
@@ -134,7 +137,7 @@ def _draw_object(rng: np.random.Generator, spec: DemoSpec, image: np.ndarray, la
     mask = _outline(rng, spec, shape)
     image[mask] = _texture(rng, spec, texture, kind / len(OBJECTS))[mask]
     label[_grown(mask)] = VOID
-    label[mask] = kind + 1  # 0 is the background
+    label[mask] = kind + 1
 
 
 def _draw_distractor(rng: np.random.Generator, spec: DemoSpec, image: np.ndarray, label: np.ndarray) -> None:

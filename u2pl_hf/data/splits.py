@@ -1,7 +1,5 @@
-"""Which images of a data set are labelled."""
+"""Which images are labelled."""
 
-import math
-import os
 import re
 from collections.abc import Iterable
 from fractions import Fraction
@@ -11,83 +9,71 @@ import numpy as np
 
 from u2pl_hf.errors import InputError
 
-FORMS = "a file of ids, a fraction (1/16 or 0.0625), a number of images (25) or 'all'"
-NAMED_IDS = 3
+FORMS = "a file with one id per line, a fraction such as 1/16, a count such as 25, or 'all'"
 
 
-def read_ids(path: str | os.PathLike) -> list[str]:
-    """Ids of a list, one a line; blank lines, a byte order mark and Windows line ends are ignored.
+def read_ids(path: Path) -> list[str]:
+    """Ids of a list file: one per line, blank lines and surrounding white space ignored.
 
-    Raises InputError if the file is missing, not text, or names an id twice.
+    Raises:
+        InputError: no such file, no id in it, or an id twice.
     """
-    path = Path(path).expanduser()
     if not path.is_file():
-        raise InputError(f"{path}: no such file; pass {FORMS}")
+        raise InputError(f"split {path} is not a file; pass {FORMS}")
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        ids = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not a text file in UTF-8; pass a list of ids, one a line") from error
-    ids = [line.strip() for line in lines if line.strip()]
-    repeated = sorted({image_id for image_id in ids if ids.count(image_id) > 1}) if len(set(ids)) < len(ids) else []
-    if repeated:
-        raise InputError(f"{path}: listed more than once: {_few(repeated)}; remove the repeats")
+        raise InputError(f"split {path} is not a text file; pass {FORMS}") from error
+    if not ids:
+        raise InputError(f"split {path} lists no image: at least one labelled image is needed")
+    if len(set(ids)) < len(ids):
+        twice = next(i for n, i in enumerate(ids) if i in ids[:n])
+        raise InputError(f"split {path} lists '{twice}' more than once")
     return ids
 
 
-def write_ids(path: str | os.PathLike, ids: Iterable[str]) -> None:
-    """Write a list that `read_ids` reads, one id a line."""
-    Path(path).write_text("".join(f"{image_id}\n" for image_id in ids), encoding="utf-8", newline="\n")
+def write_ids(path: Path, ids: Iterable[str]) -> None:
+    """Write a list file."""
+    path.write_text("".join(f"{i}\n" for i in ids), encoding="utf-8")
 
 
 def resolve_split(split: str, ids: list[str], seed: int) -> tuple[list[int], list[int]]:
-    """Indices of the labelled and of the unlabelled images among `ids`, both in the order of `ids`.
+    """Places of the labelled and of the unlabelled images among `ids`, both in the data's order.
 
-    `split` is a file of labelled ids, a fraction in (0, 1] such as "1/16" or "0.0625", a whole number of labelled
-    images such as "25", or "all". Fractions round up, as in the published lists; fractions and numbers draw with
-    `seed`. Raises InputError if that leaves no labelled image or names ids that are not there.
+    Args:
+        split: a list file, a fraction, a count or "all".
+        ids: ids of the training subset.
+        seed: fractions and counts draw from it.
+
+    Raises:
+        InputError: the split has another form, is empty, or lists ids that the data does not have.
     """
-    count = _count(split.strip(), len(ids))
-    if count is None:
-        labelled = _listed(split, ids)
+    if re.fullmatch(r"\d+/\d+|\d*\.\d+|\d+|all", split) and not Path(split).is_file():
+        chosen = _draw(split, len(ids), seed)
     else:
-        labelled = np.random.default_rng(seed).permutation(len(ids))[:count].tolist()
-    chosen = set(labelled)
-    return sorted(chosen), [index for index in range(len(ids)) if index not in chosen]
+        chosen = _listed(Path(split), ids)
+    return sorted(chosen), sorted(set(range(len(ids))) - chosen)
 
 
-def _count(split: str, total: int) -> int | None:
-    """Number of labelled images, or None if the split is a file."""
+def _draw(split: str, total: int, seed: int) -> set[int]:
     if split == "all":
-        return total
-    if re.fullmatch(r"\d+", split):
-        count = int(split)
-        if not 1 <= count <= total:
-            raise InputError(f"split {split}: the number of labelled images must be in 1..{total}")
-        return count
-    if re.fullmatch(r"-?(\d+/\d+|\d*\.\d+)", split):
-        # Fraction is exact: 0.07 * 100 in floats is slightly above 7, and would round up to 8.
-        fraction = Fraction(split) if not re.search(r"/0+$", split) else Fraction(0)
-        if not 0 < fraction <= 1:
-            raise InputError(f"split {split}: a fraction must be above 0 and at most 1, for example 1/16")
-        return math.ceil(fraction * total)
-    return None
+        return set(range(total))
+    try:
+        share = Fraction(split)
+    except ZeroDivisionError:
+        raise InputError(f"split {split} is not a number; pass {FORMS}") from None
+    is_count = split.isdigit()
+    if share <= 0 or share > (total if is_count else 1):
+        raise InputError(f"split {split} does not fit {total} training images: at least one, at most all are labelled")
+    number = int(share) if is_count else max(1, round(share * total))
+    return set(np.random.default_rng(seed).permutation(total)[:number].tolist())
 
 
-def _listed(split: str, ids: list[str]) -> list[int]:
-    if not Path(split).expanduser().is_file():
-        raise InputError(f"split {split!r}: no such file; pass {FORMS}")
-    listed = read_ids(split)
-    if not listed:
-        raise InputError(f"split {split!r}: the file lists no ids; at least one labelled image is needed")
-    place = {image_id: index for index, image_id in enumerate(ids)}
-    absent = [image_id for image_id in listed if image_id not in place]
+def _listed(path: Path, ids: list[str]) -> set[int]:
+    place = {name: index for index, name in enumerate(ids)}
+    listed = read_ids(path)
+    absent = [name for name in listed if name not in place]
     if absent:
-        raise InputError(
-            f"split {split!r}: {len(absent)} of {len(listed)} listed ids are not in the data: {_few(absent)}; "
-            "remove them or pass the data set that the list belongs to"
-        )
-    return [place[image_id] for image_id in listed]
-
-
-def _few(ids: list[str]) -> str:
-    return ", ".join(map(repr, ids[:NAMED_IDS])) + (", ..." if len(ids) > NAMED_IDS else "")
+        shown = ", ".join(absent[:3]) + (" ..." if len(absent) > 3 else "")
+        raise InputError(f"split {path} lists {len(absent)} of {len(listed)} ids that the data does not have: {shown}")
+    return {place[name] for name in listed}

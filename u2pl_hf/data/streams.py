@@ -1,14 +1,13 @@
-"""Endless training streams that resume exactly.
+"""Endless streams of training samples that go on exactly where they stopped.
 
-Sample number n of a stream is a pure function of the seed, the stream's name and n: the epoch is n // length, the
-image stands at place n % length of that epoch's permutation, and the augmentation has a seed of its own. The state
-of a stream is therefore one counter. The order does not depend on the number of workers, and resuming replays nothing.
+Sample number n of a stream is a function of (seed, stream name, n) alone: n decides the epoch, the place in that
+epoch's permutation, and the augmentation. The position is one counter, the order does not depend on the number of
+workers, and nothing has to be replayed to resume.
 """
 
-import hashlib
-import itertools
 import logging
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Iterator
 from functools import lru_cache
 
 import cv2
@@ -21,99 +20,100 @@ from u2pl_hf.data.transforms import WeakAugmentation
 from u2pl_hf.errors import InputError
 
 logger = logging.getLogger(__name__)
-
-CACHE_BYTES = 512 * 2**20
-# Numbers of samples are below 2**63; these two keep the seeds of orders and of augmentations apart.
-ORDER, AUGMENTATION = 0, 1
+# Decoded samples kept in memory, so that a small labelled set is decoded once and not once per epoch.
+CACHE_BYTES = 256 * 2**20
 
 
 class SampleStream(Dataset):
-    """Endless stream of augmented samples of some rows of a source: `stream[n]` for n = 0, 1, 2, ...
+    """Augmented samples of some rows of a source, by their number in the stream.
 
-    `indices` are the rows to show, each once per epoch; `seed` must not be negative, and streams of different `name`
-    are independent at the same seed. Without `with_labels` labels are never read. Up to `cache_bytes` of decoded
-    images and labels are kept in each process, by default for labelled streams only, because these are small.
+    Args:
+        source: where the rows are.
+        indices: rows of this stream.
+        augmentation: applied to each sample.
+        seed, name: decide order and augmentation; streams of different names are independent.
+        with_labels: False never touches the label column.
+
+    Raises:
+        InputError: on reading a damaged labelled image. A damaged unlabelled one is skipped and named once in the log.
     """
 
     def __init__(
         self,
         source: Source,
-        indices: Sequence[int],
+        indices: list[int],
         augmentation: WeakAugmentation,
         *,
         seed: int,
         name: str,
         with_labels: bool,
-        cache_bytes: int | None = None,
     ):
-        if not len(indices):
-            raise InputError(f"{source.name}: the {name} stream has no images; pass another split")
-        self.source = source
-        self.indices = list(indices)
-        self.augmentation = augmentation
-        self.name = name
+        self.source, self.indices, self.augmentation = source, np.asarray(indices), augmentation
+        self.key = (seed, zlib.crc32(name.encode()))
         self.with_labels = with_labels
-        name_key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
-        self._entropy = (seed, name_key)
-        self._free_bytes = cache_bytes if cache_bytes is not None else CACHE_BYTES if with_labels else 0
-        self._decoded: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
-        self._unreadable: set[int] = set()
+        self.cache: dict[int, tuple] = {}
+        self.cached_bytes = 0
+        self.skipped: set[int] = set()
 
-    def __getitem__(self, n: int) -> dict[str, torch.Tensor | str]:
-        """Sample n: pixel_values uint8 (3, S, S), valid bool (S, S), id, and labels uint8 (S, S) if there are any.
+    def __getitem__(self, number: int) -> dict:
+        """pixel_values uint8 (3,S,S), valid bool (S,S), labels uint8 (S,S) if with_labels, id."""
+        index, (image, label) = self._row(number)
+        seed = np.random.SeedSequence([*self.key, 1, number]).generate_state(1)[0]
+        return self.augmentation(image, label, int(seed)) | {"id": self.source.ids[index]}
 
-        An unlabelled image that cannot be read is replaced by the next one of the epoch's order, with a warning once
-        per process; a labelled one raises InputError.
-        """
-        index, image, label = self._readable(n)
-        seed = int(np.random.SeedSequence([*self._entropy, AUGMENTATION, n]).generate_state(1, np.uint64)[0])
-        return {**self.augmentation(image, label, seed), "id": self.source.ids[index]}
-
-    def _readable(self, n: int) -> tuple[int, np.ndarray, np.ndarray | None]:
-        epoch, place = divmod(n, len(self.indices))
-        order = _order(self._entropy, len(self.indices), epoch)
-        for position in itertools.chain(range(place, len(order)), range(place)):
-            index = self.indices[order[position]]
-            if index in self._unreadable:
-                continue
+    def _row(self, number: int) -> tuple[int, tuple]:
+        for step in range(len(self.indices)):
+            epoch, place = divmod(number + step, len(self.indices))
+            index = int(self.indices[_permutation(*self.key, epoch, len(self.indices))[place]])
             try:
-                return index, *self._arrays(index)
+                return index, self._read(index)
             except InputError as error:
                 if self.with_labels:
                     raise
-                self._unreadable.add(index)
-                logger.warning("%s stream: skipped for good: %s", self.name, error)
-        raise InputError(f"{self.source.name}: no image of the {self.name} stream can be read")
+                if index not in self.skipped:
+                    self.skipped.add(index)
+                    logger.warning("skipped: %s", error)
+        raise InputError(f"none of the {len(self.indices)} unlabelled images can be read")
 
-    def _arrays(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
-        if index in self._decoded:
-            return self._decoded[index]
-        image = self.source.read_image(index)
-        label = self.source.read_label(index) if self.with_labels else None
-        needed = image.nbytes + (0 if label is None else label.nbytes)
-        # First come, first kept: every image is shown once per epoch, so that replacing one gains nothing.
-        if needed <= self._free_bytes:
-            self._free_bytes -= needed
-            self._decoded[index] = (image, label)
-        return image, label
+    def _read(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
+        if index in self.cache:
+            return self.cache[index]
+        row = (self.source.read_image(index), self.source.read_label(index) if self.with_labels else None)
+        size = sum(array.nbytes for array in row if array is not None)
+        if self.cached_bytes + size <= CACHE_BYTES:
+            self.cache[index] = row
+            self.cached_bytes += size
+        return row
 
 
 @lru_cache(maxsize=8)
-def _order(entropy: tuple[int, int], length: int, epoch: int) -> np.ndarray:
-    """Permutation of one epoch. Two streams with batches across two epochs need four of them at a time."""
-    return np.random.default_rng([*entropy, ORDER, epoch]).permutation(length)
+def _permutation(seed: int, name: int, epoch: int, length: int) -> np.ndarray:
+    return np.random.default_rng([seed, name, 0, epoch]).permutation(length)
 
 
-class _Batches(Sampler):
+class _CountingSampler(Sampler):
     """Numbers of the samples of each batch of one process, without end."""
 
     def __init__(self, batch_size: int, rank: int, world_size: int, start_batch: int):
         self.batch_size, self.rank, self.world_size, self.start_batch = batch_size, rank, world_size, start_batch
 
     def __iter__(self) -> Iterator[list[int]]:
-        for batch in itertools.count(self.start_batch):
+        batch = self.start_batch
+        while True:
             first = (batch * self.world_size + self.rank) * self.batch_size
             yield list(range(first, first + self.batch_size))
+            batch += 1
+
+
+def _collate(samples: list[dict]) -> dict:
+    batch = {name: torch.stack([s[name] for s in samples]) for name in samples[0] if name != "id"}
+    return batch | {"ids": [s["id"] for s in samples]}
+
+
+def _limit_threads(worker: int) -> None:
+    """Workers are the parallelism: threads inside them would only fight for the same cores."""
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
 
 
 def endless_loader(
@@ -126,30 +126,15 @@ def endless_loader(
     num_workers: int = 0,
     pin_memory: bool = False,
 ) -> DataLoader:
-    """Loader without end over the batches of process `rank`, beginning with batch number `start_batch`.
+    """Batches of a stream without end, as dicts of stacked tensors and `ids`.
 
-    Batch k of process r holds samples (k * world_size + r) * batch_size + i, so that processes never share a sample.
-    To resume, pass the number of batches already used. A batch is a dict of stacked tensors, with a list of str as id.
+    Batch k of process r holds the samples (k * world_size + r) * batch_size and following: processes share none.
     """
     return DataLoader(
         stream,
-        batch_sampler=_Batches(batch_size, rank, world_size, start_batch),
-        collate_fn=_collate,
+        batch_sampler=_CountingSampler(batch_size, rank, world_size, start_batch),
         num_workers=num_workers,
-        persistent_workers=num_workers > 0,
-        worker_init_fn=_one_thread,
+        collate_fn=_collate,
         pin_memory=pin_memory,
-        # A loader draws a seed for its workers; from torch's global generator that would disturb the training's draws.
-        generator=torch.Generator(),
+        worker_init_fn=_limit_threads,
     )
-
-
-def _collate(samples: list[dict]) -> dict[str, torch.Tensor | list[str]]:
-    columns = {name: [sample[name] for sample in samples] for name in samples[0]}
-    return {name: values if name == "id" else torch.stack(values) for name, values in columns.items()}
-
-
-def _one_thread(worker: int) -> None:
-    # There is one worker per core: threads inside the workers would only fight for the cores.
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)

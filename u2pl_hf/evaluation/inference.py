@@ -19,6 +19,8 @@ from u2pl_hf.errors import InputError
 from u2pl_hf.evaluation.mean_iou import IGNORE_INDEX, MeanIoU
 
 MODES = ("whole", "slide")
+# The other heads would be half of the decoder's work.
+LOGITS_ONLY = {"output_representation": False, "output_auxiliary": False}
 
 
 def build_image_processor():
@@ -75,7 +77,7 @@ def segment(
     """Class scores at input size; the model's train/eval mode is the caller's.
 
     Args:
-        model: gives `.logits` (b,C,h,w), at any resolution, for float images (b,3,H,W).
+        model: U2PLForSemanticSegmentation, or what gives `.logits` (b,C,h,w) for float images (b,3,H,W) likewise.
         pixel_values: (B,3,H,W), float, normalised, on the model's device.
         mode: "whole", or "slide": square windows whose last row and column are shifted inside the image; logits are
             summed and divided by how many windows saw the pixel. An image smaller than the window is not padded.
@@ -104,7 +106,7 @@ def segment(
         if mode == "slide":
             logits = _slide(model, view, window, options["stride"], window_batch)
         else:
-            logits = _resize(model(view).logits.float(), view.shape[-2:])
+            logits = _resize(model(view, **LOGITS_ONLY).logits.float(), view.shape[-2:])
         logits = _resize(logits.flip(-1) if mirrored else logits, size)
         if len(views) == 1:
             return logits
@@ -128,7 +130,7 @@ def _slide(model, pixel_values: Tensor, window: int, stride: int, window_batch: 
     for first in range(0, len(corners), window_batch):
         chunk = corners[first : first + window_batch]
         crops = torch.stack([pixel_values[b, :, y : y + tall, x : x + wide] for b, y, x in chunk])
-        logits = _resize(model(crops).logits.float(), (tall, wide))
+        logits = _resize(model(crops, **LOGITS_ONLY).logits.float(), (tall, wide))
         if total is None:
             total = logits.new_zeros(batch, logits.shape[1], height, width)
         for (b, y, x), scores in zip(chunk, logits, strict=True):
