@@ -117,7 +117,7 @@ def test_flip_and_scales_average_probabilities():
 
 
 def test_flip_brings_the_mirror_image_back():
-    def left_right(x):
+    def left_right(x, **_):
         """Looks at the position, not at the image."""
         ramp = torch.linspace(-1, 1, x.shape[3]).expand(x[:, 0].shape)
         return SimpleNamespace(logits=torch.stack([torch.zeros_like(ramp), ramp], dim=1))
