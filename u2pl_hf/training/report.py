@@ -3,6 +3,7 @@
 import platform
 import shlex
 import sys
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,8 +19,16 @@ from u2pl_hf.training.arguments import RunArguments
 
 def hardware(device: torch.device, processes: int) -> dict:
     """Where the run took place."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {"device": device.type, "name": name, "threads": torch.get_num_threads(), "processes": processes}
+
+
+def _processor() -> str:
+    """The processor's name, where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def segment_options(args: RunArguments) -> dict:
