@@ -27,6 +27,23 @@ def test_flip_is_fair():
     assert np.mean(flipped) == pytest.approx(0.5, abs=0.06)
 
 
+def test_scale_flip_and_crop_are_independent():
+    """Each alone can look right while one draw decides all of them: correlations of 1,000 samples (3 sigma is 0.1)."""
+    rows, columns = np.mgrid[:256, :256].astype(np.uint8)
+    image = np.dstack([rows, columns, rows])  # a pixel tells where it came from
+    draws = []
+    augment = WeakAugmentation(64)
+    for seed in range(1000):
+        crop = augment(image, None, seed)["pixel_values"].float()
+        step = (crop[0, -1, 0] - crop[0, 0, 0]) / 63  # source pixels per crop pixel
+        flipped = crop[1, 0, 0] > crop[1, 0, -1]
+        room = 255 - 63 * step
+        left = min(crop[1, 0, 0], crop[1, 0, -1])
+        draws.append([1 / step, flipped, crop[0, 0, 0] / room, left / room])
+    correlation = np.corrcoef(np.array(draws, dtype=float).T)
+    assert np.abs(correlation - np.eye(4)).max() < 0.12
+
+
 def test_padding_is_even_mean_coloured_and_ignored():
     augment = WeakAugmentation(41, scale_range=(1.0, 1.0), flip=0.0)
     sample = augment(np.full((20, 30, 3), 7, np.uint8), np.full((20, 30), 3, np.uint8), seed=1)

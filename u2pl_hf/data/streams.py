@@ -137,4 +137,6 @@ def endless_loader(
         collate_fn=_collate,
         pin_memory=pin_memory,
         worker_init_fn=_limit_threads,
+        # Its own, or starting the workers would draw from torch's global generator.
+        generator=torch.Generator(),
     )

@@ -1,6 +1,7 @@
 """Weak augmentation of one sample, before batching, and normalisation of a batch, on the device."""
 
 import os
+import random
 from functools import lru_cache
 
 # albumentations asks the network for a newer version on import unless told not to.
@@ -58,7 +59,8 @@ class WeakAugmentation:
         Returns:
             pixel_values uint8 (3,S,S), valid bool (S,S), and labels uint8 (S,S) if a label was given.
         """
-        self.compose.set_random_seed(seed)
+        # set_random_seed would seed every transform alike, so that flip and crop repeated the draw of the scale.
+        self.compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
         inside = np.zeros(image.shape[:2], np.uint8)
         masks = [inside] if label is None else [inside, label]
         done = self.compose(image=image, masks=masks)
