@@ -1,90 +1,81 @@
-"""Any data set as rows of id, image and label: the rendered demo, a local folder, or the Hub."""
+"""Any data set as rows of id, image and label: the rendered demo, a local folder, or the Hub, kept or streamed."""
 
-import io
+import logging
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
+import fsspec
 import numpy as np
 import pyarrow
-from PIL import Image, ImageOps, UnidentifiedImageError
+from datasets.fingerprint import Hasher
 
+from u2pl_hf.data.decode import decode_image, decode_label, image_size
 from u2pl_hf.data.demo import demo_folder
+from u2pl_hf.data.rows import CONNECTIONS, ArrowRows, JoinedRows, ParquetRows
 from u2pl_hf.errors import InputError
 
 VOID = 255
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Source:
-    """One subset of a data set. Rows are memory mapped, and an image is decoded only when it is read.
+    """One subset of a data set. An image is read and decoded only when it is asked for.
 
     Attributes:
-        rows: columns named below; images as undecoded bytes.
+        rows: where the undecoded bytes are.
         ids: the id of each row, all different.
         class_names: one per class, where the data set names them.
+        streamed: rows come from a network, or from files that are read in place: neighbours are cheap to read together.
     """
 
-    rows: datasets.Dataset
+    rows: ArrowRows | ParquetRows | JoinedRows
     ids: list[str]
-    class_names: list[str] | None
-    image_column: str = "image"
-    label_column: str | None = "label"
+    class_names: list[str] | None = None
+    streamed: bool = False
 
-    def read_image(self, index: int) -> np.ndarray:
-        """Image of a row as uint8 (H,W,3) RGB, turned upright as its EXIF orientation says.
+    def read_image(self, index: int, cell: dict | None = None) -> np.ndarray:
+        """Image of a row as uint8 (H,W,3) RGB, turned upright; `cell` is its undecoded form where it is at hand.
 
         Raises:
             InputError: the bytes are not an image, or are damaged.
         """
-        image = self._open(index, self.image_column)
-        try:
-            return np.asarray(ImageOps.exif_transpose(_to_rgb(image)))
-        except (OSError, SyntaxError, ValueError) as error:
-            raise InputError(f"image {self.ids[index]} cannot be read: {error}") from error
+        return decode_image(self.rows.cell(index, "image") if cell is None else cell, self.ids[index])
 
     def read_label(self, index: int) -> np.ndarray:
         """Label of a row as uint8 (H,W) class ids, 255 = ignore. Palette masks keep their ids.
 
         Raises:
-            InputError: the bytes are not an image, or the mask has several channels or values above 255.
+            InputError: there is none, the bytes are not an image, or the mask has several channels or values above 255.
         """
-        label = self._open(index, self.label_column)
-        try:
-            # A palette mask as an array is its ids; convert("L") would make grey levels of them.
-            ids = np.asarray(label)
-        except (OSError, SyntaxError, ValueError) as error:
-            raise InputError(f"label of {self.ids[index]} cannot be read: {error}") from error
-        if ids.ndim != 2 or ids.dtype.kind not in "ui" or ids.min(initial=0) < 0 or ids.max(initial=0) > 255:
-            raise InputError(f"label of {self.ids[index]} is {label.mode}, not an 8-bit mask of class ids")
-        return ids.astype(np.uint8)
+        cell = self.rows.cell(index, "label")
+        if cell is None:
+            raise InputError(f"image {self.ids[index]} has no label, so it cannot be used as a labelled image")
+        return decode_label(cell, self.ids[index])
 
     def size(self, index: int) -> tuple[int, int]:
         """(height, width) of a row's image as stored, from its header."""
-        width, height = self._open(index, self.image_column).size
-        return height, width
+        return image_size(self.rows.cell(index, "image"), self.ids[index])
 
-    def _open(self, index: int, column: str) -> Image.Image:
-        # Only the named column: a label is never read along with an image.
-        cell = self.rows.select_columns([column])[int(index)][column]
-        try:
-            return Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"])
-        except (UnidentifiedImageError, Image.DecompressionBombError, OSError, TypeError) as error:
-            raise InputError(f"{column} of {self.ids[index]} is not a readable image") from error
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16") or image.mode == "I":
-        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
-    return image if image.mode == "RGB" else _keep_exif(image, image.convert("RGB"))
-
-
-def _keep_exif(before: Image.Image, after: Image.Image) -> Image.Image:
-    after.info.setdefault("exif", before.info.get("exif", b""))
-    return after
+    def class_presence(self) -> np.ndarray:
+        """Which classes each row's label holds, bool (rows, 255); from the files' metadata, else by reading labels."""
+        presence = np.zeros((len(self.ids), VOID), bool)
+        sets = self.rows.class_sets()
+        if sets is None:
+            rows = np.flatnonzero(self.rows.has_label())
+            logger.info("reading %d labels, for a split that holds every class", len(rows))
+            with ThreadPoolExecutor() as pool:
+                sets = dict(zip(rows, pool.map(lambda i: np.unique(self.read_label(i)), rows), strict=True))
+        else:
+            sets = {row: np.array(ids, int) for row, ids in enumerate(sets) if ids is not None}
+        for row, ids in sets.items():
+            presence[row, ids[ids < VOID]] = True
+        return presence
 
 
 def load_source(
@@ -96,6 +87,7 @@ def load_source(
     label_column: str | None = "label",
     revision: str | None = None,
     cache_dir: str | os.PathLike | None = None,
+    streaming: bool = False,
 ) -> Source:
     """Open one subset of a data set.
 
@@ -103,63 +95,174 @@ def load_source(
         dataset: "demo", a local folder, or a Hub id, as `datasets.load_dataset` reads them.
         subset: train, validation ...
         label_column: None where labels are not needed.
+        streaming: read parquet files where they lie, on the Hub or on a disk, instead of converting all of them first.
 
     Raises:
         InputError: no such data set, subset or column; ids that are missing or not unique.
     """
     path = str(demo_folder(cache_dir)) if dataset == "demo" else dataset
-    every = _load(path, revision)
-    if subset not in every:
-        raise InputError(f"data set {dataset} has no subset '{subset}'; it has {', '.join(every)}")
-    rows = every[subset]
-    if not len(rows):
+    _check_path(path)
+    columns = {"id": id_column, "image": image_column} | ({"label": label_column} if label_column else {})
+    files = _parquet_files(path, subset, revision) if streaming else None
+    if files is not None:
+        rows = ParquetRows(files, columns)
+        ids = rows.ids()
+    else:
+        rows, ids = _arrow_rows(path, subset, revision, columns)
+    if not ids:
         raise InputError(f"subset '{subset}' of data set {dataset} is empty")
-    for option, column in (("id", id_column), ("image", image_column), ("label", label_column)):
-        if column is not None and column not in rows.column_names:
-            listed = ", ".join(rows.column_names)
-            raise InputError(
-                f"data set {dataset} has no column '{column}' (it has {listed}); pass --{option}_column NAME"
-            )
-    for column in filter(None, (image_column, label_column)):
-        try:
-            rows = rows.cast_column(column, datasets.Image(decode=False))
-        except (pyarrow.ArrowException, TypeError, ValueError):
-            kind = rows.features[column]
-            raise InputError(f"column '{column}' of data set {dataset} holds no images but {kind}") from None
-    ids = [str(i) for i in rows.select_columns([id_column])[:][id_column]]
+    _check_unique(ids, dataset)
+    return Source(rows, ids, _class_names(path, revision), streamed=files is not None)
+
+
+def joined(sources: list[Source]) -> Source:
+    """Several sources as one, ids prefixed with the source's number where two sources share one.
+
+    Class names are the first source's.
+    """
+    if len(sources) == 1:
+        return sources[0]
+    ids = [i for source in sources for i in source.ids]
     if len(set(ids)) < len(ids):
-        seen: set[str] = set()
-        twice = next(i for i in ids if i in seen or seen.add(i))
-        raise InputError(f"data set {dataset} has the id '{twice}' more than once; ids must be unique")
-    return Source(rows, ids, _class_names(Path(path)), image_column, label_column)
+        ids = [f"{number}:{i}" for number, source in enumerate(sources) for i in source.ids]
+    rows = JoinedRows([source.rows for source in sources])
+    return Source(rows, ids, sources[0].class_names, any(source.streamed for source in sources))
 
 
-def _load(path: str, revision: str | None) -> datasets.DatasetDict:
+def materialised(source: Source, indices: list[int], cache_dir: str | os.PathLike | None = None) -> Source:
+    """These rows of a streamed source, with their labels, as a local memory-mapped table.
+
+    Processes of one machine share the table, and it is made once: `datasets` caches it under the files and rows.
+    """
+    features = datasets.Features({name: datasets.Image(decode=False) for name in ("image", "label")})
+    made_from = Hasher.hash([source.rows.fingerprint(), list(indices)])
+    with _quiet():
+        table = datasets.Dataset.from_generator(
+            _cells,
+            features=features,
+            cache_dir=cache_dir,
+            gen_kwargs={"rows": source.rows, "indices": list(indices)},
+            fingerprint=made_from,
+        )
+    columns = {"image": "image", "label": "label"}
+    return Source(ArrowRows(table, columns), [source.ids[i] for i in indices], source.class_names)
+
+
+def _cells(rows: ParquetRows, indices: list[int]):
+    """Rows for a table, in order; fetched by several threads, a few hundred at a time."""
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        for start in range(0, len(indices), 256):
+            part = np.array(indices[start : start + 256])
+            blocks = rows.blocks(part)
+            cells = [
+                {
+                    i: cell
+                    for found in pool.map(lambda b, role=role: rows.read(b, role), blocks)
+                    for i, cell in found.items()
+                }
+                for role in ("image", "label")
+            ]
+            for i in part.tolist():
+                yield {"image": cells[0][i], "label": cells[1][i]}
+
+
+def _check_path(path: str) -> None:
     local = Path(path)
     if not local.exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
         raise InputError(f"data set {path}: no such folder")
     if local.is_dir() and not any(local.iterdir()):
         raise InputError(f"data set {path}: the folder is empty")
+
+
+def _parquet_files(path: str, subset: str, revision: str | None) -> list[str] | None:
+    """Where the parquet files of a subset are; None for a local folder that holds other files."""
+    with _readable(path), _quiet():
+        builder = datasets.load_dataset_builder(path, revision=revision)
+    files = {str(name): list(urls) for name, urls in (builder.config.data_files or {}).items()}
+    if not all(url.endswith(".parquet") for urls in files.values() for url in urls):
+        if Path(path).is_dir():
+            return None
+        raise InputError(f"data set {path} is not stored as parquet, so it cannot be streamed; drop --streaming")
+    _check_subset(path, subset, files)
+    return files[subset]
+
+
+def _arrow_rows(path: str, subset: str, revision: str | None, columns: dict[str, str]) -> tuple[ArrowRows, list[str]]:
+    with _readable(path), _quiet():
+        every = datasets.load_dataset(path, revision=revision)
+    _check_subset(path, subset, every)
+    table = every[subset]
+    from_names = columns["id"] not in table.column_names and Path(path).is_dir()
+    for role, column in columns.items():
+        if column not in table.column_names and not (role == "id" and from_names):
+            listed = ", ".join(table.column_names)
+            raise InputError(f"data set {path} has no column '{column}' (it has {listed}); pass --{role}_column NAME")
+    bytes_columns = {role: column for role, column in columns.items() if role != "id"}
+    for column in bytes_columns.values():
+        try:
+            table = table.cast_column(column, datasets.Image(decode=False))
+        except (pyarrow.ArrowException, TypeError, ValueError):
+            kind = table.features[column]
+            raise InputError(f"column '{column}' of data set {path} holds no images but {kind}") from None
+    if from_names:
+        return ArrowRows(table, bytes_columns), _file_names(path, table.select_columns([columns["image"]]))
+    return ArrowRows(table, bytes_columns), [str(i) for i in table.select_columns([columns["id"]])[:][columns["id"]]]
+
+
+def _file_names(path: str, images: datasets.Dataset) -> list[str]:
+    """Ids of a plain folder of images: the files' names below it, without their suffix."""
+    (column,) = images.column_names
+    stored = [cell["path"] for cell in images[:][column]]
+    if None in stored:
+        raise InputError(f"data set {path} has no column of ids, and its images have no names; pass --id_column NAME")
+    root = Path(path).resolve()
+    return [Path(name).resolve().relative_to(root).with_suffix("").as_posix() for name in stored]
+
+
+def _check_subset(path: str, subset: str, every: Iterable[str]) -> None:
+    if subset not in every:
+        raise InputError(f"data set {path} has no subset '{subset}'; it has {', '.join(map(str, every))}")
+
+
+def _check_unique(ids: list[str], dataset: str) -> None:
+    if len(set(ids)) < len(ids):
+        seen: set[str] = set()
+        twice = next(i for i in ids if i in seen or seen.add(i))
+        raise InputError(f"data set {dataset} has the id '{twice}' more than once; ids must be unique")
+
+
+@contextmanager
+def _readable(path: str):
+    """Turns whatever `datasets` raises about a data set into one line."""
+    try:
+        yield
+    except Exception as error:  # datasets lets errors of many libraries through
+        reason = " ".join(str(error).split())[:300]
+        local = Path(path).exists()
+        where = "cannot be read as a data set" if local else "is neither a local folder nor a data set on the Hub"
+        raise InputError(f"data set {path} {where}: {reason}") from error
+
+
+@contextmanager
+def _quiet():
+    """No progress bars of `datasets`."""
     bars = datasets.utils.logging.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
-        return datasets.load_dataset(path, revision=revision)
-    except Exception as error:  # datasets lets errors of many libraries through
-        reason = " ".join(str(error).split())[:300]
-        where = (
-            "cannot be read as a data set" if local.exists() else "is neither a local folder nor a data set on the Hub"
-        )
-        raise InputError(f"data set {path} {where}: {reason}") from error
+        yield
     finally:
         if bars:
             datasets.enable_progress_bars()
 
 
-def _class_names(folder: Path) -> list[str] | None:
-    path = folder / "class_names.txt"
-    if not path.is_file():
+def _class_names(path: str, revision: str | None) -> list[str] | None:
+    """Names from class_names.txt beside the data, on a disk or on the Hub."""
+    root = path if Path(path).exists() else f"hf://datasets/{path}" + (f"@{revision}" if revision else "")
+    try:
+        with fsspec.open(f"{root}/class_names.txt", encoding="utf-8-sig", mode="r") as file:
+            return [line.strip() for line in file if line.strip()]
+    except FileNotFoundError:
         return None
-    return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
 
 
 def check_labelled(source: Source, indices: Iterable[int], num_labels: int, *, what: str) -> None:
@@ -173,6 +276,22 @@ def check_labelled(source: Source, indices: Iterable[int], num_labels: int, *, w
     if problems:
         more = f" (and {len(problems) - 1} more {what} images have problems)" if len(problems) > 1 else ""
         raise InputError(problems[0] + more)
+
+
+def check_some_readable(source: Source, indices: list[int], tries: int = 8) -> None:
+    """Refuse unlabelled images of which none out of a few can be read.
+
+    Raises:
+        InputError: quotes the first problem.
+    """
+    problems = []
+    for place in np.unique(np.linspace(0, len(indices) - 1, tries).astype(int)):
+        try:
+            source.read_image(indices[place])
+            return
+        except InputError as error:
+            problems.append(str(error))
+    raise InputError(f"{len(problems)} unlabelled images were tried and none can be read: {problems[0]}")
 
 
 def _problem(source: Source, index: int, num_labels: int) -> str | None:

@@ -1,26 +1,28 @@
 """Endless streams of training samples that go on exactly where they stopped.
 
-Sample number n of a stream is a function of (seed, stream name, n) alone: n decides the epoch, the place in that
-epoch's permutation, and the augmentation. The position is one counter, the order does not depend on the number of
-workers, and nothing has to be replayed to resume.
+Sample number n of a stream is a function of (seed, stream name, n) alone, and of the number of processes where rows
+are streamed: n decides the epoch, the place in that epoch's order, and the augmentation. The position is one counter,
+the order does not depend on the number of workers, and nothing has to be replayed to resume.
 """
 
 import logging
 import zlib
 from collections.abc import Iterator
-from functools import lru_cache
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from u2pl_hf.data.order import BlockShuffle, FullShuffle, Window
+from u2pl_hf.data.rows import CONNECTIONS
 from u2pl_hf.data.sources import Source
 from u2pl_hf.data.transforms import WeakAugmentation
 from u2pl_hf.errors import InputError
 
 logger = logging.getLogger(__name__)
-# Decoded samples kept in memory, so that a small labelled set is decoded once and not once per epoch.
+# Decoded samples are kept in memory where the whole stream fits: a small labelled set is then decoded once.
 CACHE_BYTES = 256 * 2**20
 
 
@@ -33,9 +35,11 @@ class SampleStream(Dataset):
         augmentation: applied to each sample.
         seed, name: decide order and augmentation; streams of different names are independent.
         with_labels: False never touches the label column.
+        batch_size, world_size: how samples are numbered; see u2pl_hf.data.order.
+        cache_bytes: memory for decoded samples, per worker.
 
     Raises:
-        InputError: on reading a damaged labelled image. A damaged unlabelled one is skipped and named once in the log.
+        InputError: on reading a damaged labelled image. A damaged unlabelled one is replaced by the stream's next.
     """
 
     def __init__(
@@ -47,67 +51,115 @@ class SampleStream(Dataset):
         seed: int,
         name: str,
         with_labels: bool,
+        batch_size: int = 1,
+        world_size: int = 1,
+        cache_bytes: int = CACHE_BYTES,
     ):
         self.source, self.indices, self.augmentation = source, np.asarray(indices), augmentation
         self.key = (seed, zlib.crc32(name.encode()))
-        self.with_labels = with_labels
+        self.with_labels, self.batch_size, self.world_size = with_labels, batch_size, world_size
+        self.cache_bytes = cache_bytes
         self.cache: dict[int, tuple] = {}
-        self.cached_bytes = 0
-        self.skipped: set[int] = set()
+        if source.streamed:
+            places = [np.searchsorted(self.indices, block) for block in source.rows.blocks(self.indices)]
+            self.order = BlockShuffle(self.key, places, batch_size, world_size)
+        else:
+            self.order = FullShuffle(self.key, len(self.indices))
 
-    def __getitem__(self, number: int) -> dict:
-        """pixel_values uint8 (3,S,S), valid bool (S,S), labels uint8 (S,S) if with_labels, id."""
-        index, (image, label) = self._row(number)
+    def __getitem__(self, item: tuple[int, dict | None]) -> dict:
+        """A sample: pixel_values uint8 (3,S,S), valid bool (S,S), labels uint8 (S,S) if with_labels, id, skipped.
+
+        Args:
+            item: the sample's number, and its undecoded image where that is at hand.
+        """
+        number, cell = item
+        index, (image, label), skipped = self._row(number, cell)
         seed = np.random.SeedSequence([*self.key, 1, number]).generate_state(1)[0]
-        return self.augmentation(image, label, int(seed)) | {"id": self.source.ids[index]}
+        return self.augmentation(image, label, int(seed)) | {"id": self.source.ids[index], "skipped": skipped}
 
-    def _row(self, number: int) -> tuple[int, tuple]:
+    def row(self, number: int) -> int:
+        """The row of the source that a sample shows."""
+        return int(self.indices[self.order.place(number)])
+
+    def _row(self, number: int, cell: dict | None) -> tuple[int, tuple, list[str]]:
+        skipped: list[str] = []
         for step in range(len(self.indices)):
-            epoch, place = divmod(number + step, len(self.indices))
-            index = int(self.indices[_permutation(*self.key, epoch, len(self.indices))[place]])
+            index = self.row(number + step)
             try:
-                return index, self._read(index)
+                return index, self._read(index, None if step else cell), skipped
             except InputError as error:
                 if self.with_labels:
                     raise
-                if index not in self.skipped:
-                    self.skipped.add(index)
-                    logger.warning("skipped: %s", error)
+                skipped.append(str(error))
         raise InputError(f"none of the {len(self.indices)} unlabelled images can be read")
 
-    def _read(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
+    def _read(self, index: int, cell: dict | None) -> tuple[np.ndarray, np.ndarray | None]:
         if index in self.cache:
             return self.cache[index]
-        row = (self.source.read_image(index), self.source.read_label(index) if self.with_labels else None)
-        size = sum(array.nbytes for array in row if array is not None)
-        if self.cached_bytes + size <= CACHE_BYTES:
+        row = (self.source.read_image(index, cell), self.source.read_label(index) if self.with_labels else None)
+        if sum(array.nbytes for array in row if array is not None) * len(self.indices) <= self.cache_bytes:
             self.cache[index] = row
-            self.cached_bytes += size
         return row
 
 
-@lru_cache(maxsize=8)
-def _permutation(seed: int, name: int, epoch: int, length: int) -> np.ndarray:
-    return np.random.default_rng([seed, name, 0, epoch]).permutation(length)
+class _BlockReader:
+    """The undecoded images of one process, each block read once per epoch and one window ahead of its use."""
+
+    def __init__(self, stream: SampleStream):
+        self.stream, self.order = stream, stream.order
+        self.pool = ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="blocks")
+        self.fetched: dict[Window, list[Future]] = {}
+        self.current: Window | None = None
+        self.cells: dict[int, dict] = {}
+
+    def cell(self, number: int) -> dict:
+        """The image of a sample; numbers must come in the order of the process."""
+        window, used = self.order.window(number)
+        if window != self.current:
+            self.current, self.cells = window, {}
+            for future in self._fetch(window):
+                self.cells |= future.result()
+            del self.fetched[window]
+        if used >= 0.5:
+            self._fetch(self.order.after(window))
+        return self.cells[self.stream.row(number)]
+
+    def _fetch(self, window: Window) -> list[Future]:
+        if window not in self.fetched:
+            rows, indices = self.stream.source.rows, self.stream.indices
+            self.fetched[window] = [
+                self.pool.submit(rows.read, indices[block], "image") for block in self.order.window_blocks(window)
+            ]
+        return self.fetched[window]
 
 
-class _CountingSampler(Sampler):
-    """Numbers of the samples of each batch of one process, without end."""
+class _BatchSampler(Sampler):
+    """Numbers of the samples of each batch of one process, without end, with their images where those are streamed.
 
-    def __init__(self, batch_size: int, rank: int, world_size: int, start_batch: int):
-        self.batch_size, self.rank, self.world_size, self.start_batch = batch_size, rank, world_size, start_batch
+    Streamed images are fetched by the process itself and handed to its workers: every block is fetched once, however
+    many workers there are.
+    """
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __init__(self, stream: SampleStream, rank: int, start_batch: int):
+        self.stream, self.rank, self.start_batch = stream, rank, start_batch
+
+    def __iter__(self) -> Iterator[list[tuple[int, dict | None]]]:
+        size, reader = self.stream.batch_size, None
+        if self.stream.source.streamed:
+            reader = _BlockReader(self.stream)
         batch = self.start_batch
         while True:
-            first = (batch * self.world_size + self.rank) * self.batch_size
-            yield list(range(first, first + self.batch_size))
+            first = (batch * self.stream.world_size + self.rank) * size
+            yield [(number, reader.cell(number) if reader else None) for number in range(first, first + size)]
             batch += 1
 
 
 def _collate(samples: list[dict]) -> dict:
-    batch = {name: torch.stack([s[name] for s in samples]) for name in samples[0] if name != "id"}
-    return batch | {"ids": [s["id"] for s in samples]}
+    batch = {name: torch.stack([s[name] for s in samples]) for name in ("valid", "labels") if name in samples[0]}
+    # channels_last from the decoder to the model: nothing is transposed on the way.
+    pixels = torch.stack([s["pixel_values"].permute(1, 2, 0) for s in samples]).permute(0, 3, 1, 2)
+    skipped = [text for s in samples for text in s["skipped"]]
+    return batch | {"pixel_values": pixels, "ids": [s["id"] for s in samples], "skipped": skipped}
 
 
 def _limit_threads(worker: int) -> None:
@@ -117,22 +169,15 @@ def _limit_threads(worker: int) -> None:
 
 
 def endless_loader(
-    stream: SampleStream,
-    batch_size: int,
-    *,
-    rank: int = 0,
-    world_size: int = 1,
-    start_batch: int = 0,
-    num_workers: int = 0,
-    pin_memory: bool = False,
+    stream: SampleStream, *, rank: int = 0, start_batch: int = 0, num_workers: int = 0, pin_memory: bool = False
 ) -> DataLoader:
-    """Batches of a stream without end, as dicts of stacked tensors and `ids`.
+    """Batches of a stream without end, as dicts of stacked tensors, `ids`, and `skipped`: what could not be read.
 
     Batch k of process r holds the samples (k * world_size + r) * batch_size and following: processes share none.
     """
     return DataLoader(
         stream,
-        batch_sampler=_CountingSampler(batch_size, rank, world_size, start_batch),
+        batch_sampler=_BatchSampler(stream, rank, start_batch),
         num_workers=num_workers,
         collate_fn=_collate,
         pin_memory=pin_memory,

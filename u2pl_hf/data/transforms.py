@@ -65,7 +65,8 @@ class WeakAugmentation:
         masks = [inside] if label is None else [inside, label]
         done = self.compose(image=image, masks=masks)
         sample = {
-            "pixel_values": torch.from_numpy(np.ascontiguousarray(done["image"].transpose(2, 0, 1))),
+            # A view: the channels stay last in memory, as the model wants them.
+            "pixel_values": torch.from_numpy(np.ascontiguousarray(done["image"])).permute(2, 0, 1),
             "valid": torch.from_numpy(done["masks"][0] == 0),
         }
         if label is not None:

@@ -38,7 +38,16 @@ class RunArguments:
     id_column: str = _field("id", "column with a unique name per image")
     image_column: str = _field("image", "column with the images")
     label_column: str = _field("label", "column with the id masks")
-    split: str = _field("1/16", "which images are labelled: file of ids (one per line), a fraction, a count or 'all'")
+    split: str = _field(
+        "1/16",
+        "which images are labelled: file of ids (one per line), folder with labeled.txt and unlabeled.txt, published "
+        "list (voc_classic/732, voc_blender/1323, cityscapes/744 ...), a fraction, a count or 'all'",
+    )
+    splits_dir: str | None = _field(None, "folder with the published lists, where they cannot be downloaded")
+    drop_absent_ids: bool = _field(False, "use a list although the data lack some of its ids")
+    unlabelled_dataset: list[str] = _field([], "further data sets or folders of images, all used as unlabelled")
+    unlabelled_subset: str = _field("train", "subset of --unlabelled_dataset")
+    streaming: bool = _field(False, "read parquet files where they lie (Hub or disk) instead of converting them first")
     num_labels: int | None = _field(None, "classes without 255; default: the number of class names")
     class_names: list[str] = _field([], "one name per class; default: the data set's own, else numbers")
     crop_size: int = _field(513, "side of the square training crops, in pixels")

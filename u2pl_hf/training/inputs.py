@@ -1,31 +1,42 @@
 """From arguments to checked data: everything a user can get wrong about a data set is found here, before training."""
 
+import logging
 from dataclasses import dataclass
 
 from torch.utils.data import DataLoader
 
-from u2pl_hf.data.sources import Source, check_labelled, load_source
+from u2pl_hf.data.sources import Source, check_labelled, check_some_readable, joined, load_source, materialised
 from u2pl_hf.data.splits import resolve_split
 from u2pl_hf.data.streams import SampleStream, endless_loader
 from u2pl_hf.data.transforms import WeakAugmentation
 from u2pl_hf.errors import InputError
 from u2pl_hf.training.arguments import RunArguments
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass
 class TrainingData:
-    """The two training streams and the evaluation set of a run."""
+    """The rows of the two training streams and the evaluation set of a run.
 
-    train: Source
-    evaluation: Source
+    Attributes:
+        labelled_source, labelled: the labelled images are these rows of this source.
+        unlabelled_source, unlabelled: likewise.
+        evaluation: the evaluation set, all its rows.
+        class_names: one per class.
+    """
+
+    labelled_source: Source
     labelled: list[int]
+    unlabelled_source: Source
     unlabelled: list[int]
+    evaluation: Source
     class_names: list[str]
 
     @property
     def labelled_ids(self) -> list[str]:
         """Ids of the labelled images, in the data's order."""
-        return [self.train.ids[i] for i in self.labelled]
+        return [self.labelled_source.ids[i] for i in self.labelled]
 
 
 def load_training_data(args: RunArguments) -> TrainingData:
@@ -34,17 +45,64 @@ def load_training_data(args: RunArguments) -> TrainingData:
     Raises:
         InputError: one line that names what is wrong.
     """
-    columns = {"id_column": args.id_column, "image_column": args.image_column, "revision": args.dataset_revision}
-    train = load_source(args.dataset, args.train_subset, label_column=args.label_column, **columns)
-    evaluation = load_source(args.dataset, args.eval_subset, label_column=args.label_column, **columns)
-    labelled, unlabelled = resolve_split(args.split, train.ids, args.seed)
-    if args.method != "suponly" and not unlabelled:
-        raise InputError(f"--split {args.split} leaves no unlabelled image; pass --method suponly or label fewer")
+    train, evaluation = (_load(args, args.dataset, subset) for subset in (args.train_subset, args.eval_subset))
     class_names = _class_names(args, train)
-    check_labelled(train, labelled, len(class_names), what="training")
+    labelled, unlabelled = resolve_split(
+        args.split,
+        train.ids,
+        args.seed,
+        has_label=train.rows.has_label(),
+        class_presence=train.class_presence,
+        drop_absent=args.drop_absent_ids,
+        splits_dir=args.splits_dir,
+        dataset_dir=args.dataset,
+    )
+    labelled_source = train
+    if train.streamed:
+        labelled_source, labelled = materialised(train, labelled), list(range(len(labelled)))
+        evaluation = materialised(evaluation, list(range(len(evaluation.ids))))
+    check_labelled(labelled_source, labelled, len(class_names), what="training")
     check_labelled(evaluation, range(len(evaluation.ids)), len(class_names), what="evaluation")
-    _check_crop(args, train, labelled)
-    return TrainingData(train, evaluation, labelled, unlabelled, class_names)
+    _check_crop(args, labelled_source, labelled)
+    unlabelled_source = train
+    if args.method != "suponly":
+        unlabelled_source, unlabelled = _all_unlabelled(args, train, unlabelled)
+        check_some_readable(unlabelled_source, unlabelled)
+    return TrainingData(labelled_source, labelled, unlabelled_source, unlabelled, evaluation, class_names)
+
+
+def _load(args: RunArguments, dataset: str, subset: str) -> Source:
+    return load_source(
+        dataset,
+        subset,
+        id_column=args.id_column,
+        image_column=args.image_column,
+        label_column=args.label_column,
+        revision=args.dataset_revision,
+        streaming=args.streaming,
+    )
+
+
+def _all_unlabelled(args: RunArguments, train: Source, unlabelled: list[int]) -> tuple[Source, list[int]]:
+    """What the split leaves unlabelled, and every image of the further data sets."""
+    if not unlabelled and not args.unlabelled_dataset:
+        raise InputError(
+            f"--split {args.split} leaves no unlabelled image; "
+            "pass --method suponly, label fewer, or name more images with --unlabelled_dataset"
+        )
+    further = [
+        load_source(
+            dataset,
+            args.unlabelled_subset,
+            id_column=args.id_column,
+            image_column=args.image_column,
+            label_column=None,
+            streaming=args.streaming,
+        )
+        for dataset in args.unlabelled_dataset
+    ]
+    source = joined([train, *further])
+    return source, unlabelled + list(range(len(train.ids), len(source.ids)))
 
 
 def _class_names(args: RunArguments, train: Source) -> list[str]:
@@ -72,14 +130,40 @@ def training_loaders(
 ) -> tuple[DataLoader, DataLoader | None]:
     """Endless loaders of labelled and unlabelled batches (None for suponly), going on at `start_step`."""
     augmentation = WeakAugmentation(args.crop_size)
-    layout = {"rank": rank, "world_size": world_size, "num_workers": args.num_workers, "pin_memory": pin_memory}
-    stream_l = SampleStream(data.train, data.labelled, augmentation, seed=args.seed, name="labelled", with_labels=True)
-    labelled = endless_loader(stream_l, args.batch_size, start_batch=start_step, **layout)
+    place = {"rank": rank, "num_workers": args.num_workers, "pin_memory": pin_memory}
+
+    def loader(source: Source, rows: list[int], name: str, batch_size: int, start_batch: int) -> DataLoader:
+        stream = SampleStream(
+            source,
+            rows,
+            augmentation,
+            seed=args.seed,
+            name=name,
+            with_labels=name == "labelled",
+            batch_size=batch_size,
+            world_size=world_size,
+        )
+        return endless_loader(stream, start_batch=start_batch, **place)
+
+    labelled = loader(data.labelled_source, data.labelled, "labelled", args.batch_size, start_step)
     if args.method == "suponly":
         return labelled, None
-    stream_u = SampleStream(
-        data.train, data.unlabelled, augmentation, seed=args.seed, name="unlabelled", with_labels=False
-    )
     # Unlabelled images are first needed when warm-up ends.
     start_u = max(0, start_step - args.warmup_steps)
-    return labelled, endless_loader(stream_u, args.unlabelled_batch_size, start_batch=start_u, **layout)
+    return labelled, loader(data.unlabelled_source, data.unlabelled, "unlabelled", args.unlabelled_batch_size, start_u)
+
+
+class SkippedImages:
+    """Unlabelled images that could not be read: each is named once in the log, and counted."""
+
+    def __init__(self):
+        self.messages: set[str] = set()
+
+    def note(self, messages: list[str]) -> None:
+        """Take down what a batch reports."""
+        for message in set(messages) - self.messages:
+            logger.warning("skipped: %s", message)
+        self.messages |= set(messages)
+
+    def __len__(self) -> int:
+        return len(self.messages)

@@ -59,6 +59,7 @@ def gather_results(trainer, last: dict) -> dict:
         "protocol": describe_protocol(**segment_options(args)),
         "class_names": data.class_names,
         "command": shlex.join(["accelerate", "launch", "training_scripts/train_u2pl.py", *sys.argv[1:]]),
+        "skipped_unlabelled": len(trainer.skipped),
         "last": last,
         "best": trainer.best,
         "pictures": f"pictures/step-{last['step']:06d}.png" if args.picture_samples else None,

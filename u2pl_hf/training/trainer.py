@@ -19,7 +19,7 @@ from u2pl_hf.method.schedules import poly_factor
 from u2pl_hf.method.step import Batch, build_step
 from u2pl_hf.training.arguments import RunArguments
 from u2pl_hf.training.checkpoint import RunFolder, load_checkpoint, write_atomically, write_json
-from u2pl_hf.training.inputs import load_training_data, training_loaders
+from u2pl_hf.training.inputs import SkippedImages, load_training_data, training_loaders
 from u2pl_hf.training.report import gather_results, picture_samples, segment_options
 from u2pl_hf.training.tracking import Tracker
 
@@ -56,6 +56,7 @@ class Trainer:
         self.optimizer = build_optimizer(args, self.student)
         self.wrapped_student, self.optimizer = self.accelerator.prepare(self.student, self.optimizer)
         self.best: dict | None = None
+        self.skipped = SkippedImages()
         self.started = time.perf_counter()
 
     @property
@@ -155,7 +156,9 @@ class Trainer:
         x_l, y_l, _ = self._to_device(next(batches_l))
         if batches_u is None or step < self.args.warmup_steps:
             return Batch(x_l, y_l)
-        x_u, _, valid_u = self._to_device(next(batches_u))
+        unlabelled = next(batches_u)
+        self.skipped.note(unlabelled["skipped"])
+        x_u, _, valid_u = self._to_device(unlabelled)
         return Batch(x_l, y_l, x_u, valid_u)
 
     def _to_device(self, batch: dict) -> tuple[Tensor, Tensor | None, Tensor]:
