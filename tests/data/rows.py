@@ -53,5 +53,7 @@ def write_parquet(
     for shard in range(shards):
         part = table.shard(shards, shard, contiguous=True).with_format("arrow")[:]
         path = folder / "data" / f"{subset}-{shard:05d}-of-{shards:05d}.parquet"
-        pq.write_table(part, path, row_group_size=group, compression="none", use_dictionary=False)
+        pq.write_table(
+            part, path, row_group_size=group, compression="none", use_dictionary=False, write_statistics=["id"]
+        )
     return folder

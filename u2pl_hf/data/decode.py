@@ -23,7 +23,7 @@ def decode_image(cell: dict, name: str) -> np.ndarray:
     """
     image = _open(cell, f"image of {name}")
     try:
-        return np.asarray(ImageOps.exif_transpose(_to_rgb(image)))
+        return upright_rgb(image)
     except DAMAGED as error:
         raise InputError(f"image {name} cannot be read: {error}") from error
 
@@ -43,6 +43,11 @@ def decode_label(cell: dict, name: str) -> np.ndarray:
     if ids.ndim != 2 or ids.dtype.kind not in "uib" or ids.min(initial=0) < 0 or ids.max(initial=0) > 255:
         raise InputError(f"label of {name} is {label.mode}, not an 8-bit mask of class ids")
     return ids.astype(np.uint8)
+
+
+def upright_rgb(image: Image.Image) -> np.ndarray:
+    """Decode to uint8 (H,W,3) RGB, turned upright as the EXIF orientation says; damaged files raise PIL's errors."""
+    return np.asarray(ImageOps.exif_transpose(_to_rgb(image)))
 
 
 def image_size(cell: dict, name: str) -> tuple[int, int]:

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow
 from datasets.fingerprint import Hasher
 
+from u2pl_hf.data.class_list import ClassList, parse_class_list
 from u2pl_hf.data.decode import decode_image, decode_label, image_size
 from u2pl_hf.data.demo import demo_folder
 from u2pl_hf.data.rows import CONNECTIONS, ArrowRows, JoinedRows, ParquetRows
@@ -30,14 +31,25 @@ class Source:
     Attributes:
         rows: where the undecoded bytes are.
         ids: the id of each row, all different.
-        class_names: one per class, where the data set names them.
+        classes: names, and colours to show them in, where the data set says.
         streamed: rows come from a network, or from files that are read in place: neighbours are cheap to read together.
     """
 
     rows: ArrowRows | ParquetRows | JoinedRows
     ids: list[str]
-    class_names: list[str] | None = None
+    classes: ClassList | None = None
     streamed: bool = False
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """One per class, where the data set names them."""
+        return None if self.classes is None else list(self.classes.names)
+
+    @property
+    def palette(self) -> list[list[int]] | None:
+        """[r, g, b] per class, where the data set says."""
+        colours = self.classes.colours if self.classes else None
+        return [list(colour) for colour in colours] if colours and len(colours[0]) == 3 else None
 
     def read_image(self, index: int, cell: dict | None = None) -> np.ndarray:
         """Image of a row as uint8 (H,W,3) RGB, turned upright; `cell` is its undecoded form where it is at hand.
@@ -112,13 +124,13 @@ def load_source(
     if not ids:
         raise InputError(f"subset '{subset}' of data set {dataset} is empty")
     _check_unique(ids, dataset)
-    return Source(rows, ids, _class_names(path, revision), streamed=files is not None)
+    return Source(rows, ids, _class_list(path, revision), streamed=files is not None)
 
 
 def joined(sources: list[Source]) -> Source:
     """Several sources as one, ids prefixed with the source's number where two sources share one.
 
-    Class names are the first source's.
+    Classes are the first source's.
     """
     if len(sources) == 1:
         return sources[0]
@@ -126,7 +138,7 @@ def joined(sources: list[Source]) -> Source:
     if len(set(ids)) < len(ids):
         ids = [f"{number}:{i}" for number, source in enumerate(sources) for i in source.ids]
     rows = JoinedRows([source.rows for source in sources])
-    return Source(rows, ids, sources[0].class_names, any(source.streamed for source in sources))
+    return Source(rows, ids, sources[0].classes, any(source.streamed for source in sources))
 
 
 def materialised(source: Source, indices: list[int], cache_dir: str | os.PathLike | None = None) -> Source:
@@ -145,7 +157,7 @@ def materialised(source: Source, indices: list[int], cache_dir: str | os.PathLik
             fingerprint=made_from,
         )
     columns = {"image": "image", "label": "label"}
-    return Source(ArrowRows(table, columns), [source.ids[i] for i in indices], source.class_names)
+    return Source(ArrowRows(table, columns), [source.ids[i] for i in indices], source.classes)
 
 
 def _cells(rows: ParquetRows, indices: list[int]):
@@ -255,12 +267,12 @@ def _quiet():
             datasets.enable_progress_bars()
 
 
-def _class_names(path: str, revision: str | None) -> list[str] | None:
-    """Names from class_names.txt beside the data, on a disk or on the Hub."""
+def _class_list(path: str, revision: str | None) -> ClassList | None:
+    """What class_names.txt beside the data says, on a disk or on the Hub."""
     root = path if Path(path).exists() else f"hf://datasets/{path}" + (f"@{revision}" if revision else "")
     try:
         with fsspec.open(f"{root}/class_names.txt", encoding="utf-8-sig", mode="r") as file:
-            return [line.strip() for line in file if line.strip()]
+            return parse_class_list(file.read(), f"{root}/class_names.txt")
     except FileNotFoundError:
         return None
 

@@ -1,1 +1,1 @@
-"""Model cards."""
+"""Model cards, and pushing to the Hub."""

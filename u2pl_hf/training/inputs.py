@@ -23,7 +23,7 @@ class TrainingData:
         labelled_source, labelled: the labelled images are these rows of this source.
         unlabelled_source, unlabelled: likewise.
         evaluation: the evaluation set, all its rows.
-        class_names: one per class.
+        class_names, palette: one name, and one [r, g, b] or None for the default, per class.
     """
 
     labelled_source: Source
@@ -32,6 +32,7 @@ class TrainingData:
     unlabelled: list[int]
     evaluation: Source
     class_names: list[str]
+    palette: list[list[int]] | None
 
     @property
     def labelled_ids(self) -> list[str]:
@@ -68,7 +69,9 @@ def load_training_data(args: RunArguments) -> TrainingData:
     if args.method != "suponly":
         unlabelled_source, unlabelled = _all_unlabelled(args, train, unlabelled)
         check_some_readable(unlabelled_source, unlabelled)
-    return TrainingData(labelled_source, labelled, unlabelled_source, unlabelled, evaluation, class_names)
+    # The data set's colours go with its own names only.
+    palette = train.palette if class_names == train.class_names else None
+    return TrainingData(labelled_source, labelled, unlabelled_source, unlabelled, evaluation, class_names, palette)
 
 
 def _load(args: RunArguments, dataset: str, subset: str) -> Source:

@@ -49,7 +49,7 @@ class Trainer:
         settings = args.method_settings(len(self.data.class_names))
         torch.manual_seed(args.seed)
         # channels_last: convolutions need no reordering of their input, on CPUs as on GPUs.
-        self.student = build_model(args, self.data.class_names).to(
+        self.student = build_model(args, self.data.class_names, self.data.palette).to(
             self.accelerator.device, memory_format=torch.channels_last
         )
         self.method = build_step(args.method, settings, self.student).to(self.accelerator.device)
@@ -265,7 +265,9 @@ def _score(evaluation: dict) -> float:
     return -1.0 if evaluation["mean_iou"] is None else evaluation["mean_iou"]
 
 
-def build_model(args: RunArguments, class_names: list[str]) -> U2PLForSemanticSegmentation:
+def build_model(
+    args: RunArguments, class_names: list[str], palette: list[list[int]] | None = None
+) -> U2PLForSemanticSegmentation:
     """The student with fresh weights; SupOnly has no representation head."""
     config = U2PLConfig(
         backbone=args.backbone,
@@ -279,7 +281,7 @@ def build_model(args: RunArguments, class_names: list[str]) -> U2PLForSemanticSe
         auxiliary_head=args.auxiliary_head,
         id2label=dict(enumerate(class_names)),
         label2id={name: i for i, name in enumerate(class_names)},
-        palette=default_palette(len(class_names)),
+        palette=palette or default_palette(len(class_names)),
     )
     return U2PLForSemanticSegmentation(config)
 

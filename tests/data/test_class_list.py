@@ -1,0 +1,72 @@
+import pytest
+
+from u2pl_hf.data.class_list import ClassList, read_class_list, write_class_list
+from u2pl_hf.errors import InputError
+
+
+def read(tmp_path, text, name="classes.txt"):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    return read_class_list(tmp_path / name)
+
+
+def test_text_forms(tmp_path):
+    assert read(tmp_path, "\ufeffsky\n\n# note\nstraße\n") == ClassList(("sky", "straße"))
+    expected = ClassList(("sky", "car"), ((1, 2, 3), (4, 5, 6)), ((0, 0, 0),))
+    assert read(tmp_path, "name,r,g,b\nsky,1,2,3\nVoid,0,0,0\ncar, 4, 5, 6\n") == expected
+    assert read(tmp_path, "wire,128\nbackground,0\nignore,7") == ClassList(
+        ("wire", "background"), ((128,), (0,)), ((7,),)
+    )
+    assert read(tmp_path, "a,0,0,0\nb,1,1,1\nignore\n").ignore_colours == ()
+
+
+def test_json_forms(tmp_path):
+    assert read(tmp_path, '["sky", "car"]', "c.json") == ClassList(("sky", "car"))
+    assert read(tmp_path, '{"sky": null, "car": null}') == ClassList(("sky", "car"))
+    assert read(tmp_path, '{"sky": [1, 2, 3], "void": [9, 9, 9]}') == ClassList(("sky",), ((1, 2, 3),), ((9, 9, 9),))
+    assert read(tmp_path, '{"sky": 0, "wire": 128}') == ClassList(("sky", "wire"), ((0,), (128,)))
+
+
+def test_an_ignored_name_without_value_keeps_its_place(tmp_path):
+    assert read(tmp_path, "void\nroad\ncar\n") == ClassList(("road", "car"), ((1,), (2,)), ((0,),))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sky\ncar,1,2\n", "line 2: 'car,1,2' cannot be read"),
+        ("sky,1,2,x", "line 1"),
+        ("sky,1,2,300", "line 1: sky has a number outside"),
+        ("sky\n\nsky", "line 3: the class sky is there twice"),
+        ("sky,1,1,1\ncar,1,1,1", "line 2: car has the colour of sky"),
+        ("sky,1,1,1\ncar,2", "line 2: car is not painted as the first"),
+        ("sky,1,1,1\ncar", "line 2: car is not painted"),
+        ("sky\n,1", "line 2: the name is empty"),
+        ("# nothing\n", "names 0 classes"),
+        ("\n".join(f"c{i}" for i in range(256)), "names 256 classes"),
+        ('{"sky": [1, 2]}', "entry 1: pass a list"),
+        ('["sky", 3]', "entry 2"),
+        ('{"sky": 1, "sky": 2}', "entry 2: the class sky is there twice"),
+        ('["sky"', "not valid JSON"),
+    ],
+)
+def test_errors_name_the_place(tmp_path, text, message):
+    with pytest.raises(InputError, match=f"classes.txt.*{message}") as caught:
+        read(tmp_path, text)
+    assert "\n" not in str(caught.value)
+
+
+def test_written_and_read_again(tmp_path):
+    path = tmp_path / "class_names.txt"
+    for classes in (ClassList(("a", "b, c")), ClassList(('say "x"', "ü"), ((1, 2, 3), (0, 0, 0)))):
+        write_class_list(path, classes)
+        assert read_class_list(path) == classes
+    write_class_list(path, ClassList(("a", "b"), ((0,), (9,)), ((3,),)))
+    assert read_class_list(path) == ClassList(("a", "b"))
+
+
+def test_no_such_file(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        read_class_list(tmp_path / "x")
+    (tmp_path / "b").write_bytes(b"\xff\xfe\x00\x81")
+    with pytest.raises(InputError, match="UTF-8"):
+        read_class_list(tmp_path / "b")

@@ -1,0 +1,79 @@
+"""Data on a Hub, read in place: the same rows as locally, and no more bytes than are needed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.data.rows import encode, make_table, write_parquet
+from tests.hub_server import HubServer
+from u2pl_hf.data.sources import load_source
+
+ROOT = Path(__file__).parents[2]
+ROWS = 200
+PROGRAM = """
+import itertools, json, sys
+import numpy as np
+from u2pl_hf.data import rows
+rows.BLOCK_BYTES = 30_000
+from u2pl_hf.data.sources import load_source, materialised
+from u2pl_hf.data.streams import SampleStream, endless_loader
+from u2pl_hf.data.transforms import WeakAugmentation
+streaming = "streaming" in sys.argv
+source = load_source("user/photos", streaming=streaming)
+labelled = materialised(source, [5, 50, 150]) if streaming else source
+stream = SampleStream(source, [i for i in range(200) if i % 50 != 5], WeakAugmentation(33), seed=0, name="unlabelled",
+                      with_labels=False, batch_size=4)
+first = [b["ids"] for b in itertools.islice(endless_loader(stream, num_workers=2), 3)]
+print(json.dumps({"ids": source.ids, "classes": source.class_names, "batches": first,
+                  "pixel": [int(labelled.read_image(i)[0, 0, 0]) for i in ((0, 1, 2) if streaming else (5, 50, 150))]}))
+"""
+
+
+@pytest.fixture
+def hub(tmp_path):
+    rng = np.random.default_rng(0)
+    images = [encode(rng.integers(0, 255, (64, 64, 3), np.uint8)) for _ in range(ROWS)]
+    table = make_table(images, [encode(np.zeros((64, 64), np.uint8))] * ROWS)
+    folder = write_parquet(tmp_path / "photos", table, shards=4)
+    (folder / "class_names.txt").write_text("wall,1,2,3\nwire,4,5,6\n")
+    with HubServer(tmp_path / "hub") as server:
+        upload = (
+            "import huggingface_hub; api = huggingface_hub.HfApi(); "
+            "api.create_repo('user/photos', repo_type='dataset'); "
+            f"api.upload_folder(repo_id='user/photos', repo_type='dataset', folder_path={str(folder)!r})"
+        )
+        run(server, tmp_path, upload)
+        server.folder = folder
+        yield server
+
+
+def run(hub, tmp_path, program, *arguments) -> str:
+    environment = hub.environment(tmp_path / "home") | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, env=environment, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_hub_data_set_is_streamed_with_few_bytes(hub, tmp_path):
+    size = sum(file.stat().st_size for file in hub.folder.rglob("*.parquet"))
+    hub.sent.clear()
+    streamed = json.loads(run(hub, tmp_path, PROGRAM, "streaming").splitlines()[-1])
+    used = hub.sent["user/photos"]
+    local = load_source(str(hub.folder))
+    assert streamed["ids"] == local.ids and streamed["classes"] == ["wall", "wire"]
+    assert local.palette == [[1, 2, 3], [4, 5, 6]]
+    assert streamed["pixel"] == [local.read_image(i)[0, 0, 0] for i in (5, 50, 150)]
+    # 3 labelled rows, two windows of 8 blocks of 30,000 bytes, and 64 kB of footer a file, out of more than 2 MB.
+    assert size > 2_000_000 and used < 0.45 * size
+    # Labelled rows are there from the first time.
+    hub.sent.clear()
+    assert json.loads(run(hub, tmp_path, PROGRAM, "streaming").splitlines()[-1]) == streamed
+    assert hub.sent["user/photos"] < used
+    kept = json.loads(run(hub, tmp_path, PROGRAM).splitlines()[-1])
+    assert kept["ids"] == streamed["ids"] and kept["pixel"] == streamed["pixel"]

@@ -1,0 +1,146 @@
+"""Turn downloaded archives or folders of images and masks into a data set to train on.
+
+    python training_scripts/prepare_dataset.py voc --archive VOCtrainval_11-May-2012.tar benchmark.tgz --output_dir voc
+    python training_scripts/prepare_dataset.py cityscapes --root cityscapes_downloads --output_dir cityscapes
+    python training_scripts/prepare_dataset.py folder --root my_images --classes classes.txt --output_dir my_data
+
+The result is a folder of parquet files that `datasets.load_dataset` reads, with columns id, image (the original file)
+and label (8-bit class ids, 255 = ignore), and a card. Every image and mask is checked; what cannot be used is listed.
+The folder appears when it is complete; after an interruption, the same command goes on. The last line of stdout is one
+JSON object with the counts. `prepare_dataset.py voc --help` tells more, likewise for cityscapes and folder.
+"""
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+
+from u2pl_hf.data.archives import Member, list_members
+from u2pl_hf.data.class_list import read_class_list
+from u2pl_hf.data.infer_classes import infer_classes
+from u2pl_hf.data.layouts import Layout, cityscapes_layout, folder_layout, voc_layout
+from u2pl_hf.data.prepare import check_output, prepare
+from u2pl_hf.errors import InputError, exits_on_input_error
+from u2pl_hf.hub.push import check_can_push, push_folder
+
+VOC = """PASCAL VOC 2012, 21 classes, with augmented labels where they are given.
+
+    python training_scripts/prepare_dataset.py voc --archive VOCtrainval_11-May-2012.tar benchmark.tgz --output_dir voc
+
+Archives may be VOCtrainval_11-May-2012.tar, SegmentationClassAug.zip and SBD's benchmark.tgz (needs scipy), known by
+what is in them. Validation is val.txt; with augmented labels, every other image with a label is for training.
+"""
+CITYSCAPES = """Cityscapes with fine labels, mapped to the 19 classes of the benchmark.
+
+    python training_scripts/prepare_dataset.py cityscapes \\
+        --archive leftImg8bit_trainvaltest.zip gtFine_trainvaltest.zip --output_dir cityscapes
+
+The licence forbids to pass the images on, so --push needs --force_push.
+"""
+FOLDER = """Your own images: images/ and masks/ of the same names, and unlabelled/ if you have more images.
+
+    python training_scripts/prepare_dataset.py folder --root my_images --classes classes.txt --output_dir my_data
+
+Folders nest as you like. images/train, images/val (and test, left out) are the subsets if they are there; else
+validation images are drawn. Without --classes, masks must hold 0, 1 ... and 255 for pixels to ignore. A class list has
+one class per line: NAME, NAME,R,G,B for masks painted in colours or NAME,VALUE for grey values; a class named ignore
+or void is left out. It may be JSON as well: a list of names, or {"NAME": [R, G, B]}.
+"""
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    style = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
+    layouts = parser.add_subparsers(dest="layout", required=True, metavar="{voc,cityscapes,folder}")
+    for name, text in (("voc", VOC), ("cityscapes", CITYSCAPES), ("folder", FOLDER)):
+        layout = layouts.add_parser(name, description=text, formatter_class=style, help=text.splitlines()[0])
+        _add_common_arguments(layout)
+        if name == "folder":
+            layout.add_argument(
+                "--classes", type=Path, metavar="FILE", help="class list (default: class_0, class_1 ...)"
+            )
+            layout.add_argument("--validation", default="0.2", metavar="SHARE|COUNT|FILE",
+                                help="labelled images to validate on: a share, a count, a file of ids, or 0 for none "
+                                "(default: 0.2)")  # fmt: skip
+            layout.add_argument("--seed", type=int, default=0, help="of the draw of validation images (default: 0)")
+    return parser.parse_args()
+
+
+def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--archive", type=Path, nargs="+", default=[], metavar="FILE", help="tar, tar.gz or zip files")
+    parser.add_argument("--root", type=Path, metavar="DIR", help="unpacked folder; may be given along with --archive")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder to write; must not exist or be empty")
+    parser.add_argument(
+        "--workers", type=int, default=_cores(), help="processes (default: one per core, here %(default)s)"
+    )
+    parser.add_argument("--skip_bad", action="store_true", help="leave out what cannot be used instead of stopping")
+    parser.add_argument("--shards", type=int, help="files per subset (default: by the size)")
+    parser.add_argument("--push", metavar="USER/NAME", help="upload the result to the Hub")
+    parser.add_argument("--private", action="store_true", help="make the pushed data set private")
+    parser.add_argument("--force_push", action="store_true", help="push although the licence of the data forbids it")
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@exits_on_input_error
+def main() -> None:
+    """Find, check, write and, if asked to, push."""
+    args = parse_arguments()
+    start = time.perf_counter()
+    check_options(args)
+    if args.push:
+        check_can_push(args.push, "dataset")
+    members = find_members(args)
+    layout = find_layout(args, members)
+    result = prepare(layout, args.output_dir, workers=args.workers, shards=args.shards, skip_bad=args.skip_bad)
+    result |= {"output_dir": str(args.output_dir), "seconds": round(time.perf_counter() - start, 2)}
+    if args.push:
+        result["pushed"] = push_folder(args.output_dir, args.push, repo_type="dataset", private=args.private)
+    print(json.dumps(result), flush=True)
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Refuse what cannot work before anything is read."""
+    if not args.archive and args.root is None:
+        raise InputError("nothing to prepare: pass --archive FILE ... or --root DIR")
+    if args.root is not None and not args.root.is_dir():
+        raise InputError(f"--root {args.root} is not a folder; archives are passed as --archive FILE ...")
+    for option in ("workers", "shards"):
+        if getattr(args, option) is not None and getattr(args, option) < 1:
+            raise InputError(f"--{option} is {getattr(args, option)}: pass 1 or more")
+    if args.push and args.layout == "cityscapes" and not args.force_push:
+        raise InputError(
+            "the licence of Cityscapes forbids redistribution, so it is not pushed; --force_push if you may, for "
+            "example to a private repository of your own"
+        )
+    check_output(args.output_dir)
+
+
+def find_members(args: argparse.Namespace) -> list[Member]:
+    """Files of the folder and of all archives."""
+    containers = ([args.root] if args.root else []) + list(dict.fromkeys(args.archive))
+    return [member for container in containers for member in list_members(container)]
+
+
+def find_layout(args: argparse.Namespace, members: list[Member]) -> Layout:
+    """Rows of the data set that the user named."""
+    if args.layout == "voc":
+        return voc_layout(members)
+    if args.layout == "cityscapes":
+        return cityscapes_layout(members)
+    classes = read_class_list(args.classes) if args.classes else None
+    return folder_layout(
+        members,
+        lambda masks: infer_classes(masks, args.workers),
+        classes=classes,
+        validation=args.validation,
+        seed=args.seed,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""Folders, tar (plain or compressed) and zip archives behind one interface: list the members, read one by its place."""
+
+import functools
+import json
+import logging
+import lzma
+import os
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from u2pl_hf.data.durable import durable, write_text
+from u2pl_hf.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, OSError)
+ENCRYPTED = 1
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file in a folder or an archive. It holds no open file, so other processes can be handed it.
+
+    Attributes:
+        container: the folder or archive.
+        name: path inside the container, as stored.
+        size: bytes when unpacked.
+        stamp: time of the last change of the file (of the archive, for a member of one), in nanoseconds.
+        kind: folder; file (bytes from `offset` of the container, as in a plain tar); zip; stream (compressed tar).
+    """
+
+    container: str
+    name: str
+    size: int
+    stamp: int
+    kind: str
+    offset: int = 0
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The path inside the container, part by part."""
+        return PurePosixPath(self.name).parts
+
+    @property
+    def file_name(self) -> str:
+        """Last part of the path."""
+        return self.parts[-1]
+
+    @property
+    def stem(self) -> str:
+        """Last part of the path without its suffix."""
+        return PurePosixPath(self.name).stem
+
+    @property
+    def suffix(self) -> str:
+        """Suffix in small letters, with its dot."""
+        return PurePosixPath(self.name).suffix.lower()
+
+    def read(self) -> bytes:
+        """All bytes. A member of a compressed tar is slow: everything before it is unpacked on the way."""
+        if self.kind == "zip":
+            return _zip(self.container).read(self.name)
+        if self.kind == "stream":
+            with tarfile.open(self.container) as archive:
+                return archive.extractfile(self.name).read()
+        path = Path(self.container, self.name) if self.kind == "folder" else self.container
+        with open(path, "rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size if self.kind == "file" else -1)
+
+    def __str__(self) -> str:
+        return f"{self.container}: {self.name}"
+
+
+@functools.lru_cache(maxsize=8)
+def _zip(path: str) -> zipfile.ZipFile:
+    # Kept open: reading the table of contents again for each member would take longer than the member.
+    return zipfile.ZipFile(path)
+
+
+def list_members(path: Path) -> list[Member]:
+    """The files in a folder or archive, sorted by name. Hidden files are left out.
+
+    Raises:
+        InputError: no such file, not an archive, a damaged or encrypted one, or names that lead out of it.
+    """
+    if path.is_dir():
+        found = _list_folder(path)
+    elif path.is_file():
+        found = _list_archive(path)
+    else:
+        raise InputError(f"{path}: no such file or folder")
+    try:
+        # In an archive that was added to, a later member replaces an earlier one of its name.
+        by_name = {member.name: member for member in found if _is_wanted(path, member)}
+    except DAMAGED as error:
+        raise InputError(f"{path} is damaged or not complete: {error}") from error
+    return [by_name[name] for name in sorted(by_name)]
+
+
+def _is_wanted(path: Path, member: Member) -> bool:
+    if not member.parts or member.parts[0] == "/" or ".." in member.parts:
+        raise InputError(f"{path} holds the name '{member.name}', which leads out of it: not an archive to trust")
+    return not any(part.startswith(".") or part == "__MACOSX" for part in member.parts)
+
+
+def _list_folder(path: Path) -> Iterator[Member]:
+    seen = set()
+    for folder, folders, files in os.walk(path, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link to a folder above: following it would never end
+            folders.clear()
+            continue
+        seen.add(real)
+        for name in files:
+            file = Path(folder, name)
+            if file.is_file():
+                status = file.stat()
+                inside = file.relative_to(path).as_posix()
+                yield Member(str(path.resolve()), inside, status.st_size, status.st_mtime_ns, "folder")
+
+
+def _list_archive(path: Path) -> Iterator[Member]:
+    stamp, place = path.stat().st_mtime_ns, str(path.resolve())
+    if _opens_as_tar(path, "r:"):
+        return _list_tar(path, Member(place, "", 0, stamp, "file"))
+    if _opens_as_tar(path, "r:*"):
+        logger.info("%s is compressed: finding out what is in it takes a while", path)
+        return _list_tar(path, Member(place, "", 0, stamp, "stream"))
+    if zipfile.is_zipfile(path):
+        return _list_zip(path, Member(place, "", 0, stamp, "zip"))
+    raise InputError(
+        f"{path} is no archive: looked for tar, tar.gz, tar.bz2, tar.xz and zip; is the download complete?"
+    )
+
+
+def _opens_as_tar(path: Path, mode: str) -> bool:
+    try:
+        tarfile.open(path, mode).close()
+        return True
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError):
+        return False
+
+
+def _list_tar(path: Path, template: Member) -> Iterator[Member]:
+    with tarfile.open(path) as archive:
+        for info in archive:
+            if info.isreg() and not info.issparse():
+                yield replace(template, name=info.name, size=info.size, offset=info.offset_data)
+
+
+def _list_zip(path: Path, template: Member) -> Iterator[Member]:
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            if info.flag_bits & ENCRYPTED:
+                raise InputError(f"{path} is encrypted: unpack it and pass --root")
+            if not info.is_dir():
+                yield replace(template, name=info.filename, size=info.file_size)
+
+
+def unpack_streams(members: Iterable[Member], folder: Path) -> dict[Member, Member]:
+    """Make members of compressed tars readable in any order: each archive is read once, front to back.
+
+    The members lie end to end in one file per archive, without any names, so no name in an archive can do harm. What an
+    earlier call has finished is used again.
+
+    Returns:
+        for each member of a compressed tar, where its bytes are now.
+    """
+    wanted: dict[str, list[Member]] = {}
+    for member in members:
+        if member.kind == "stream":
+            wanted.setdefault(member.container, []).append(member)
+    unpacked = {}
+    for number, (container, group) in enumerate(sorted(wanted.items())):
+        target = folder / f"unpacked-{number}.bin"
+        places = _unpack(container, {member.name for member in group}, target)
+        for member in group:
+            unpacked[member] = replace(member, container=str(target), kind="file", offset=places[member.name])
+    return unpacked
+
+
+def _unpack(container: str, names: set[str], target: Path) -> dict[str, int]:
+    """Copy members into `target`; the offset of each, which the file beside it remembers."""
+    index = target.with_suffix(".json")
+    if index.is_file():
+        return json.loads(index.read_text(encoding="utf-8"))
+    logger.info("unpacking %s files of %s", len(names), container)
+    places = {}
+    try:
+        with durable(target) as temporary, open(temporary, "wb") as out, tarfile.open(container) as archive:
+            for info in archive:
+                if info.name in names and info.isreg():
+                    places[info.name] = out.tell()
+                    out.write(archive.extractfile(info).read())
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise InputError(f"{container} is damaged or not complete: {error}") from error
+    write_text(index, json.dumps(places))
+    return places

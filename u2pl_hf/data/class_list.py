@@ -1,0 +1,156 @@
+"""Class lists: names, and how masks paint each class."""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from u2pl_hf.errors import InputError
+
+IGNORED_NAMES = ("ignore", "void")
+MAX_CLASSES = 255
+HEADERS = (["name", "r", "g", "b"], ["name", "red", "green", "blue"], ["name", "value"])
+FORMS = "a line is NAME, NAME,R,G,B or NAME,VALUE with numbers from 0 to 255"
+
+
+@dataclass(frozen=True)
+class ClassList:
+    """The classes of a data set; a class's place is its id.
+
+    Attributes:
+        names: one per class.
+        colours: how masks paint each class, (r, g, b) or (grey value,), all of one kind; None: masks hold ids.
+        ignore_colours: more colours of the same kind, for pixels to ignore.
+    """
+
+    names: tuple[str, ...]
+    colours: tuple[tuple[int, ...], ...] | None = None
+    ignore_colours: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class _Entry:
+    where: str
+    name: str
+    colour: tuple[int, ...] | None
+
+    @property
+    def is_ignored(self) -> bool:
+        return self.name.lower() in IGNORED_NAMES
+
+
+def read_class_list(path: Path) -> ClassList:
+    """Read a class list.
+
+    Text: one class per line, `name`, `name,R,G,B` or `name,VALUE`; a header line, `#` comments and blank lines may be
+    there. JSON: a list of names, or an object from names to [r, g, b], a grey value or null. A class named ignore or
+    void stands for pixels to ignore; without colours, a name's place is its value in the masks.
+
+    Raises:
+        InputError: names the file and the line.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"class list {path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"class list {path} is not a text file in UTF-8: {error}") from error
+    return parse_class_list(text, str(path))
+
+
+def parse_class_list(text: str, path: str) -> ClassList:
+    """The classes in a text, see `read_class_list`; `path` is where it comes from.
+
+    Raises:
+        InputError: names the file and the line.
+    """
+    is_json = path.lower().endswith(".json") or text.lstrip()[:1] in ("[", "{")
+    entries = list(_json_entries(path, text) if is_json else _text_entries(path, text))
+    return _checked(path, entries)
+
+
+def write_class_list(path: Path, classes: ClassList) -> None:
+    """Write names, and colours for display where there are any. Grey values only say how masks were painted."""
+    has_rgb = classes.colours is not None and len(classes.colours[0]) == 3
+    colours: Iterable[Sequence[int]] = classes.colours if has_rgb else [()] * len(classes.names)
+    lines = io.StringIO()
+    writer = csv.writer(lines, lineterminator="\n")
+    writer.writerows([name, *colour] for name, colour in zip(classes.names, colours, strict=True))
+    Path(path).write_text(lines.getvalue(), encoding="utf-8", newline="\n")
+
+
+def _text_entries(path: str, text: str) -> Iterable[_Entry]:
+    is_first = True
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        where = f"class list {path}, line {number}"
+        fields = [field.strip() for field in next(csv.reader([line], skipinitialspace=True))]
+        if is_first and [field.lower() for field in fields] in HEADERS:
+            is_first = False
+            continue
+        is_first = False
+        if len(fields) not in (1, 2, 4) or not all(field.isdecimal() for field in fields[1:]):
+            raise InputError(f"{where}: '{line.strip()}' cannot be read; {FORMS}")
+        yield _Entry(where, fields[0], tuple(map(int, fields[1:])) or None)
+
+
+def _json_entries(path: str, text: str) -> Iterable[_Entry]:
+    where = f"class list {path}"
+    try:
+        # Pairs, as an object would silently keep the last of two equal names.
+        content = json.loads(text, object_pairs_hook=list)
+    except ValueError as error:
+        raise InputError(f"{where} is not valid JSON: {error}") from error
+    for number, item in enumerate(content if isinstance(content, list) else [None], 1):
+        place = f"{where}, entry {number}"
+        name, colour = (item, None) if isinstance(item, str) else item if isinstance(item, tuple) else (None, None)
+        values = [colour] if isinstance(colour, int) else colour or []
+        fits = isinstance(values, list) and len(values) in (0, 1, 3) and all(type(v) is int for v in values)
+        if not isinstance(name, str) or not fits:
+            raise InputError(f"{place}: pass a list of names, or an object of names with [r, g, b], a value or null")
+        yield _Entry(place, name.strip(), tuple(values) or None)
+
+
+def _checked(path: str, entries: list[_Entry]) -> ClassList:
+    names: dict[str, _Entry] = {}
+    for entry in entries:
+        if not entry.name:
+            raise InputError(f"{entry.where}: the name is empty; {FORMS}")
+        if not all(0 <= value <= 255 for value in entry.colour or ()):
+            raise InputError(f"{entry.where}: {entry.name} has a number outside 0..255")
+        if entry.name in names and not entry.is_ignored:
+            raise InputError(f"{entry.where}: the class {entry.name} is there twice")
+        names[entry.name] = entry
+    classes = [entry for entry in entries if not entry.is_ignored]
+    if not 1 <= len(classes) <= MAX_CLASSES:
+        raise InputError(f"class list {path} names {len(classes)} classes: pass 1 to {MAX_CLASSES}, one per line")
+    entries = _with_places(entries)
+    _check_colours(entries)
+    classes = [entry for entry in entries if not entry.is_ignored]
+    ignored = tuple(entry.colour for entry in entries if entry.is_ignored and entry.colour)
+    colours = None if classes[0].colour is None else tuple(entry.colour for entry in classes)
+    return ClassList(tuple(entry.name for entry in classes), colours, ignored)
+
+
+def _with_places(entries: list[_Entry]) -> list[_Entry]:
+    """Names alone are numbered by their place; only where one is ignored do the places and the ids differ."""
+    if any(entry.colour for entry in entries) or not any(entry.is_ignored for entry in entries):
+        return entries
+    return [_Entry(entry.where, entry.name, (place,)) for place, entry in enumerate(entries)]
+
+
+def _check_colours(entries: list[_Entry]) -> None:
+    """All classes have colours of one kind, or none has; no colour stands for two classes."""
+    kind = len(next(entry for entry in entries if not entry.is_ignored).colour or ())
+    seen: dict[tuple[int, ...], str] = {}
+    for entry in entries:
+        if entry.is_ignored and entry.colour is None:
+            continue
+        if len(entry.colour or ()) != kind:
+            raise InputError(f"{entry.where}: {entry.name} is not painted as the first class is; {FORMS}, all alike")
+        name = "ignore" if entry.is_ignored else entry.name
+        if entry.colour and seen.setdefault(entry.colour, name) != name:
+            raise InputError(f"{entry.where}: {entry.name} has the colour of {seen[entry.colour]}")

@@ -1,0 +1,91 @@
+"""README.md of a prepared data set."""
+
+import yaml
+
+from u2pl_hf.data.layouts import Layout
+
+SIZES = [(1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M")]
+
+
+def render_card(layout: Layout, result: dict, sizes: dict[str, int]) -> str:
+    """Front matter that `datasets` reads and a text for people; `sizes` are the bytes of each subset."""
+    metadata = yaml.safe_dump(_front_matter(layout, result, sizes), sort_keys=False, allow_unicode=True)
+    paragraphs = [
+        f"---\n{metadata}---",
+        f"# {layout.about.title}",
+        layout.about.text,
+        "Columns: `id`; `image`, the original file; `label`, an 8-bit PNG of class ids with 255 = ignore, or nothing "
+        "for an unlabelled image. Training rows are stored in a random order that depends on nothing but their ids.",
+        _table(["subset", "images", "labelled", "unlabelled"], _count_rows(result)),
+        "\n".join(f"- {note}" for note in [*result["notes"], *_left_out(result)]),
+        "## Classes",
+        "Share of each class in the pixels that are not ignored, and of ignored pixels in all, in per cent.",
+        _table(["id", "class", *result["subsets"]], _share_rows(result)),
+        "## Training",
+        _training(result),
+        "## Licence",
+        layout.about.licence,
+    ]
+    return "\n\n".join(filter(None, paragraphs)) + "\n"
+
+
+def _front_matter(layout: Layout, result: dict, sizes: dict[str, int]) -> dict:
+    rows = {name: subset["rows"] for name, subset in result["subsets"].items()}
+    total = sum(rows.values())
+    files = [{"split": name, "path": f"data/{name}-*.parquet"} for name in rows]
+    return {
+        **layout.about.metadata,
+        "task_categories": ["image-segmentation"],
+        "size_categories": [next((text for limit, text in SIZES if total < limit), "n>1M")],
+        "configs": [{"config_name": "default", "data_files": files}],
+        "dataset_info": {
+            "features": [
+                {"name": "id", "dtype": "string"},
+                {"name": "image", "dtype": "image"},
+                {"name": "label", "dtype": "image"},
+            ],
+            "splits": [{"name": n, "num_bytes": sizes[n], "num_examples": rows[n]} for n in rows],
+            "download_size": sum(sizes.values()),
+            "dataset_size": sum(sizes.values()),
+        },
+    }
+
+
+def _table(head: list[str], rows: list[list]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _count_rows(result: dict) -> list[list]:
+    return [[name, s["rows"], s["labelled"], s["unlabelled"]] for name, s in result["subsets"].items()]
+
+
+def _left_out(result: dict) -> list[str]:
+    skipped, empty = len(result["skipped"]), len(result["warnings"])
+    notes = [f"{skipped} rows that could not be used are left out; `prepare.json` names them"] if skipped else []
+    return notes + ([f"{empty} labels are ignored everywhere; `prepare.json` names them"] if empty else [])
+
+
+def _share_rows(result: dict) -> list[list]:
+    subsets = result["subsets"].values()
+    rows = []
+    for class_id, name in enumerate(result["classes"]):
+        shares = [_percent(s["pixels"][name], sum(s["pixels"].values())) for s in subsets]
+        rows.append([class_id, name, *shares])
+    ignored = [_percent(s["ignored_pixels"], s["ignored_pixels"] + sum(s["pixels"].values())) for s in subsets]
+    return [*rows, [255, "(ignored)", *ignored]]
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.3f}" if whole else "-"
+
+
+def _training(result: dict) -> str:
+    if result["splits"]:
+        name = next(iter(result["splits"]))
+        which = f"--split DIR/splits/{name}"
+        text = f"`splits/{name}` lists labelled images"
+    else:
+        which, text = "--split 1/8", "Here an eighth of the training images is used with labels"
+    command = f"accelerate launch training_scripts/train_u2pl.py RECIPE.yaml --dataset DIR {which}"
+    return f"{text}; DIR is this folder.\n\n```bash\n{command}\n```"

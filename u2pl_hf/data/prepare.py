@@ -1,0 +1,208 @@
+"""A found data set → a folder that `datasets.load_dataset` reads, complete or not there at all."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from u2pl_hf.data.archives import Member, unpack_streams
+from u2pl_hf.data.class_list import write_class_list
+from u2pl_hf.data.dataset_card import render_card
+from u2pl_hf.data.durable import TEMPORARY, sync, write_text
+from u2pl_hf.data.layouts import Layout
+from u2pl_hf.data.layouts.base import SUBSETS
+from u2pl_hf.data.masks import IGNORE
+from u2pl_hf.data.shards import Report, Shard, plan_shards, read_report, write_shards
+from u2pl_hf.data.splits import write_ids
+from u2pl_hf.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+# Another number makes files of earlier versions start afresh.
+FORMAT_VERSION = 1
+SHOWN = 20
+
+
+def check_output(output_dir: Path) -> None:
+    """Refuse to write where something is.
+
+    Raises:
+        InputError: the folder exists and is not empty, or it is a file.
+    """
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise InputError(f"{output_dir} exists and is not empty: pass another --output_dir, or delete it")
+
+
+def prepare(
+    layout: Layout, output_dir: Path, *, workers: int = 1, shards: int | None = None, skip_bad: bool = False
+) -> dict:
+    """Check and write every row, then the card; the folder appears under its name when all is done.
+
+    Everything is built in `<output_dir>.partial`. Where a run was killed, the same call goes on with the next shard and
+    its result is the same to the byte.
+
+    Returns:
+        counts of rows and pixels, what was left out and why; also written to `prepare.json`.
+
+    Raises:
+        InputError: rows that cannot be used, unless `skip_bad`; no space; nothing left to write.
+    """
+    check_output(output_dir)
+    partial = output_dir.with_name(f"{output_dir.name}.partial")
+    plan = [shard for subset in SUBSETS for shard in plan_shards(layout.rows, subset, shards)]
+    try:
+        _check_space(layout, output_dir, partial)
+        _open_partial(partial, _fingerprint(layout, plan))
+        return _build(layout, plan, partial, output_dir, workers, skip_bad)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {partial}: {error.strerror or error}; run the same command again to go on"
+        ) from error
+
+
+def _build(layout: Layout, plan: list[Shard], partial: Path, output_dir: Path, workers: int, skip_bad: bool) -> dict:
+    folder, work = partial / "dataset", partial / "work"
+    unpacked = unpack_streams(_members(layout), work)
+    jobs = [_readable(shard, unpacked) for shard in plan]
+    write_shards(jobs, layout.classes, folder / "data", work, workers)
+    reports = {shard.name: read_report(work, shard) for shard in plan}
+    bad = sorted(layout.bad) + [tuple(item) for report in reports.values() for item in report.bad]
+    _judge(bad, sum(report.rows for report in reports.values()), output_dir, skip_bad)
+    result = _result(layout, reports, bad)
+    _write_texts(layout, result, reports, folder)
+    _publish(folder, output_dir)
+    shutil.rmtree(partial)
+    return result
+
+
+def _members(layout: Layout) -> list[Member]:
+    return [member for row in layout.rows for member in (row.image, row.mask) if member]
+
+
+def _readable(shard: Shard, unpacked: dict[Member, Member]) -> Shard:
+    rows = (replace(row, image=unpacked.get(row.image, row.image), mask=unpacked.get(row.mask, row.mask))
+            for row in shard.rows)  # fmt: skip
+    return Shard(shard.name, tuple(rows))
+
+
+def _fingerprint(layout: Layout, plan: list[Shard]) -> str:
+    """Changes with the inputs (paths, sizes, times) and with every option that changes a shard."""
+    return hashlib.sha256(repr((FORMAT_VERSION, layout.classes, plan)).encode("utf-8", "replace")).hexdigest()
+
+
+def _open_partial(partial: Path, fingerprint: str) -> None:
+    """Make the folder to build in, or keep what an interrupted run of the same plan has left."""
+    plan = partial / "work" / "plan.json"
+    if partial.exists():
+        # Without its data folder, it is what a run that was killed after its last step has left.
+        is_whole = plan.is_file() and (partial / "dataset" / "data").is_dir()
+        if is_whole and json.loads(plan.read_text(encoding="utf-8"))["fingerprint"] == fingerprint:
+            logger.info("going on with %s", partial)
+            for leftover in partial.rglob(f"*{TEMPORARY}"):
+                leftover.unlink(missing_ok=True)
+            return
+        logger.info("%s was left by another command or by other inputs: starting afresh", partial)
+        shutil.rmtree(partial)
+    (partial / "dataset" / "data").mkdir(parents=True)
+    plan.parent.mkdir()
+    write_text(plan, json.dumps({"fingerprint": fingerprint}))
+
+
+def _check_space(layout: Layout, output_dir: Path, partial: Path) -> None:
+    members = set(_members(layout))
+    # Members of compressed tars are unpacked first, so they need their space twice.
+    needed = sum(member.size * (2 if member.kind == "stream" else 1) for member in members)
+    there = sum(file.stat().st_size for file in partial.rglob("*") if file.is_file())
+    parent = next(folder for folder in output_dir.absolute().parents if folder.exists())
+    if not os.access(parent, os.W_OK):
+        raise InputError(f"{parent} cannot be written to: pass another --output_dir")
+    free = shutil.disk_usage(parent).free
+    if free + there < needed:
+        raise InputError(f"{output_dir} needs about {_gigabytes(needed)}, but {_gigabytes(free)} are free there")
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB"
+
+
+def _judge(bad: list[tuple[str, str]], kept: int, output_dir: Path, skip_bad: bool) -> None:
+    """Tell of all bad rows at once; go on only where the user wants to do without them."""
+    listing = output_dir.with_name(f"{output_dir.name}.bad.txt")
+    if not bad:
+        listing.unlink(missing_ok=True)
+        return
+    for name, reason in bad[:SHOWN]:
+        logger.warning("bad row %s: %s", name, reason)
+    if len(bad) > SHOWN:
+        logger.warning("... and %s more", len(bad) - SHOWN)
+    if skip_bad and kept:
+        listing.unlink(missing_ok=True)
+        return
+    write_text(listing, "".join(f"{name}\t{reason}\n" for name, reason in bad))
+    raise InputError(
+        f"{len(bad)} of {kept + len(bad)} rows cannot be used; {listing} names all. Mend them"
+        + (", or pass --skip_bad to leave them out" if kept else ": none is left")
+    )
+
+
+def _result(layout: Layout, reports: dict[str, Report], bad: list[tuple[str, str]]) -> dict:
+    names = layout.classes.names
+    subsets = {}
+    for subset in SUBSETS:
+        here = [report for name, report in reports.items() if name.startswith(f"{subset}-")]
+        if not here:
+            continue
+        rows, labelled = sum(r.rows for r in here), sum(r.labelled for r in here)
+        pixels = [sum(counts) for counts in zip(*(r.pixels for r in here), strict=True)]
+        subsets[subset] = {
+            "rows": rows,
+            "labelled": labelled,
+            "unlabelled": rows - labelled,
+            "shards": len(here),
+            "pixels": dict(zip(names, pixels, strict=False)),
+            "ignored_pixels": pixels[IGNORE],
+        }
+    lost = {name for name, _ in bad}
+    return {
+        "dataset": layout.name,
+        "subsets": subsets,
+        "classes": list(names),
+        "splits": {name: len(ids) for name, ids in _whole_splits(layout, lost).items()},
+        "skipped": [{"id": name, "reason": reason} for name, reason in bad],
+        "warnings": [
+            {"id": name, "reason": "the label is 255 (ignore) everywhere"} for r in reports.values() for name in r.empty
+        ],
+        "notes": layout.notes,
+    }
+
+
+def _whole_splits(layout: Layout, lost: set[str]) -> dict[str, list[str]]:
+    """A published list is worth nothing with ids missing; our own list of labelled images is made of what is there."""
+    if layout.name == "folder":
+        return {name: [i for i in ids if i not in lost] for name, ids in layout.splits.items()}
+    return {name: ids for name, ids in layout.splits.items() if not lost.intersection(ids)}
+
+
+def _write_texts(layout: Layout, result: dict, reports: dict[str, Report], folder: Path) -> None:
+    for item in result["warnings"][:SHOWN]:
+        logger.warning("warning: %s: %s", item["id"], item["reason"])
+    sizes = {s: sum(r.size for name, r in reports.items() if name.startswith(f"{s}-")) for s in result["subsets"]}
+    write_text(folder / "README.md", render_card(layout, result, sizes))
+    write_text(folder / "prepare.json", json.dumps(result, indent=2) + "\n")
+    write_class_list(folder / "class_names.txt", layout.classes)
+    for name, ids in _whole_splits(layout, {item["id"] for item in result["skipped"]}).items():
+        path = folder / "splits" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_ids(path, ids)
+
+
+def _publish(folder: Path, output_dir: Path) -> None:
+    for path in folder.rglob("*"):
+        sync(path)
+    if output_dir.exists():
+        output_dir.rmdir()  # empty, as checked; not every system renames onto a folder
+    folder.rename(output_dir)
+    sync(output_dir.parent)

@@ -1,0 +1,252 @@
+"""Rows → parquet files: check a row's image and mask, write each shard durably, several at a time."""
+
+import hashlib
+import io
+import json
+import math
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+from tqdm.auto import tqdm
+
+from u2pl_hf.data.class_list import ClassList
+from u2pl_hf.data.decode import upright_rgb
+from u2pl_hf.data.durable import durable, write_text
+from u2pl_hf.data.layouts import Row
+from u2pl_hf.data.masks import IGNORE, BadMask, read_mask
+from u2pl_hf.data.rows import METADATA_KEY
+from u2pl_hf.errors import InputError
+
+FEATURES = datasets.Features(id=datasets.Value("string"), image=datasets.Image(), label=datasets.Image())
+SHARD_BYTES = 256 << 20
+# Streaming gives each process and worker shards of its own, so there are more than the bytes ask for.
+MANY_SHARDS = 16
+ROWS_PER_SHARD = 8
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One parquet file to write.
+
+    Attributes:
+        name: file name, such as train-00000-of-00016.
+        rows: in the order to store them.
+    """
+
+    name: str
+    rows: tuple[Row, ...]
+
+
+@dataclass
+class Report:
+    """What is in a finished shard.
+
+    Attributes:
+        rows: rows stored.
+        labelled: those with a label.
+        size: bytes of the file.
+        pixels: how many pixels have each value 0..255 in the labels.
+        bad: (id, reason) of rows left out.
+        empty: ids whose label is 255 everywhere.
+    """
+
+    rows: int = 0
+    labelled: int = 0
+    size: int = 0
+    pixels: list[int] = field(default_factory=lambda: [0] * 256)
+    bad: list[tuple[str, str]] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)
+
+
+def plan_shards(rows: Sequence[Row], subset: str, count: int | None) -> list[Shard]:
+    """Cut a subset into shards of nearly equal length.
+
+    Training rows lie in the order of a hash of their id: neighbours are then a random sample, and a stream needs no
+    large buffer to shuffle in. Validation rows lie in the order of their ids.
+    """
+    rows = [row for row in rows if row.subset == subset]
+    key = _hash if subset == "train" else (lambda row: row.id)
+    rows = sorted(rows, key=key)
+    total = sum(row.image.size + (row.mask.size if row.mask else 0) for row in rows)
+    usual = max(1, min(math.ceil(len(rows) / ROWS_PER_SHARD), max(MANY_SHARDS, math.ceil(total / SHARD_BYTES))))
+    count = min(count or usual, len(rows))
+    ends = [len(rows) * number // count for number in range(1, count + 1)]
+    starts = [0, *ends]
+    return [
+        Shard(f"{subset}-{number:05d}-of-{count:05d}", tuple(rows[start:end]))
+        for number, (start, end) in enumerate(zip(starts, ends, strict=False))
+    ]
+
+
+def _hash(row: Row) -> bytes:
+    return hashlib.sha256(row.id.encode()).digest()
+
+
+def write_shard(shard: Shard, classes: ClassList, data: Path, reports: Path, on_row: Callable[[], None]) -> None:
+    """Write one parquet file below `data` and then its report below `reports`; `on_row` is called for each row.
+
+    The classes of every label stand in the schema, which comes before the rows: labels are made first, and images are
+    read a second time rather than held in memory.
+    """
+    report, kept = Report(), []
+    for row in shard.rows:
+        try:
+            label = _checked_label(row, classes)
+        except Exception as error:  # damaged files raise errors of many kinds, and none may end the whole run
+            report.bad.append((row.id, _reason(error)))
+        else:
+            kept.append((row, *_counted(row, label, report)))
+        on_row()
+    note = {"classes": [classes_here for _, _, classes_here in kept]}
+    metadata = {**FEATURES.arrow_schema.metadata, METADATA_KEY: json.dumps(note, separators=(",", ":")).encode()}
+    path = data / f"{shard.name}.parquet"
+    with durable(path) as temporary:
+        _write_rows(temporary, kept, FEATURES.arrow_schema.with_metadata(metadata))
+    report.size = path.stat().st_size
+    write_text(reports / f"{shard.name}.json", json.dumps(asdict(report)))
+
+
+def read_report(reports: Path, shard: Shard) -> Report | None:
+    """The report of a finished shard."""
+    path = reports / f"{shard.name}.json"
+    return Report(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+def _write_rows(path: Path, kept: list[tuple[Row, bytes | None, list[int] | None]], schema: pa.Schema) -> None:
+    # Each row is a row group without compression, so one range request fetches any image; the statistics of the id
+    # alone, smallest and largest being equal, make the footer an index.
+    options = {"compression": "none", "use_dictionary": False, "write_statistics": ["id"]}
+    with pq.ParquetWriter(path, schema, **options) as writer:
+        for row, label, _ in kept:
+            image = {"bytes": row.image.read(), "path": row.image.file_name}
+            cell = None if label is None else {"bytes": label, "path": f"{row.image.stem}.png"}
+            columns = {"id": [row.id], "image": [image], "label": [cell]}
+            writer.write_table(pa.table(columns, schema=schema), row_group_size=1)
+
+
+def _checked_label(row: Row, classes: ClassList) -> np.ndarray | None:
+    """Decode image and mask as training will, and give the label's class ids."""
+    with Image.open(io.BytesIO(row.image.read())) as image:
+        width, height = image.size
+        shape = upright_rgb(image).shape[:2]
+    if row.mask is None:
+        return None
+    try:
+        ids = read_mask(row.mask.read(), row.coding, classes)
+    except BadMask:
+        raise
+    except Exception as error:
+        raise BadMask(f"the mask cannot be read: {error}") from error
+    if ids.shape != shape:
+        turned = ids.shape == (height, width)
+        hint = ", because its EXIF orientation turns it: turn the mask as well" if turned else ""
+        raise BadMask(f"the image is {shape[1]}x{shape[0]}, but the mask {ids.shape[1]}x{ids.shape[0]}{hint}")
+    return ids
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())[:300]
+    return text if isinstance(error, BadMask) else f"the image cannot be read: {text or type(error).__name__}"
+
+
+def _counted(row: Row, label: np.ndarray | None, report: Report) -> tuple[bytes | None, list[int] | None]:
+    """(PNG, classes present) of a label, with its pixels added to the report."""
+    report.rows += 1
+    if label is None:
+        return None, None
+    report.labelled += 1
+    counts = np.bincount(label.ravel(), minlength=256)
+    report.pixels = (np.array(report.pixels) + counts).tolist()
+    present = np.flatnonzero(counts[:IGNORE]).tolist()
+    if not present:
+        report.empty.append(row.id)
+    png = io.BytesIO()
+    Image.fromarray(label).save(png, format="png")
+    return png.getvalue(), present
+
+
+def write_shards(shards: Sequence[Shard], classes: ClassList, data: Path, reports: Path, workers: int) -> None:
+    """Write all shards that have no report yet, with a progress bar over the rows.
+
+    Raises:
+        InputError: a worker was killed. What is finished stays.
+    """
+    done = [shard for shard in shards if read_report(reports, shard)]
+    left = [shard for shard in shards if shard not in done]
+    total = sum(len(shard.rows) for shard in shards)
+    with tqdm(total=total, initial=sum(len(shard.rows) for shard in done), desc="prepare", unit="image") as bar:
+        if min(workers, len(left)) < 2:
+            for shard in left:
+                write_shard(shard, classes, data, reports, bar.update)
+        else:
+            _write_in_parallel(left, classes, data, reports, min(workers, len(left)), bar)
+
+
+def _write_in_parallel(
+    shards: list[Shard], classes: ClassList, data: Path, reports: Path, workers: int, bar: tqdm
+) -> None:
+    # Not fork: this process has threads. The fork server imports the heavy modules once for all workers.
+    context = multiprocessing.get_context("spawn" if os.name == "nt" else "forkserver")
+    if os.name != "nt":
+        context.set_forkserver_preload([__name__])
+    count, stop = context.Value("q", 0), context.Event()
+    with ProcessPoolExecutor(workers, context, _start_worker, (count, stop)) as pool:
+        try:
+            pending = {pool.submit(_work, shard, classes, data, reports) for shard in shards}
+            start = bar.n
+            while pending:
+                finished, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+                bar.update(start + count.value - bar.n)
+                for future in finished:
+                    future.result()
+        except BrokenProcessPool as error:
+            raise InputError(
+                "a worker process was killed, perhaps for lack of memory: run the same command again, with fewer "
+                "--workers; finished shards are kept"
+            ) from error
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+
+
+class Stopped(Exception):  # noqa: N818 - an order rather than an error
+    """The main process wants no more rows."""
+
+
+_progress: Callable[[], None]
+
+
+def _start_worker(count: "multiprocessing.sharedctypes.Synchronized", stop: threading.Event) -> None:
+    """Ctrl-C is the main process's business; if that one dies, the worker must not live on and write."""
+    global _progress
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+    def progress() -> None:
+        with count.get_lock():
+            count.value += 1
+        if stop.is_set():
+            raise Stopped
+
+    _progress = progress
+
+
+def _die_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _work(shard: Shard, classes: ClassList, data: Path, reports: Path) -> None:
+    write_shard(shard, classes, data, reports, _progress)
