@@ -34,6 +34,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--id_column", default="id", help="column of the image ids (default: id)")
     parser.add_argument("--image_column", default="image", help="column of the images (default: image)")
     parser.add_argument("--label_column", default="label", help="column of the label masks (default: label)")
+    parser.add_argument("--streaming", action="store_true", help="read parquet files where they lie, Hub or disk")
     add_segment_arguments(parser)
     parser.add_argument("--batch_size", type=int, default=1, help="neighbouring images of equal size share a pass")
     parser.add_argument("--save_predictions", metavar="DIR", help="write each prediction as 8-bit ids to DIR/<id>.png")
@@ -58,6 +59,7 @@ def main() -> None:
         image_column=args.image_column,
         label_column=args.label_column,
         revision=args.dataset_revision,
+        streaming=args.streaming,
     )
     if len(source.ids) == 0:
         raise InputError(f"data set {args.dataset}, subset {args.subset}: no images")

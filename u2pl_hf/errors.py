@@ -26,7 +26,7 @@ def exits_on_input_error(main: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
         logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
-        for library in ("httpx", "datasets", "transformers", "accelerate"):
+        for library in ("httpx", "httpx2", "datasets", "transformers", "accelerate"):
             logging.getLogger(library).setLevel(logging.ERROR)
         transformers_logging.disable_progress_bar()
         try:

@@ -9,6 +9,7 @@ with role "image" or "label". A read touches the column of its role alone.
 """
 
 import bisect
+import io
 import json
 import os
 import threading
@@ -251,7 +252,32 @@ def _open(url: str):
     if "://" not in url:
         return pa.memory_map(url)
     system, path = fsspec.core.url_to_fs(url)
-    return system.open(path, "rb", cache_type="none")
+    return _RangeFile(system.open(path, "rb", cache_type="none"))
+
+
+class _RangeFile(io.RawIOBase):
+    """A remote file of which parts are read; some mirrors send the whole file, which would be taken for the part."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self.file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+    def read(self, size: int = -1) -> bytes:
+        content = self.file.read(size)
+        if 0 <= size < len(content):
+            raise OSError("the server sends whole files where parts are asked for; drop --streaming")
+        return content
 
 
 def _tells_value(statistics: pq.Statistics | None) -> bool:
