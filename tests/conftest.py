@@ -7,10 +7,13 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 
+from tests.hub_server import TOKEN, HubServer
 from u2pl_hf.data.demo import DemoSpec, demo_folder
+from u2pl_hf.hub import push
 
 
 @pytest.fixture(autouse=True)
@@ -22,3 +25,18 @@ def seeded():
 def tiny_data(tmp_path_factory) -> Path:
     """The demo data set with few and small images."""
     return demo_folder(tmp_path_factory.mktemp("demo"), DemoSpec(train=24, validation=5, size=64))
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A Hub of our own, where this process is logged in."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(push, "BACK_OFF", (0, 0, 0))
+    with HubServer(tmp_path / "hub") as server:
+        # huggingface_hub reads the environment when it is imported, so this process needs more than variables.
+        for name, value in {"ENDPOINT": server.url, "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True}.items():
+            monkeypatch.setattr(huggingface_hub.constants, name, value)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no_token"))
+        monkeypatch.setattr(huggingface_hub.constants, "HF_STORED_TOKENS_PATH", str(tmp_path / "no_tokens"))
+        yield server

@@ -62,8 +62,8 @@ def parse_arguments() -> argparse.Namespace:
                 "--classes", type=Path, metavar="FILE", help="class list (default: class_0, class_1 ...)"
             )
             layout.add_argument("--validation", default="0.2", metavar="SHARE|COUNT|FILE",
-                                help="labelled images to validate on: a share, a count, a file of ids, or 0 for none "
-                                "(default: 0.2)")  # fmt: skip
+                                help="labelled images to validate on, where images/ has no subsets: a share, a count, "
+                                "a file of ids, or 0 for none (default: 0.2)")  # fmt: skip
             layout.add_argument("--seed", type=int, default=0, help="of the draw of validation images (default: 0)")
     return parser.parse_args()
 

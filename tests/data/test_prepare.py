@@ -115,8 +115,9 @@ def test_counts_are_those_of_the_masks(strange):
         assert (counts["rows"], counts["unlabelled"]) == (len(rows), sum(row.mask is None for row in rows))
     assert [item["id"] for item in result["warnings"]] == ["nothing"]
     assert json.loads((out / "prepare.json").read_text()) == result
-    listed = (out / "splits" / "labelled" / "labeled.txt").read_text().split("\n")[:-1]
-    assert listed == sorted(row.id for row in layout.rows if row.mask and row.subset == "train")
+    source = load_source(str(out))
+    with_label = {name for name, has in zip(source.ids, source.rows.has_label(), strict=True) if has}
+    assert with_label == {row.id for row in layout.rows if row.mask and row.subset == "train"}
 
 
 def test_each_row_is_found_by_the_footer_alone(strange):
@@ -160,7 +161,7 @@ def test_card(strange):
         assert f"| {subset} | {counts['rows']} | {counts['labelled']} | {counts['unlabelled']} |" in text
     shares = [100 * s["pixels"]["b"] / sum(s["pixels"].values()) for s in result["subsets"].values()]
     assert f"| 1 | b | {shares[0]:.3f} | {shares[1]:.3f} |" in text
-    assert "train_u2pl.py RECIPE.yaml --dataset DIR --split DIR/splits/labelled/labeled.txt" in text
+    assert "train_u2pl.py RECIPE.yaml --dataset DIR --split all" in text
     assert "size_categories:\n- n<1K" in text
     assert (out / "class_names.txt").read_text() == "a\nb\nc\n"
 
@@ -199,7 +200,7 @@ def bad_files():
 
 REASONS = {
     "cut": "the image cannot be read: .*truncated",
-    "text": "the image cannot be read",
+    "text": "the image cannot be read: it is no image",
     "high": "the value 77, but there are 3 classes",
     "rgb": "the mask is RGB",
     "size": "image is 12x9, but the mask 5x6$",
@@ -229,11 +230,19 @@ def test_bad_rows_are_told_together_or_left_out(tmp_path, caplog):
         assert re.search(reason, listed[name]), listed[name]
         assert f"bad row {name}: " in caplog.text
     assert not out.exists()
-    result = prepare(layout, out, skip_bad=True)
+    result = prepare(layout, out, skip_bad=True, shards=13)  # some shards are left without a row
     assert {item["id"]: item["reason"] for item in result["skipped"]} == listed
     assert sorted(datasets.load_dataset(str(out))["train"]["id"]) == ["ok0", "ok1", "ok2", "ok3"]
     assert not (tmp_path / "out.bad.txt").exists()
     assert "9 rows that could not be used are left out" in (out / "README.md").read_text(encoding="utf-8")
+
+
+def test_bad_rows_must_leave_something_of_each_subset(tmp_path):
+    files = {f"images/{name}.png": picture() for name in ("train/1", "val/1")}
+    files |= {"masks/train/1.png": grey_png(ids()), "masks/val/1.png": b"no image"}
+    layout = layout_of(write_folder(tmp_path / "in", files))
+    with pytest.raises(InputError, match=r"1 of 2 rows .* no row of validation is left"):
+        prepare(layout, tmp_path / "out", skip_bad=True)
 
 
 def many_files(count=12):
@@ -325,6 +334,10 @@ def test_output_that_exists_and_too_small_a_disk_are_refused(tmp_path, monkeypat
     (tmp_path / "full" / "x").write_text("mine")
     with pytest.raises(InputError, match="exists and is not empty"):
         prepare(layout, tmp_path / "full")
+    write_folder(tmp_path, {"mine.partial/precious": b"x"})
+    with pytest.raises(InputError, match="is in the way and was not made here"):
+        prepare(layout, tmp_path / "mine")
+    shutil.rmtree(tmp_path / "mine.partial")
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(prepare_module.shutil, "disk_usage", lambda _: usage(10, 10, 0))
     with pytest.raises(InputError, match=r"needs about .* GB, but 0.00 GB are free"):

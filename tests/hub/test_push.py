@@ -8,27 +8,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from tests.hub_server import TOKEN, HubServer
 from u2pl_hf.errors import InputError
-from u2pl_hf.hub import push
 from u2pl_hf.hub.push import check_can_push, push_folder
 
 ROWS = 40_000
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A Hub of our own, where this process is logged in."""
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(push, "BACK_OFF", (0, 0, 0))
-    with HubServer(tmp_path / "hub") as server:
-        # huggingface_hub reads the environment when it is imported, so this process needs more than variables.
-        for name, value in {"ENDPOINT": server.url, "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True}.items():
-            monkeypatch.setattr(huggingface_hub.constants, name, value)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no_token"))
-        monkeypatch.setattr(huggingface_hub.constants, "HF_STORED_TOKENS_PATH", str(tmp_path / "no_tokens"))
-        yield server
 
 
 @pytest.fixture

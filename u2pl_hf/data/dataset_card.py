@@ -1,5 +1,7 @@
 """README.md of a prepared data set."""
 
+from pathlib import PurePosixPath
+
 import yaml
 
 from u2pl_hf.data.layouts import Layout
@@ -82,9 +84,10 @@ def _percent(part: int, whole: int) -> str:
 
 def _training(result: dict) -> str:
     if result["splits"]:
-        name = next(iter(result["splits"]))
-        which = f"--split DIR/splits/{name}"
-        text = f"`splits/{name}` lists labelled images"
+        name = str(PurePosixPath(next(iter(result["splits"]))).parent)
+        which, text = f"--split {name}", f"`splits/{name}` lists labelled images"
+    elif any(subset["unlabelled"] for subset in result["subsets"].values()):
+        which, text = "--split all", "All images that have a label are used with it, the others without"
     else:
         which, text = "--split 1/8", "Here an eighth of the training images is used with labels"
     command = f"accelerate launch training_scripts/train_u2pl.py RECIPE.yaml --dataset DIR {which}"

@@ -27,7 +27,7 @@ def infer_classes(masks: Sequence[Member], workers: int) -> ClassList:
     with ThreadPoolExecutor(workers) as pool:
         found = list(tqdm(pool.map(_values, masks), "looking for classes", len(masks), unit="mask", leave=False))
     if all(isinstance(values, str) for values in found):
-        raise InputError(f"no mask can be read: {found[0]} ({masks[0].name}); for colours, {HINT}")
+        raise InputError(f"no mask can be read: {found[0]} ({masks[0].name})")
     counts = Counter(value for values in found if not isinstance(values, str) for value in values)
     classes = sorted(value for value in counts if value != IGNORE)
     if classes != list(range(len(classes))) or len(classes) < 2:

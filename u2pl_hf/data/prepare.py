@@ -51,8 +51,11 @@ def prepare(
         InputError: rows that cannot be used, unless `skip_bad`; no space; nothing left to write.
     """
     check_output(output_dir)
+    output_dir = output_dir.resolve()
     partial = output_dir.with_name(f"{output_dir.name}.partial")
     plan = [shard for subset in SUBSETS for shard in plan_shards(layout.rows, subset, shards)]
+    for note in layout.notes:
+        logger.info(note)
     try:
         _check_space(layout, output_dir, partial)
         _open_partial(partial, _fingerprint(layout, plan))
@@ -68,9 +71,10 @@ def _build(layout: Layout, plan: list[Shard], partial: Path, output_dir: Path, w
     unpacked = unpack_streams(_members(layout), work)
     jobs = [_readable(shard, unpacked) for shard in plan]
     write_shards(jobs, layout.classes, folder / "data", work, workers)
-    reports = {shard.name: read_report(work, shard) for shard in plan}
-    bad = sorted(layout.bad) + [tuple(item) for report in reports.values() for item in report.bad]
-    _judge(bad, sum(report.rows for report in reports.values()), output_dir, skip_bad)
+    reports = {subset: [read_report(work, s) for s in plan if s.subset == subset] for subset in SUBSETS}
+    reports = {subset: here for subset, here in reports.items() if here}
+    bad = sorted(layout.bad) + [tuple(item) for here in reports.values() for report in here for item in report.bad]
+    _judge(bad, {subset: sum(report.rows for report in here) for subset, here in reports.items()}, output_dir, skip_bad)
     result = _result(layout, reports, bad)
     _write_texts(layout, result, reports, folder)
     _publish(folder, output_dir)
@@ -85,7 +89,7 @@ def _members(layout: Layout) -> list[Member]:
 def _readable(shard: Shard, unpacked: dict[Member, Member]) -> Shard:
     rows = (replace(row, image=unpacked.get(row.image, row.image), mask=unpacked.get(row.mask, row.mask))
             for row in shard.rows)  # fmt: skip
-    return Shard(shard.name, tuple(rows))
+    return replace(shard, rows=tuple(rows))
 
 
 def _fingerprint(layout: Layout, plan: list[Shard]) -> str:
@@ -104,6 +108,8 @@ def _open_partial(partial: Path, fingerprint: str) -> None:
             for leftover in partial.rglob(f"*{TEMPORARY}"):
                 leftover.unlink(missing_ok=True)
             return
+        if not {path.name for path in partial.iterdir()} <= {"dataset", "work"}:
+            raise InputError(f"{partial} is in the way and was not made here: move it, or pass another --output_dir")
         logger.info("%s was left by another command or by other inputs: starting afresh", partial)
         shutil.rmtree(partial)
     (partial / "dataset" / "data").mkdir(parents=True)
@@ -128,33 +134,28 @@ def _gigabytes(count: int) -> str:
     return f"{count / 1e9:.2f} GB"
 
 
-def _judge(bad: list[tuple[str, str]], kept: int, output_dir: Path, skip_bad: bool) -> None:
-    """Tell of all bad rows at once; go on only where the user wants to do without them."""
-    listing = output_dir.with_name(f"{output_dir.name}.bad.txt")
-    if not bad:
-        listing.unlink(missing_ok=True)
-        return
+def _judge(bad: list[tuple[str, str]], rows: dict[str, int], output_dir: Path, skip_bad: bool) -> None:
+    """Tell of all bad rows at once; go on only where the user wants to do without them, and can."""
     for name, reason in bad[:SHOWN]:
         logger.warning("bad row %s: %s", name, reason)
     if len(bad) > SHOWN:
         logger.warning("... and %s more", len(bad) - SHOWN)
-    if skip_bad and kept:
+    listing = output_dir.with_name(f"{output_dir.name}.bad.txt")
+    is_enough = bool(rows) and all(rows.values())
+    if not bad or (skip_bad and is_enough):
         listing.unlink(missing_ok=True)
         return
     write_text(listing, "".join(f"{name}\t{reason}\n" for name, reason in bad))
-    raise InputError(
-        f"{len(bad)} of {kept + len(bad)} rows cannot be used; {listing} names all. Mend them"
-        + (", or pass --skip_bad to leave them out" if kept else ": none is left")
-    )
+    emptied = [subset for subset, count in rows.items() if not count] or ["any subset"]
+    remedy = "or pass --skip_bad to leave them out" if is_enough else f"as no row of {emptied[0]} is left without them"
+    total = sum(rows.values()) + len(bad)
+    raise InputError(f"{len(bad)} of {total} rows cannot be used; {listing} names all. Mend them, {remedy}")
 
 
-def _result(layout: Layout, reports: dict[str, Report], bad: list[tuple[str, str]]) -> dict:
+def _result(layout: Layout, reports: dict[str, list[Report]], bad: list[tuple[str, str]]) -> dict:
     names = layout.classes.names
     subsets = {}
-    for subset in SUBSETS:
-        here = [report for name, report in reports.items() if name.startswith(f"{subset}-")]
-        if not here:
-            continue
+    for subset, here in reports.items():
         rows, labelled = sum(r.rows for r in here), sum(r.labelled for r in here)
         pixels = [sum(counts) for counts in zip(*(r.pixels for r in here), strict=True)]
         subsets[subset] = {
@@ -173,23 +174,24 @@ def _result(layout: Layout, reports: dict[str, Report], bad: list[tuple[str, str
         "splits": {name: len(ids) for name, ids in _whole_splits(layout, lost).items()},
         "skipped": [{"id": name, "reason": reason} for name, reason in bad],
         "warnings": [
-            {"id": name, "reason": "the label is 255 (ignore) everywhere"} for r in reports.values() for name in r.empty
+            {"id": name, "reason": "the label is 255 (ignore) everywhere"}
+            for here in reports.values()
+            for report in here
+            for name in report.empty
         ],
         "notes": layout.notes,
     }
 
 
 def _whole_splits(layout: Layout, lost: set[str]) -> dict[str, list[str]]:
-    """A published list is worth nothing with ids missing; our own list of labelled images is made of what is there."""
-    if layout.name == "folder":
-        return {name: [i for i in ids if i not in lost] for name, ids in layout.splits.items()}
+    """A published list is worth nothing with ids missing."""
     return {name: ids for name, ids in layout.splits.items() if not lost.intersection(ids)}
 
 
-def _write_texts(layout: Layout, result: dict, reports: dict[str, Report], folder: Path) -> None:
+def _write_texts(layout: Layout, result: dict, reports: dict[str, list[Report]], folder: Path) -> None:
     for item in result["warnings"][:SHOWN]:
         logger.warning("warning: %s: %s", item["id"], item["reason"])
-    sizes = {s: sum(r.size for name, r in reports.items() if name.startswith(f"{s}-")) for s in result["subsets"]}
+    sizes = {subset: sum(report.size for report in here) for subset, here in reports.items()}
     write_text(folder / "README.md", render_card(layout, result, sizes))
     write_text(folder / "prepare.json", json.dumps(result, indent=2) + "\n")
     write_class_list(folder / "class_names.txt", layout.classes)

@@ -5,6 +5,8 @@ import io
 import json
 import math
 import multiprocessing
+import multiprocessing.context
+import multiprocessing.forkserver
 import os
 import signal
 import threading
@@ -18,7 +20,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from tqdm.auto import tqdm
 
 from u2pl_hf.data.class_list import ClassList
@@ -41,10 +43,12 @@ class Shard:
     """One parquet file to write.
 
     Attributes:
+        subset: train or validation.
         name: file name, such as train-00000-of-00016.
         rows: in the order to store them.
     """
 
+    subset: str
     name: str
     rows: tuple[Row, ...]
 
@@ -85,7 +89,7 @@ def plan_shards(rows: Sequence[Row], subset: str, count: int | None) -> list[Sha
     ends = [len(rows) * number // count for number in range(1, count + 1)]
     starts = [0, *ends]
     return [
-        Shard(f"{subset}-{number:05d}-of-{count:05d}", tuple(rows[start:end]))
+        Shard(subset, f"{subset}-{number:05d}-of-{count:05d}", tuple(rows[start:end]))
         for number, (start, end) in enumerate(zip(starts, ends, strict=False))
     ]
 
@@ -148,7 +152,7 @@ def _checked_label(row: Row, classes: ClassList) -> np.ndarray | None:
     except BadMask:
         raise
     except Exception as error:
-        raise BadMask(f"the mask cannot be read: {error}") from error
+        raise BadMask(f"the mask cannot be read: {_told(error)}") from error
     if ids.shape != shape:
         turned = ids.shape == (height, width)
         hint = ", because its EXIF orientation turns it: turn the mask as well" if turned else ""
@@ -157,8 +161,13 @@ def _checked_label(row: Row, classes: ClassList) -> np.ndarray | None:
 
 
 def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())[:300]
-    return text if isinstance(error, BadMask) else f"the image cannot be read: {text or type(error).__name__}"
+    return str(error) if isinstance(error, BadMask) else f"the image cannot be read: {_told(error)}"
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "it is no image"  # its message holds a memory address, another one in each run
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _counted(row: Row, label: np.ndarray | None, report: Report) -> tuple[bytes | None, list[int] | None]:
@@ -197,10 +206,7 @@ def write_shards(shards: Sequence[Shard], classes: ClassList, data: Path, report
 def _write_in_parallel(
     shards: list[Shard], classes: ClassList, data: Path, reports: Path, workers: int, bar: tqdm
 ) -> None:
-    # Not fork: this process has threads. The fork server imports the heavy modules once for all workers.
-    context = multiprocessing.get_context("spawn" if os.name == "nt" else "forkserver")
-    if os.name != "nt":
-        context.set_forkserver_preload([__name__])
+    context = _process_context()
     count, stop = context.Value("q", 0), context.Event()
     with ProcessPoolExecutor(workers, context, _start_worker, (count, stop)) as pool:
         try:
@@ -219,6 +225,26 @@ def _write_in_parallel(
         finally:
             stop.set()
             pool.shutdown(cancel_futures=True)
+
+
+def _process_context() -> multiprocessing.context.BaseContext:
+    """Not fork, as this process has threads. A fork server imports the heavy modules once for all workers."""
+    if os.name == "nt":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    # The server inherits that Ctrl-C is none of its business; else one during its imports would print a traceback.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    # A process that does nothing: when it has run, the imports are over, and workers start too fast for Ctrl-C to part
+    # one from what it shares with us.
+    first = context.Process(target=int)
+    first.start()
+    first.join()
+    return context
 
 
 class Stopped(Exception):  # noqa: N818 - an order rather than an error

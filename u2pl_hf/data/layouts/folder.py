@@ -60,9 +60,7 @@ def folder_layout(
     unlabelled = [row.id for row in rows if row.mask is None]
     if unlabelled:
         notes.append(f"{len(unlabelled)} images have no mask: they are unlabelled rows")
-    labelled = [row.id for row in rows if row.mask and row.subset == "train"]
-    splits = {"labelled/labeled.txt": labelled} if unlabelled and labelled else {}
-    return Layout("folder", rows, classes, ABOUT, bad, splits, notes + more_notes)
+    return Layout("folder", rows, classes, ABOUT, bad, notes=notes + more_notes)
 
 
 def _grouped(members: Iterable[Member]) -> tuple[dict[str, list[tuple[str, Member]]], list[str]]:
