@@ -207,6 +207,11 @@ def _arrow_rows(path: str, subset: str, revision: str | None, columns: dict[str,
     from_names = columns["id"] not in table.column_names and Path(path).is_dir()
     for role, column in columns.items():
         if column not in table.column_names and not (role == "id" and from_names):
+            if role == "label" and from_names:
+                raise InputError(
+                    f"data set {path} is a folder of plain images without labels; make a data set of images and masks "
+                    "with training_scripts/prepare_dataset.py folder, or pass the folder as --unlabelled_dataset"
+                )
             listed = ", ".join(table.column_names)
             raise InputError(f"data set {path} has no column '{column}' (it has {listed}); pass --{role}_column NAME")
     bytes_columns = {role: column for role, column in columns.items() if role != "id"}
