@@ -204,14 +204,15 @@ def _arrow_rows(path: str, subset: str, revision: str | None, columns: dict[str,
         every = datasets.load_dataset(path, revision=revision)
     _check_subset(path, subset, every)
     table = every[subset]
-    from_names = columns["id"] not in table.column_names and Path(path).is_dir()
+    from_names = columns["id"] not in table.column_names and _is_image_folder(table)
+    # `datasets` takes the names of sub-folders for labels.
+    if from_names and "label" in columns:
+        raise InputError(
+            f"data set {path} is a folder of plain images without labels; make a data set of images and masks with "
+            "training_scripts/prepare_dataset.py folder, or pass the folder as --unlabelled_dataset"
+        )
     for role, column in columns.items():
-        if column not in table.column_names and not (role == "id" and from_names):
-            if role == "label" and from_names:
-                raise InputError(
-                    f"data set {path} is a folder of plain images without labels; make a data set of images and masks "
-                    "with training_scripts/prepare_dataset.py folder, or pass the folder as --unlabelled_dataset"
-                )
+        if column not in table.column_names and not from_names:
             listed = ", ".join(table.column_names)
             raise InputError(f"data set {path} has no column '{column}' (it has {listed}); pass --{role}_column NAME")
     bytes_columns = {role: column for role, column in columns.items() if role != "id"}
@@ -224,6 +225,10 @@ def _arrow_rows(path: str, subset: str, revision: str | None, columns: dict[str,
     if from_names:
         return ArrowRows(table, bytes_columns), _file_names(path, table.select_columns([columns["image"]]))
     return ArrowRows(table, bytes_columns), [str(i) for i in table.select_columns([columns["id"]])[:][columns["id"]]]
+
+
+def _is_image_folder(table: datasets.Dataset) -> bool:
+    return table.info.builder_name == "imagefolder"
 
 
 def _file_names(path: str, images: datasets.Dataset) -> list[str]:
