@@ -129,7 +129,7 @@ def naive_mean_loss(student, teacher, anchors, positives, queues) -> float:
 
 
 def random_case(classes: int, images: int, what: str, size: int = 6, dim: int = 3) -> dict:
-    """Labels in blocks, so that some pixels have few classes, with ignored pixels and probabilities that favour them."""
+    """Labels in blocks of pixels, some of them ignored, and everything else random."""
     ids = torch.randint(0, classes, (2, images, 2, 3)).repeat_interleave(3, 2).repeat_interleave(2, 3)
     if what == "class absent":
         ids[ids == 0], ids[ids == classes // 2] = classes - 1, classes - 1
