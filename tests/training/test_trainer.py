@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -72,3 +74,17 @@ def test_steps_and_processes_draw_different_numbers():
 def test_bf16_trains_and_computes_losses_in_float32(tiny_data, tmp_path):
     trainer = make_trainer(tiny_data, tmp_path / "run", mixed_precision="bf16")
     assert trainer.train()["last"]["mean_iou"] > 0
+
+
+def test_official_variant_trains_and_goes_on_to_the_same_weights(tiny_data, tmp_path):
+    options = {"variant": "official", "contrastive_weight": 0.25, "max_steps": 5, "save_steps": 3, "logging_steps": 1}
+    results = make_trainer(tiny_data, tmp_path / "whole", **options).train()
+    assert results["variant"] == "official" and results["last"]["mean_iou"] > 0
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert max(line.get("loss_contrastive", 0) for line in lines) > 0
+
+    checkpoint = tmp_path / "whole" / "checkpoints" / "step-000003"
+    rest = make_trainer(tiny_data, tmp_path / "rest", resume=str(checkpoint), **options)
+    assert rest.train()["last"] == results["last"]
+    whole, rest = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "rest"))
+    assert whole == rest

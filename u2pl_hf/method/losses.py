@@ -117,6 +117,7 @@ def contrastive_loss(
     anchors: Tensor,
     queues: ClassQueues,
     *,
+    positives: Tensor | None = None,
     num_anchors: int = 256,
     num_negatives: int = 50,
     temperature: float = 0.5,
@@ -128,6 +129,7 @@ def contrastive_loss(
         teacher_representation: (B,D,h,w), detached; its mean over a class's anchor pixels is the positive.
         anchors: bool (B,C,h,w), see `anchor_mask`.
         queues: the negatives of each class, this step's already pushed.
+        positives: bool (B,C,h,w), pixels of the positive where they are not the anchors' (variant `official`).
         num_anchors, num_negatives: drawn with replacement, the negatives for each anchor.
 
     Returns:
@@ -140,5 +142,6 @@ def contrastive_loss(
     teacher = _precise(teacher_representation.detach()).movedim(1, -1).flatten(0, 2)
     drawn = student[draw_pixels(mask, num_anchors)]
     negatives = queues.sample(num_anchors * num_negatives).unflatten(1, (num_anchors, num_negatives))
-    per_class = info_nce_per_class(drawn, class_means(teacher, mask), negatives, temperature)
+    positive_mask = mask if positives is None else positives.transpose(0, 1).flatten(1)
+    per_class = info_nce_per_class(drawn, class_means(teacher, positive_mask), negatives, temperature)
     return per_class.masked_fill(~used, 0.0).sum() / used.sum().clamp(min=1), used

@@ -73,13 +73,14 @@ class ClassQueues(nn.Module):
         return rows.roll(-first, 0)
 
 
-def select_keys(representation: Tensor, mask: Tensor, bound: int) -> tuple[Tensor, Tensor]:
+def select_keys(representation: Tensor, mask: Tensor, bound: int, in_order: bool = False) -> tuple[Tensor, Tensor]:
     """A uniform random subset of at most `bound` pixels of each class.
 
     Args:
         representation: (B,D,h,w).
         mask: bool (B,C,h,w), the pixels to choose from.
         bound: K.
+        in_order: the chosen pixels by image, row and column; else in random order.
 
     Returns:
         keys (C,K,D) and valid bool (C,K), the chosen ones first.
@@ -94,6 +95,8 @@ def select_keys(representation: Tensor, mask: Tensor, bound: int) -> tuple[Tenso
     slot = torch.where(shuffled & (place <= bound), place - 1, bound)
     chosen = shuffle.new_zeros(len(slot), bound + 1).scatter_(1, slot, shuffle.expand_as(slot))[:, :bound]
     valid = torch.arange(bound, device=mask.device) < place[:, -1:]
+    if in_order:
+        chosen = chosen.masked_fill(~valid, pixels).sort(dim=1).values.clamp(max=pixels - 1)
     vectors = representation.movedim(1, -1).flatten(0, 2)
     return vectors[chosen], valid
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from u2pl_hf.method import losses, schedules
+from u2pl_hf.method import losses, official, schedules
 from u2pl_hf.method import pseudo_labels as pl
 from u2pl_hf.method.mixing import STRONG_AUGMENTATIONS
 from u2pl_hf.method.queues import ClassQueues, gather_keys, select_keys
@@ -22,6 +22,7 @@ class MethodSettings:
     """Everything the step depends on besides batches and progress; method.md's symbols in the field comments."""
 
     num_labels: int
+    variant: str = "paper"  # or "official"
     supervised_loss: str = "ce"  # or "ohem"
     ohem_threshold: float = 0.7
     ohem_min_kept: int = 100_000
@@ -109,6 +110,8 @@ class U2PLStep(SupervisedStep):
     """U2PL, variant `paper` (algorithm 1). Owns the teacher and the queues; both belong into a checkpoint."""
 
     uses_unlabelled = True
+    contrastive_loss = staticmethod(losses.contrastive_loss)
+    keys_in_order = False
 
     def __init__(self, settings: MethodSettings, student: nn.Module):
         super().__init__(settings)
@@ -153,7 +156,8 @@ class U2PLStep(SupervisedStep):
         loss_s = self.supervised_loss(output, batch.y_l)
         student_logits = pl.resize_logits(output.logits[labelled:], size)
         loss_u = losses.unsupervised_loss(student_logits, pseudo_labels, reliable)
-        loss_c, stats = self.contrast(output, teacher, batch.y_l, pseudo_labels, reliable, unreliable)
+        confident = self.confident_pixels(entropy, valid, reliable, alpha)
+        loss_c, stats = self.contrast(output, teacher, batch.y_l, pseudo_labels, confident, unreliable)
         total = loss_s + settings.unsupervised_weight * loss_u + settings.contrastive_weight * loss_c
         named = {"loss": total, "loss_supervised": loss_s, "loss_unsupervised": loss_u, "loss_contrastive": loss_c}
         stats |= {"alpha": alpha, "gamma": gamma, "confidence": confidence}
@@ -173,26 +177,38 @@ class U2PLStep(SupervisedStep):
             x_u, pseudo_labels = mix(x_u, pseudo_labels, self.settings.num_labels)
         return x_u, pseudo_labels, confidence
 
-    def contrast(self, output, teacher, y_l: Tensor, pseudo_labels: Tensor, reliable: Tensor, unreliable: Tensor):
+    def confident_pixels(self, entropy: Tensor, valid: Tensor, reliable: Tensor, alpha: float) -> Tensor:
+        """The unlabelled pixels that may be anchors, bool (B_u,H,W): all reliable ones."""
+        return reliable
+
+    def select(self, y_l: Tensor, pseudo_labels: Tensor, confident: Tensor, unreliable: Tensor, prob: Tensor):
+        """Anchors, positives and negatives of each class, bool (B,C,h,w); all arguments at feature size."""
+        settings, labelled = self.settings, len(y_l)
+        classes = torch.cat([y_l, pseudo_labels.masked_fill(~confident, pl.IGNORE)])
+        anchors = pl.anchor_mask(classes, prob, settings.anchor_threshold)
+        negatives = pl.negative_mask(
+            y_l, prob[:labelled], unreliable, prob[labelled:], settings.low_rank, settings.high_rank
+        )
+        return anchors, anchors, negatives
+
+    def contrast(self, output, teacher, y_l: Tensor, pseudo_labels: Tensor, confident: Tensor, unreliable: Tensor):
         """L_c at feature size: choose anchors and negatives, push the negatives, then contrast."""
-        settings, size, labelled = self.settings, teacher.logits.shape[-2:], len(y_l)
+        settings, size = self.settings, teacher.logits.shape[-2:]
         with torch.no_grad():
             prob = teacher.logits.float().softmax(dim=1)
-            y_l = pl.nearest_on_corners(y_l, size)
-            classes_u = pl.nearest_on_corners(pseudo_labels.masked_fill(~reliable, pl.IGNORE), size)
-            unreliable = pl.nearest_on_corners(unreliable, size)
-            anchors = pl.anchor_mask(torch.cat([y_l, classes_u]), prob, settings.anchor_threshold)
-            negatives = pl.negative_mask(
-                y_l, prob[:labelled], unreliable, prob[labelled:], settings.low_rank, settings.high_rank
+            maps = (pl.nearest_on_corners(m, size) for m in (y_l, pseudo_labels, confident, unreliable))
+            anchors, positives, negatives = self.select(*maps, prob)
+            keys, valid = select_keys(
+                teacher.representation, negatives, settings.new_keys_per_class, in_order=self.keys_in_order
             )
-            keys, valid = select_keys(teacher.representation, negatives, settings.new_keys_per_class)
             keys, valid = gather_keys(keys, valid)
             self.queues.push(keys, valid)
-        loss, used = losses.contrastive_loss(
+        loss, used = self.contrastive_loss(
             output.representation,
             teacher.representation,
             anchors,
             self.queues,
+            positives=positives,
             num_anchors=settings.num_anchors,
             num_negatives=settings.num_negatives,
             temperature=settings.temperature,
@@ -205,6 +221,32 @@ class U2PLStep(SupervisedStep):
         return loss, stats
 
 
+class OfficialU2PLStep(U2PLStep):
+    """U2PL, variant `official`: only the contrastive part differs, see official.py."""
+
+    contrastive_loss = staticmethod(official.contrastive_loss)
+    keys_in_order = True
+
+    def confident_pixels(self, entropy: Tensor, valid: Tensor, reliable: Tensor, alpha: float) -> Tensor:
+        """The unlabelled pixels that may be anchors, bool (B_u,H,W): the alpha share of lowest entropy."""
+        return official.lowest_entropy(entropy, valid, alpha)
+
+    def select(self, y_l: Tensor, pseudo_labels: Tensor, confident: Tensor, unreliable: Tensor, prob: Tensor):
+        """Anchors, positives and negatives of each class, bool (B,C,h,w); all arguments at feature size."""
+        return official.select_pixels(
+            y_l,
+            pseudo_labels,
+            confident,
+            unreliable,
+            prob,
+            anchor_threshold=self.settings.anchor_threshold,
+            low_rank=self.settings.low_rank,
+            high_rank=self.settings.high_rank,
+        )
+
+
 def build_step(method: str, settings: MethodSettings, student: nn.Module) -> SupervisedStep:
-    """The step of a method, `suponly` or `u2pl`."""
-    return U2PLStep(settings, student) if method == "u2pl" else SupervisedStep(settings)
+    """The step of a method, `suponly` or `u2pl`; `settings.variant` says which U2PL."""
+    if method == "suponly":
+        return SupervisedStep(settings)
+    return {"paper": U2PLStep, "official": OfficialU2PLStep}[settings.variant](settings, student)

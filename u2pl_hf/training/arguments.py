@@ -15,7 +15,7 @@ from u2pl_hf.method.pseudo_labels import default_low_rank
 from u2pl_hf.method.step import MethodSettings
 
 METHODS = ("suponly", "u2pl")
-VARIANTS = ("paper",)
+VARIANTS = ("paper", "official")
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101")
 
 
@@ -67,7 +67,7 @@ class RunArguments:
 
     # Method
     method: str = _field("u2pl", "training method", METHODS)
-    variant: str = _field("paper", "which contrastive selection U2PL uses", VARIANTS)
+    variant: str = _field("paper", "anchors and negatives as in the paper, or as the published code has them", VARIANTS)
     supervised_loss: str = _field("ce", "cross-entropy or online hard example mining", ("ce", "ohem"))
     ohem_threshold: float = _field(0.7, "OHEM keeps pixels whose label's probability is at most this")
     ohem_min_kept: int = _field(100_000, "OHEM keeps at least this many pixels of a batch")
@@ -76,7 +76,9 @@ class RunArguments:
     ema_decay: float = _field(0.99, "largest decay of the teacher's moving average")
     unreliable_share: float = _field(0.2, "alpha_0, share of pixels taken as unreliable at the start")
     unsupervised_weight: float = _field(1.0, "lambda_u")
-    contrastive_weight: float = _field(0.1, "lambda_c")
+    contrastive_weight: float = _field(
+        0.1, "lambda_c; the published code's, for --variant official: 0.25 on VOC, 0.125 on Cityscapes"
+    )
     strong_augmentation: str = _field("cutmix", "mixing of unlabelled images", tuple(STRONG_AUGMENTATIONS))
     strong_probability: float = _field(0.5, "probability of mixing, one draw per batch")
     anchor_threshold: float = _field(0.3, "delta_p, least probability of an anchor's class")
@@ -87,7 +89,9 @@ class RunArguments:
     num_negatives: int = _field(50, "negatives per anchor")
     queue_length: int = _field(30_000, "negatives kept per class")
     background_queue_length: int = _field(50_000, "negatives kept for class 0")
-    new_keys_per_class: int = _field(256, "negatives pushed per class, process and step, at most")
+    new_keys_per_class: int = _field(
+        256, "negatives pushed per class, process and step, at most; the published code pushes all there are"
+    )
 
     # Optimisation
     max_steps: int = _field(1000, "optimizer steps")
