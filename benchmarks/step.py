@@ -92,6 +92,7 @@ def make_inputs(args, classes: int) -> Inputs:
     # Logits of absent classes lie far below, as a trained teacher's do.
     shown = torch.rand(images, classes, device=args.device).argsort(1) < args.classes_per_image
     logits = 3 * smooth(classes) + torch.where(shown, 4.0, 0.0)[..., None, None]
+    logits = logits.contiguous(memory_format=torch.channels_last)
     truth = pl.resize_logits(logits[: args.labelled], (crop, crop)).argmax(1)
     return Inputs(
         MethodSettings(num_labels=classes, queue_length=args.queue_length),
@@ -99,9 +100,9 @@ def make_inputs(args, classes: int) -> Inputs:
         truth,
         torch.ones(args.unlabelled, crop, crop, dtype=torch.bool, device=args.device),
         logits + 0.3 * torch.randn_like(logits),
-        smooth(args.dim),
+        smooth(args.dim).contiguous(memory_format=torch.channels_last),
         (logits + 0.3 * torch.randn_like(logits)).requires_grad_(),
-        smooth(args.dim).requires_grad_(),
+        smooth(args.dim).contiguous(memory_format=torch.channels_last).requires_grad_(),
     )
 
 
@@ -283,7 +284,7 @@ def one_shape(args) -> dict:
         "contrastive_ratio": round(plain_total / total, 2),
         "classes_with_anchors": int(ours.used.sum()),
         "queues_mb": round(queue_mb, 1),
-        "losses": {"ours": round(float(ours.loss_c), 3), "plain": round(float(yardstick.loss_c), 3)},
+        "losses": {"ours": round(ours.loss_c.item(), 3), "plain": round(yardstick.loss_c.item(), 3)},
     }
     if not args.phases_only:
         del yardstick

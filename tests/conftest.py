@@ -15,6 +15,8 @@ from tests.hub_server import TOKEN, HubServer
 from u2pl_hf.data.demo import DemoSpec, demo_folder
 from u2pl_hf.hub import push
 
+torch.set_num_threads(1)
+
 
 @pytest.fixture(autouse=True)
 def seeded():

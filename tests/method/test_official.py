@@ -195,15 +195,10 @@ def test_selection_and_loss_equal_loops(images, classes, what):
     assert (wanted > 0) == (what in WHAT[:2] and len([p for p in expected[1] if p]) > 1)
 
 
-class DoubleQueues(ClassQueues):
-    def sample(self, number: int) -> torch.Tensor:
-        return super().sample(number).double()
-
-
 def test_gradient_equals_finite_differences():
     student = torch.randn(2, 3, 2, 2, dtype=torch.float64, requires_grad=True)
     teacher = torch.randn(2, 3, 2, 2, dtype=torch.float64)
-    queues = DoubleQueues([8] * 3, 3, dtype=torch.float32)
+    queues = ClassQueues([8] * 3, 3, dtype=torch.float32)
     queues.push(torch.randn(3, 5, 3), torch.ones(3, 5, dtype=torch.bool))
     positives = torch.ones(2, 3, 2, 2, dtype=torch.bool)
     positives[:, 1] = False

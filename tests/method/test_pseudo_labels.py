@@ -81,13 +81,17 @@ def naive_rank(prob: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("classes", [2, 3, 21])
-def test_ranks_equal_counting(classes):
+def test_top_classes_are_the_most_probable_in_order(classes):
+    """Of equal probabilities any may come first, but each class comes once and their number is right."""
     prob = torch.randint(0, 6, (2, classes, 3, 4)).float()  # many ties
-    ranks = pl.class_ranks(prob)
-    for b in range(2):
-        for y in range(3):
-            for x in range(4):
-                assert (ranks[b, :, y, x].numpy() == naive_rank(prob[b, :, y, x].numpy())).all()
+    for number in (0, 1, classes - 1, classes, classes + 5):
+        top = pl.top_classes(prob, number)
+        assert top.shape == (2, 3, 4, min(number, classes))
+        values = prob.movedim(1, -1)
+        assert np.array_equal(values.gather(-1, top).numpy(), -np.sort(-values.numpy(), axis=-1)[..., :number])
+        marks = pl.mark_classes(top, torch.ones(2, 3, 4, dtype=torch.bool), classes)
+        assert (marks.sum(1) == min(number, classes)).all()
+        assert not pl.mark_classes(top, torch.zeros(2, 3, 4, dtype=torch.bool), classes).any()
 
 
 @pytest.mark.parametrize(("classes", "low", "high"), [(2, 1, 20), (5, 2, 4), (21, 3, 20)])

@@ -30,7 +30,7 @@ def test_sampling_is_uniform_and_within_the_class():
     angles = torch.tensor([[0.1, 0.2, 0.3], [1.1, 1.2, 1.3], [0.0, 0.0, 0.0]])
     valid = torch.tensor([[True] * 3, [True, False, True], [False] * 3])
     queues.push(torch.stack([angles.cos(), angles.sin()], -1), valid)
-    sample = queues.sample(30_000)
+    sample = queues.storage[queues.draw(torch.arange(3), 30_000)]
     drawn = torch.atan2(sample[..., 1], sample[..., 0])
     shares = [(drawn[0] - a).abs().lt(1e-4).float().mean().item() for a in (0.1, 0.2, 0.3)]
     assert shares == pytest.approx([1 / 3] * 3, abs=0.02)
@@ -43,8 +43,9 @@ def test_keys_are_stored_as_unit_vectors_in_half_precision():
     queues = ClassQueues([4], 8)
     key = torch.randn(1, 1, 8) * 1e6
     queues.push(key, torch.ones(1, 1, dtype=torch.bool))
-    assert queues.storage.dtype == torch.float16 and queues.sample(1).dtype == torch.float32
-    assert torch.allclose(queues.sample(1)[0, 0], F.normalize(key[0, 0], dim=0), atol=1e-3)
+    stored = queues.storage[queues.draw(torch.arange(1), 1)[0, 0]]
+    assert stored.dtype == torch.float16
+    assert torch.allclose(stored.float(), F.normalize(key[0, 0], dim=0), atol=1e-3)
 
 
 def test_selected_keys_are_a_uniform_subset():

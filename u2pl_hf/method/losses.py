@@ -11,6 +11,9 @@ from torch import Tensor
 from u2pl_hf.method.pseudo_labels import IGNORE, precise_dtype
 from u2pl_hf.method.queues import ClassQueues
 
+# Negatives of L_c that are gathered at once, in bytes: few enough for a cache to be of use.
+NEGATIVES_BYTES = 2**25
+
 
 def _precise(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
@@ -71,25 +74,60 @@ def unsupervised_loss(student_logits: Tensor, pseudo_labels: Tensor, reliable: T
     return weight * cross_entropy(student_logits, targets)
 
 
-def info_nce_per_class(anchors: Tensor, positives: Tensor, negatives: Tensor, temperature: float) -> Tensor:
-    """InfoNCE of many classes at once: (C,A,D), (C,D), (C,A,N,D) -> (C,), the mean over each class's anchors.
+def info_nce(anchors: Tensor, positive: Tensor, negatives: Tensor, temperature: float) -> Tensor:
+    """InfoNCE of one class: anchors (A,D), positive (D,), negatives (A,N,D) -> scalar (paper, equation 12).
 
-    Cosine similarity over temperature; the class's positive against each anchor's negatives (paper, equation 12).
+    Cosine similarity over temperature; the positive against each anchor's negatives; mean over the anchors.
     """
     # Matrix products would run in half precision under autocast; similarities must not.
     with torch.autocast(anchors.device.type, enabled=False):
-        anchors, positives, negatives = (
-            F.normalize(_precise(x), dim=-1, eps=1e-8) for x in (anchors, positives, negatives)
-        )
-        to_positive = torch.einsum("cad,cd->ca", anchors, positives)
-        to_negatives = torch.einsum("cad,cand->can", anchors, negatives)
-        similarity = torch.cat([to_positive.unsqueeze(-1), to_negatives], dim=-1) / temperature
-        return (similarity.logsumexp(dim=-1) - similarity[..., 0]).mean(dim=-1)
+        anchors, positive, negatives = (unit_vectors(x) for x in (anchors, positive, negatives))
+        to_positive = anchors @ positive / temperature
+        to_negatives = torch.einsum("ad,and->an", anchors, negatives) / temperature
+        return nce_from_similarity(to_positive, to_negatives.logsumexp(dim=-1)).mean()
 
 
-def info_nce(anchors: Tensor, positive: Tensor, negatives: Tensor, temperature: float) -> Tensor:
-    """InfoNCE of one class: anchors (A,D), positive (D,), negatives (A,N,D) -> scalar (paper, equation 12)."""
-    return info_nce_per_class(anchors[None], positive[None], negatives[None], temperature)[0]
+def unit_vectors(vectors: Tensor) -> Tensor:
+    """Vectors (...,D) of length 1, in float32 or better."""
+    return F.normalize(_precise(vectors), dim=-1, eps=1e-8)
+
+
+def nce_from_similarity(to_positive: Tensor, to_negatives: Tensor) -> Tensor:
+    """-log of the positive's share: its similarity, and the logsumexp of the negatives'; any shape, both alike."""
+    return torch.logaddexp(to_positive, to_negatives) - to_positive
+
+
+class SampledLogSumExp(torch.autograd.Function):
+    """log sum_n exp(anchor . negative_n / temperature) over negatives that are named by their rows in a table.
+
+    The gathered negatives, by far the largest tensor of the loss, exist only for a few classes at a time: their part in
+    the gradient, the softmax-weighted mean, is computed in the same visit. Gradients flow to the anchors alone.
+    """
+
+    @staticmethod
+    def forward(ctx, anchors: Tensor, table: Tensor, rows: Tensor, temperature: float) -> Tensor:
+        """anchors (S,A,D) float, table (R,D) of any type, rows int64 (S,A,N) -> (S,A)."""
+        of_class = rows[0].numel() * table.shape[1] * anchors.element_size()
+        at_once = max(1, NEGATIVES_BYTES // of_class)
+        parts = zip(anchors.split(at_once), rows.split(at_once), strict=True)
+        results, means = zip(*(_visit(part, table, r, temperature) for part, r in parts), strict=True)
+        ctx.save_for_backward(torch.cat(means))
+        return torch.cat(results)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple:
+        """d/d anchor = grad * mean / temperature; the division is done already."""
+        (means,) = ctx.saved_tensors
+        return grad.unsqueeze(-1) * means, None, None, None
+
+
+def _visit(anchors: Tensor, table: Tensor, rows: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    negatives = table.index_select(0, rows.flatten()).to(anchors.dtype).unflatten(0, rows.shape)
+    similarity = torch.einsum("sad,sand->san", anchors, negatives) / temperature
+    result = similarity.logsumexp(dim=-1)
+    weights = (similarity - result.unsqueeze(-1)).exp() / temperature
+    return result, torch.einsum("san,sand->sad", weights, negatives)
 
 
 def draw_pixels(mask: Tensor, number: int) -> Tensor:
@@ -111,6 +149,19 @@ def class_means(vectors: Tensor, mask: Tensor) -> Tensor:
     return total / mask.sum(dim=1, keepdim=True).clamp(min=1)
 
 
+def visited_classes(used: Tensor, bound: int) -> Tensor:
+    """The classes to compute L_c for: all that are used, or a random `bound` of them; int64 (S,).
+
+    S must not depend on values that lie on an accelerator, since reading them would stall it: there S is the bound, and
+    unused classes fill it up. A CPU reads its own counts at no cost.
+    """
+    bound = min(bound, len(used))
+    if used.device.type == "cpu":
+        bound = min(bound, max(1, int(used.sum())))
+    lottery = torch.rand(len(used), device=used.device) + used
+    return lottery.topk(bound).indices
+
+
 def contrastive_loss(
     student_representation: Tensor,
     teacher_representation: Tensor,
@@ -121,6 +172,7 @@ def contrastive_loss(
     num_anchors: int = 256,
     num_negatives: int = 50,
     temperature: float = 0.5,
+    max_classes: int = 32,
 ) -> tuple[Tensor, Tensor]:
     """L_c: each class's anchors against its positive and negatives from its queue (paper, equations 9 to 12).
 
@@ -131,6 +183,7 @@ def contrastive_loss(
         queues: the negatives of each class, this step's already pushed.
         positives: bool (B,C,h,w), pixels of the positive where they are not the anchors' (variant `official`).
         num_anchors, num_negatives: drawn with replacement, the negatives for each anchor.
+        max_classes: bound on time and memory; of more classes a random choice is used, whose mean is unbiased.
 
     Returns:
         The mean over classes that have an anchor and a non-empty queue (0, attached to the graph, where none has), and
@@ -138,10 +191,16 @@ def contrastive_loss(
     """
     mask = anchors.transpose(0, 1).flatten(1)
     used = mask.any(dim=1) & (queues.fill > 0)
+    classes = visited_classes(used, max_classes)
+    counted, mask = used[classes], mask[classes]
+    positive_mask = mask if positives is None else positives.transpose(0, 1).flatten(1)[classes]
     student = _precise(student_representation).movedim(1, -1).flatten(0, 2)
     teacher = _precise(teacher_representation.detach()).movedim(1, -1).flatten(0, 2)
-    drawn = student[draw_pixels(mask, num_anchors)]
-    negatives = queues.sample(num_anchors * num_negatives).unflatten(1, (num_anchors, num_negatives))
-    positive_mask = mask if positives is None else positives.transpose(0, 1).flatten(1)
-    per_class = info_nce_per_class(drawn, class_means(teacher, positive_mask), negatives, temperature)
-    return per_class.masked_fill(~used, 0.0).sum() / used.sum().clamp(min=1), used
+    drawn = unit_vectors(F.embedding(draw_pixels(mask, num_anchors), student))
+    rows = queues.draw(classes, num_anchors * num_negatives).unflatten(1, (num_anchors, num_negatives))
+    with torch.autocast(drawn.device.type, enabled=False):
+        means = unit_vectors(class_means(teacher, positive_mask))
+        to_positive = torch.einsum("sad,sd->sa", drawn, means) / temperature
+        to_negatives = SampledLogSumExp.apply(drawn, queues.storage, rows, temperature)
+    per_class = nce_from_similarity(to_positive, to_negatives).mean(dim=1)
+    return per_class.masked_fill(~counted, 0.0).sum() / counted.sum().clamp(min=1), used

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from u2pl_hf.method import losses
-from u2pl_hf.method.pseudo_labels import IGNORE, class_ranks, masked_quantile, one_hot_mask
+from u2pl_hf.method.pseudo_labels import IGNORE, mark_classes, masked_quantile, one_hot_mask, top_classes
 from u2pl_hf.method.queues import ClassQueues
 
 
@@ -72,8 +72,8 @@ def select_pixels(
     classes_l, classes_u = (multi_hot(ids, prob.shape[1]) for ids in (labels_l, pseudo_labels_u))
     positives = torch.cat([classes_l, classes_u & confident_u.unsqueeze(1)])
     prob_u = prob[len(labels_l) :]
-    ranks = class_ranks(prob_u)
-    negatives_u = classes_u & unreliable_u.unsqueeze(1) & (ranks >= low_rank) & (ranks < high_rank) & (prob_u < 1)
+    unlikely = mark_classes(top_classes(prob_u, high_rank)[..., low_rank:], unreliable_u, prob.shape[1])
+    negatives_u = classes_u & unlikely & (prob_u < 1)
     negatives = torch.cat([torch.zeros_like(classes_l), negatives_u])
     return Selection(positives & (prob > anchor_threshold), positives, negatives)
 

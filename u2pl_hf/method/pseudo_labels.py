@@ -112,17 +112,23 @@ def anchor_mask(classes: Tensor, prob: Tensor, threshold: float) -> Tensor:
     Returns:
         bool (B,C,h,w).
     """
-    return one_hot_mask(classes, prob.shape[1]) & (prob > threshold)
+    own = prob.gather(1, classes.clamp(max=prob.shape[1] - 1).long().unsqueeze(1)).squeeze(1)
+    return one_hot_mask(classes.masked_fill(~(own > threshold), IGNORE), prob.shape[1])
 
 
-def class_ranks(prob: Tensor) -> Tensor:
-    """O(c): the place of each class among a pixel's probabilities, 0 for the largest; (B,C,h,w) -> int64, same shape.
+def top_classes(prob: Tensor, number: int) -> Tensor:
+    """The classes of the `number` largest probabilities, largest first: (B,C,h,w) -> int64 (B,h,w,min(number,C)).
 
-    Equal probabilities keep the order of their ids.
+    The place of class c in that list is its rank O(c). Equal probabilities may come in any order.
     """
-    order = prob.movedim(1, -1).argsort(dim=-1, descending=True, stable=True)
-    places = torch.arange(prob.shape[1], device=prob.device).expand_as(order)
-    return torch.empty_like(order).scatter_(-1, order, places).movedim(-1, 1)
+    # Selection costs less than sorting all classes.
+    return prob.movedim(1, -1).topk(min(number, prob.shape[1]), dim=-1).indices
+
+
+def mark_classes(classes: Tensor, where: Tensor, num_classes: int) -> Tensor:
+    """Bool (B,C,h,w): the listed classes (B,h,w,K), all different, of the pixels where bool (B,h,w) holds."""
+    marks = torch.zeros(*where.shape, num_classes, dtype=torch.bool, device=where.device)
+    return marks.scatter_(-1, classes, where.unsqueeze(-1).expand_as(classes)).movedim(-1, 1)
 
 
 def negative_mask(
@@ -143,11 +149,13 @@ def negative_mask(
     Returns:
         bool (B_l + B_u,C,h,w), labelled images first.
     """
-    labelled = (class_ranks(prob_l) < low_rank) & ~one_hot_mask(labels_l, prob_l.shape[1])
-    labelled &= (labels_l != IGNORE).unsqueeze(1)
-    ranks_u = class_ranks(prob_u)
-    unlabelled = (ranks_u >= low_rank) & (ranks_u < high_rank) & unreliable_u.unsqueeze(1)
-    return torch.cat([labelled, unlabelled])
+    num_classes, valid = prob_l.shape[1], labels_l != IGNORE
+    labelled = mark_classes(top_classes(prob_l, low_rank), valid, num_classes)
+    own = labels_l.masked_fill(~valid, 0).long().unsqueeze(1)
+    # No pixel is a negative of its own class; an ignored one is none of any.
+    labelled.scatter_(1, own, False)
+    unlikely = top_classes(prob_u, high_rank)[..., low_rank:]
+    return torch.cat([labelled, mark_classes(unlikely, unreliable_u, num_classes)])
 
 
 def default_low_rank(num_classes: int) -> int:

@@ -57,13 +57,15 @@ class ClassQueues(nn.Module):
         self.storage[-1].zero_()
         self.pushed += count.squeeze(1)
 
-    def sample(self, number: int) -> Tensor:
-        """`number` keys per class, uniformly with replacement: float32 (C,number,D); zeros from an empty queue."""
-        fill = self.fill.unsqueeze(1)
-        draw = torch.rand(len(fill), number, device=fill.device, dtype=precise_dtype(fill.device))
-        place = torch.minimum((draw * fill).long(), fill - 1)
-        row = torch.where(fill > 0, self.start.unsqueeze(1) + place, len(self.storage) - 1)
-        return self.storage[row].float()
+    def draw(self, classes: Tensor, number: int) -> Tensor:
+        """Rows of `storage` that hold `number` keys of each of these classes (S,), uniformly with replacement.
+
+        int64 (S,number); an empty queue gives the last row, which is zero.
+        """
+        fill, start = self.fill[classes].unsqueeze(1), self.start[classes].unsqueeze(1)
+        lottery = torch.rand(len(classes), number, device=fill.device, dtype=precise_dtype(fill.device))
+        place = torch.minimum((lottery * fill).long(), fill - 1)
+        return torch.where(fill > 0, start + place, len(self.storage) - 1)
 
     def oldest_first(self, class_id: int) -> Tensor:
         """The content of one queue, oldest key first: (fill,D). For inspection; reads counts back to the host."""
@@ -85,16 +87,17 @@ def select_keys(representation: Tensor, mask: Tensor, bound: int, in_order: bool
     Returns:
         keys (C,K,D) and valid bool (C,K), the chosen ones first.
     """
-    by_class = mask.transpose(0, 1).flatten(1)
-    pixels = by_class.shape[1]
+    by_pixel = mask.movedim(1, -1).flatten(0, 2)
+    pixels = len(by_pixel)
     bound = min(bound, pixels)
     # One shuffle serves all classes: the first `bound` pixels of a class in random order are a uniform subset.
     shuffle = torch.randperm(pixels, device=mask.device)
-    shuffled = by_class[:, shuffle]
-    place = shuffled.cumsum(dim=1, dtype=torch.int32).long()
-    slot = torch.where(shuffled & (place <= bound), place - 1, bound)
-    chosen = shuffle.new_zeros(len(slot), bound + 1).scatter_(1, slot, shuffle.expand_as(slot))[:, :bound]
-    valid = torch.arange(bound, device=mask.device) < place[:, -1:]
+    place = by_pixel.index_select(0, shuffle).t().contiguous().cumsum(dim=1, dtype=torch.int32)
+    slots = torch.arange(1, bound + 1, device=mask.device, dtype=torch.int32)
+    # The k-th pixel of a class is the first one by which k have been counted; there is none beyond the last count.
+    found = torch.searchsorted(place, slots.expand(len(place), -1).contiguous())
+    chosen = shuffle[found.clamp(max=pixels - 1)]
+    valid = slots <= place[:, -1:]
     if in_order:
         chosen = chosen.masked_fill(~valid, pixels).sort(dim=1).values.clamp(max=pixels - 1)
     vectors = representation.movedim(1, -1).flatten(0, 2)
