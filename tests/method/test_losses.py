@@ -112,6 +112,52 @@ def test_info_nce_closed_form():
     assert value.item() == pytest.approx(math.log(51), rel=1e-6)
 
 
+@pytest.mark.parametrize("budget", [1, 3000, 2**30])
+def test_sampled_logsumexp_equals_numpy_in_pieces_of_any_size(monkeypatch, budget):
+    """Value and gradient against the gathered tensor; a few classes at a time change nothing."""
+    monkeypatch.setattr(losses, "NEGATIVES_BYTES", budget)
+    table = torch.randn(20, 4, dtype=torch.float64)
+    rows = torch.randint(0, 20, (5, 3, 6))
+    anchors = torch.randn(5, 3, 4, dtype=torch.float64, requires_grad=True)
+    value = losses.SampledLogSumExp.apply(anchors, table, rows, 0.5)
+    gathered = table.numpy()[rows.numpy()]
+    similarity = np.einsum("sad,sand->san", anchors.detach().numpy(), gathered) / 0.5
+    assert np.allclose(value.detach().numpy(), np.log(np.exp(similarity).sum(-1)), rtol=1e-12)
+    assert torch.autograd.gradcheck(lambda a: losses.SampledLogSumExp.apply(a, table, rows, 0.5), anchors)
+
+
+def test_visited_classes_are_all_used_ones_or_a_random_choice_of_them():
+    used = torch.zeros(40, dtype=torch.bool)
+    assert len(losses.visited_classes(used, 32)) == 1
+    used[::4] = True
+    assert sorted(losses.visited_classes(used, 32).tolist()) == list(range(0, 40, 4))
+    counts = sum(torch.bincount(losses.visited_classes(used, 5), minlength=40) for _ in range(2000))
+    assert counts[~used].sum() == 0
+    assert (counts[used] - 1000).abs().max() < 150  # 2000 draws of 5 out of 10; six standard deviations are 134
+
+
+def test_of_more_classes_than_the_bound_the_mean_is_unbiased():
+    """Each class's loss is determined; the mean over many random choices is the mean over all classes."""
+    classes, dim = 6, 4
+    student, teacher = torch.randn(1, dim, 1, classes), torch.randn(1, dim, 1, classes)
+    anchors = torch.eye(classes, dtype=torch.bool).view(1, classes, 1, classes)
+    queues = filled_queues(classes, dim, keys=1)
+    options = {"num_anchors": 2, "num_negatives": 2}
+    whole, used = losses.contrastive_loss(student, teacher, anchors, queues, **options)
+    assert used.all()
+    parts = torch.stack(
+        [losses.contrastive_loss(student, teacher, anchors, queues, max_classes=2, **options)[0] for _ in range(600)]
+    )
+    assert parts.std() > 0 and (parts.mean() - whole).abs() < 5 * parts.std() / 600**0.5
+
+
+def test_accuracy_counts_labelled_pixels_only():
+    pseudo = torch.tensor([[[0, 1, 1, 2]]])
+    labels = torch.tensor([[[0, 1, 2, 255]]])
+    assert losses.accuracy(pseudo, labels, torch.ones(1, 1, 4, dtype=torch.bool)).item() == pytest.approx(2 / 3)
+    assert losses.accuracy(pseudo, labels, torch.tensor([[[False, False, False, True]]])).isnan()
+
+
 def filled_queues(classes: int, dim: int, keys: int = 6) -> ClassQueues:
     queues = ClassQueues([16] * classes, dim, dtype=torch.float32)
     queues.push(torch.randn(classes, keys, dim), torch.ones(classes, keys, dtype=torch.bool))

@@ -1,5 +1,6 @@
 """One whole step on a small real model."""
 
+import contextlib
 import copy
 import dataclasses
 
@@ -160,3 +161,51 @@ def test_two_classes_have_negatives():
     batch.y_l[batch.y_l != 255] %= 2
     step(student, batch, 0, 10)
     assert (step.queues.pushed > 0).all()
+
+
+@pytest.mark.parametrize("variant", ["paper", "official"])
+@pytest.mark.parametrize("options", [{}, {"supervised_loss": "ohem"}], ids=["ce", "ohem"])
+def test_no_step_reads_back_to_the_host(monkeypatch, variant, options):
+    """The whole step, backward and the average run on tensors that have no values; a read-back would raise."""
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())  # knows no such device
+    student = make_student()
+    step = build_step("u2pl", make_settings(variant=variant, strong_probability=1.0, **options), student).to("meta")
+    student.to("meta")
+    batch = make_batch()
+    batch = Batch(*(tensor.to("meta") for tensor in (batch.x_l, batch.y_l, batch.x_u, batch.valid_u, batch.y_l)))
+    step.begin(student, 0)
+    output = step(student, batch, 1, 10)
+    output.total.backward()
+    step.finish(student, 1)
+    assert all(parameter.grad is not None for parameter in student.parameters())
+    with pytest.raises(RuntimeError):
+        output.total.item()
+
+
+@pytest.mark.parametrize("mix", ["cutmix", "cutout", "classmix"])
+def test_watched_labels_are_mixed_like_their_images_and_change_nothing(mix):
+    student, batch = make_student(), make_batch(3)
+    step = build_step("u2pl", make_settings(strong_augmentation=mix), student)
+    _, _, pseudo_labels, _ = step.pseudo_label(batch)
+    # Labels equal to the pseudo-labels: whatever is mixed, every pseudo-label is right.
+    watched = dataclasses.replace(batch, y_u=pseudo_labels)
+    outputs = []
+    for given in (batch, watched):
+        torch.manual_seed(1)
+        fresh = build_step("u2pl", make_settings(strong_augmentation=mix, strong_probability=1.0), student)
+        outputs.append(fresh(copy.deepcopy(student), given, step=3, total_steps=40))
+    assert outputs[0].total == outputs[1].total and "accuracy_reliable" not in outputs[0].stats
+    assert outputs[1].stats["accuracy_reliable"] == 1 and outputs[1].stats["accuracy_unreliable"] == 1
+    wrong = dataclasses.replace(batch, y_u=(pseudo_labels + 1) % CLASSES)
+    stats = step(student, wrong, step=3, total_steps=40).stats
+    assert stats["accuracy_reliable"] == 0 and stats["accuracy_unreliable"] == 0
+
+
+def test_stats_per_class():
+    student, batch = make_student(), make_batch()
+    step = build_step("u2pl", make_settings(new_keys_per_class=7), student)
+    stats = step(student, batch, step=3, total_steps=40).stats
+    assert torch.equal(stats["new_keys_per_class"], step.queues.pushed)
+    assert stats["new_keys_per_class"].max() == 7
+    assert torch.equal(stats["queue_fill_per_class"], step.queues.pushed / torch.tensor([96, 64, 64, 64]))
+    assert (stats["anchors_per_class"] > 0).sum() >= stats["anchor_classes"]

@@ -91,3 +91,16 @@ def test_a_split_of_ones_own_holds_every_class(tiny_data, tmp_path):
         assert enough.sum() >= 3 and presence[data.labelled].any(0)[enough].all()
         drawn.add(tuple(data.labelled))
     assert len(drawn) > 1
+
+
+def test_watching_pseudo_labels_changes_nothing_but_the_log(tiny_data, tmp_path):
+    options = {"max_steps": 4, "warmup_steps": 1, "logging_steps": 1}
+    make_trainer(tiny_data, tmp_path / "blind", **options).train()
+    make_trainer(tiny_data, tmp_path / "watched", watch_pseudo_labels=True, **options).train()
+    assert weights(tmp_path / "blind") == weights(tmp_path / "watched")
+    lines = [json.loads(line) for line in (tmp_path / "watched" / "metrics.jsonl").read_text().splitlines()]
+    shares = [line["accuracy_reliable"] for line in lines if line["step"] > 1 and "loss" in line]
+    assert len(shares) == 3 and all(0 <= share <= 1 for share in shares)
+    assert all(len(line["anchors_per_class"]) == 7 for line in lines if "anchors_per_class" in line)
+    with pytest.raises(InputError, match="--watch_pseudo_labels needs"):
+        make_trainer(tiny_data, tmp_path / "run", watch_pseudo_labels=True, streaming=True)

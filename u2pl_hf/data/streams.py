@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from u2pl_hf.data.order import BlockShuffle, FullShuffle, Window
 from u2pl_hf.data.rows import CONNECTIONS
-from u2pl_hf.data.sources import Source
+from u2pl_hf.data.sources import VOID, Source
 from u2pl_hf.data.transforms import WeakAugmentation
 from u2pl_hf.errors import InputError
 
@@ -35,6 +35,8 @@ class SampleStream(Dataset):
         augmentation: applied to each sample.
         seed, name: decide order and augmentation; streams of different names are independent.
         with_labels: False never touches the label column.
+        is_required: a damaged row stops instead of being skipped, and a missing label is damage instead of all 255;
+            by default where labels are read.
         batch_size, world_size: how samples are numbered; see u2pl_hf.data.order.
         cache_bytes: memory for decoded samples, per worker.
 
@@ -51,6 +53,7 @@ class SampleStream(Dataset):
         seed: int,
         name: str,
         with_labels: bool,
+        is_required: bool | None = None,
         batch_size: int = 1,
         world_size: int = 1,
         cache_bytes: int = CACHE_BYTES,
@@ -58,6 +61,7 @@ class SampleStream(Dataset):
         self.source, self.indices, self.augmentation = source, np.asarray(indices), augmentation
         self.key = (seed, zlib.crc32(name.encode()))
         self.with_labels, self.batch_size, self.world_size = with_labels, batch_size, world_size
+        self.is_required = with_labels if is_required is None else is_required
         self.cache_bytes = cache_bytes
         self.cache: dict[int, tuple] = {}
         if source.streamed:
@@ -88,7 +92,7 @@ class SampleStream(Dataset):
             try:
                 return index, self._read(index, None if step else cell), skipped
             except InputError as error:
-                if self.with_labels:
+                if self.is_required:
                     raise
                 skipped.append(str(error))
         raise InputError(f"none of the {len(self.indices)} unlabelled images can be read")
@@ -96,10 +100,16 @@ class SampleStream(Dataset):
     def _read(self, index: int, cell: dict | None) -> tuple[np.ndarray, np.ndarray | None]:
         if index in self.cache:
             return self.cache[index]
-        row = (self.source.read_image(index, cell), self.source.read_label(index) if self.with_labels else None)
+        image = self.source.read_image(index, cell)
+        row = (image, self._label(index, image.shape[:2]) if self.with_labels else None)
         if sum(array.nbytes for array in row if array is not None) * len(self.indices) <= self.cache_bytes:
             self.cache[index] = row
         return row
+
+    def _label(self, index: int, shape: tuple[int, int]) -> np.ndarray:
+        if self.is_required or self.source.rows.cell(index, "label") is not None:
+            return self.source.read_label(index)
+        return np.full(shape, VOID, np.uint8)
 
 
 class _BlockReader:

@@ -87,6 +87,12 @@ def info_nce(anchors: Tensor, positive: Tensor, negatives: Tensor, temperature: 
         return nce_from_similarity(to_positive, to_negatives.logsumexp(dim=-1)).mean()
 
 
+def accuracy(pseudo_labels: Tensor, labels: Tensor, where: Tensor) -> Tensor:
+    """Share of right pseudo-labels (B,H,W) among the pixels of `where` that have a label; NaN where there is none."""
+    counted = where & (labels != IGNORE)
+    return ((pseudo_labels == labels) & counted).sum() / counted.sum()
+
+
 def unit_vectors(vectors: Tensor) -> Tensor:
     """Vectors (...,D) of length 1, in float32 or better."""
     return F.normalize(_precise(vectors), dim=-1, eps=1e-8)

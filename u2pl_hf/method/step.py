@@ -47,17 +47,24 @@ class MethodSettings:
 
 @dataclass(frozen=True)
 class Batch:
-    """One process's images of one step; the unlabelled half is None for methods that do not use it."""
+    """One process's images of one step; the unlabelled half is None for methods that do not use it.
+
+    y_u are labels of the unlabelled images where someone wants to watch the pseudo-labels; nothing is learnt from them.
+    """
 
     x_l: Tensor
     y_l: Tensor
     x_u: Tensor | None = None
     valid_u: Tensor | None = None
+    y_u: Tensor | None = None
 
 
 @dataclass
 class StepOutput:
-    """`total` is what backward runs on; `named` and `stats` are detached scalars that stay on the device."""
+    """`total` is what backward runs on; `named` and `stats` are detached and stay on the device.
+
+    Stats are scalars, or one number per class.
+    """
 
     total: Tensor
     named: dict[str, Tensor]
@@ -140,7 +147,7 @@ class U2PLStep(SupervisedStep):
             return super().forward(student, batch, step, total_steps)
         settings, size, labelled = self.settings, batch.x_u.shape[-2:], len(batch.x_l)
 
-        x_u, pseudo_labels, confidence = self.pseudo_label(batch.x_u, batch.valid_u)
+        x_u, y_u, pseudo_labels, confidence = self.pseudo_label(batch)
         images = torch.cat([batch.x_l, x_u])
         output = student(images)
         with torch.no_grad(), batch_statistics(self.teacher):
@@ -162,20 +169,31 @@ class U2PLStep(SupervisedStep):
         named = {"loss": total, "loss_supervised": loss_s, "loss_unsupervised": loss_u, "loss_contrastive": loss_c}
         stats |= {"alpha": alpha, "gamma": gamma, "confidence": confidence}
         stats["reliable_share"] = reliable.float().mean()
+        if y_u is not None:
+            stats["accuracy_reliable"] = losses.accuracy(pseudo_labels, y_u, reliable)
+            stats["accuracy_unreliable"] = losses.accuracy(pseudo_labels, y_u, unreliable)
         return StepOutput(total, {name: value.detach() for name, value in named.items()}, stats)
 
     @torch.no_grad()
-    def pseudo_label(self, x_u: Tensor, valid_u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The teacher's labels for x_u, then strong augmentation of both; also the mean confidence before it."""
+    def pseudo_label(self, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """The teacher's labels for x_u, then strong augmentation of images, labels if any, and pseudo-labels together.
+
+        Returns:
+            x_u, y_u, pseudo-labels with 255 on padding, and the mean confidence before the augmentation.
+        """
+        x_u, y_u = batch.x_u, batch.y_u
         logits = self.teacher(x_u, output_representation=False, output_auxiliary=False).logits
         prob, pseudo_labels = pl.resize_logits(logits, x_u.shape[-2:]).softmax(dim=1).max(dim=1)
-        confidence = (prob * valid_u).sum() / valid_u.sum().clamp(min=1)
-        pseudo_labels = pseudo_labels.masked_fill(~valid_u, pl.IGNORE)
+        confidence = (prob * batch.valid_u).sum() / batch.valid_u.sum().clamp(min=1)
+        pseudo_labels = pseudo_labels.masked_fill(~batch.valid_u, pl.IGNORE)
         # Drawn on the host, where the outcome is needed: one draw per batch and process.
         if torch.rand(()).item() < self.settings.strong_probability:
             mix = STRONG_AUGMENTATIONS[self.settings.strong_augmentation]
-            x_u, pseudo_labels = mix(x_u, pseudo_labels, self.settings.num_labels)
-        return x_u, pseudo_labels, confidence
+            # Labels to watch travel as one more channel of their image.
+            images = x_u if y_u is None else torch.cat([x_u, y_u.unsqueeze(1).to(x_u.dtype)], dim=1)
+            images, pseudo_labels = mix(images, pseudo_labels, self.settings.num_labels)
+            x_u, y_u = images[:, :3], None if y_u is None else images[:, 3].long()
+        return x_u, y_u, pseudo_labels, confidence
 
     def confident_pixels(self, entropy: Tensor, valid: Tensor, reliable: Tensor, alpha: float) -> Tensor:
         """The unlabelled pixels that may be anchors, bool (B_u,H,W): all reliable ones."""
@@ -214,9 +232,11 @@ class U2PLStep(SupervisedStep):
             temperature=settings.temperature,
         )
         stats = {
-            "new_keys": valid.sum().float(),
-            "queue_fill": self.queues.fill.float().mean() / self.queues.capacity.float().mean(),
             "anchor_classes": used.sum().float(),
+            "queue_fill": self.queues.fill.float().mean() / self.queues.capacity.float().mean(),
+            "anchors_per_class": anchors.sum(dim=(0, 2, 3)),
+            "new_keys_per_class": valid.sum(dim=1),
+            "queue_fill_per_class": self.queues.fill / self.queues.capacity,
         }
         return loss, stats
 

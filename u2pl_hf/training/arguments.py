@@ -109,6 +109,9 @@ class RunArguments:
     eval_mode: str = _field("whole", "whole image or sliding window", ("whole", "slide"))
     eval_window: int = _field(769, "side of the sliding window, in pixels")
     eval_batch_size: int = _field(1, "images per forward pass where neighbours have one size")
+    watch_pseudo_labels: bool = _field(
+        False, "log how many pseudo-labels are right, where the unlabelled images have labels; nothing learns from them"
+    )
     logging_steps: int = _field(10, "write losses to metrics.jsonl every n steps")
     save_steps: int = _field(0, "checkpoint every n steps; 0: only at evaluations")
     picture_samples: int = _field(4, "validation images in the picture grid; 0: no pictures")
@@ -151,6 +154,11 @@ class RunArguments:
             raise InputError(
                 "--batch_size 1 gives BatchNorm no statistics while only labelled images are used: pass 2 or more"
             )
+        if self.watch_pseudo_labels and (self.streaming or self.unlabelled_dataset or self.method == "suponly"):
+            raise InputError(
+                "--watch_pseudo_labels needs a method with pseudo-labels, and labels at hand: it goes neither with "
+                "--method suponly nor with --streaming nor with --unlabelled_dataset"
+            )
         if self.method == "u2pl":
             self._require(self.representation_channels >= 1, "representation_channels", "must be at least 1 for u2pl")
             self._require(
@@ -175,7 +183,8 @@ class RunArguments:
 
     def recipe(self) -> dict:
         """The fields that decide the result; a run is resumed only where these are equal."""
-        housekeeping = {"output_dir", "resume", "plan", "num_workers", "cpu_threads", "logging_steps", "save_steps"}
+        housekeeping = {"output_dir", "resume", "plan", "num_workers", "cpu_threads", "logging_steps", "save_steps",
+                        "watch_pseudo_labels"}  # fmt: skip
         return {name: value for name, value in asdict(self).items() if name not in housekeeping}
 
 

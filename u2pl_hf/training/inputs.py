@@ -142,7 +142,8 @@ def training_loaders(
             augmentation,
             seed=args.seed,
             name=name,
-            with_labels=name == "labelled",
+            with_labels=name == "labelled" or args.watch_pseudo_labels,
+            is_required=name == "labelled",
             batch_size=batch_size,
             world_size=world_size,
         )

@@ -1,6 +1,7 @@
 """What a run tells while it goes: a progress bar on stderr and metrics.jsonl."""
 
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -32,11 +33,12 @@ class Tracker:
         if self.main and step % self.every == 0:
             seconds = time.perf_counter() - self.window_start
             speed = self.window_steps * self.images_per_step / max(seconds, 1e-9)
-            numbers = read_scalars(values)
+            numbers = read_values(values)
             self._write(
                 {"step": step} | numbers | {"learning_rate": learning_rate, "images_per_second": round(speed, 2)}
             )
-            shown = {name.replace("loss_", ""): f"{v:.3f}" for name, v in numbers.items() if name.startswith("loss")}
+            losses = {name.replace("loss_", ""): v for name, v in numbers.items() if name.startswith("loss")}
+            shown = {name: "nan" if value is None else f"{value:.3f}" for name, value in losses.items()}
             self.bar.set_postfix(shown | {"lr": f"{learning_rate:.1e}", "img/s": f"{speed:.1f}"}, refresh=False)
             self.window_start, self.window_steps = time.perf_counter(), 0
         self.bar.update()
@@ -59,8 +61,13 @@ class Tracker:
             self.file.close()
 
 
-def read_scalars(values: dict[str, Tensor | float]) -> dict[str, float]:
-    """Scalars as Python numbers, with one read from the device for all tensors among them."""
-    names = [name for name, value in values.items() if isinstance(value, Tensor)]
-    read = torch.stack([values[name].float() for name in names]).tolist() if names else []
-    return values | dict(zip(names, read, strict=True))
+def read_values(values: dict[str, Tensor | float]) -> dict[str, float | list[float] | None]:
+    """Values as Python numbers, tensors (C,) as lists, with one read from the device for all; NaN becomes None."""
+    tensors = {name: value.flatten().float() for name, value in values.items() if isinstance(value, Tensor)}
+    read = torch.cat(list(tensors.values())).tolist() if tensors else []
+    numbers, start = dict(values), 0
+    for name, flat in tensors.items():
+        part = [None if math.isnan(number) else number for number in read[start : start + len(flat)]]
+        numbers[name] = part if values[name].ndim else part[0]
+        start += len(flat)
+    return numbers

@@ -158,8 +158,8 @@ class Trainer:
             return Batch(x_l, y_l)
         unlabelled = next(batches_u)
         self.skipped.note(unlabelled["skipped"])
-        x_u, _, valid_u = self._to_device(unlabelled)
-        return Batch(x_l, y_l, x_u, valid_u)
+        x_u, y_u, valid_u = self._to_device(unlabelled)
+        return Batch(x_l, y_l, x_u, valid_u, y_u)
 
     def _to_device(self, batch: dict) -> tuple[Tensor, Tensor | None, Tensor]:
         """uint8 travels; normalisation happens on the device."""
