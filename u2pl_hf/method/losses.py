@@ -20,7 +20,7 @@ def _precise(x: Tensor) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int = IGNORE) -> Tensor:
-    """Mean cross-entropy over the pixels that are not ignored; 0, attached to the graph, where all are (equation 2)."""
+    """Mean cross-entropy over pixels that are not ignored; 0, attached to the graph, where all are (equation 2)."""
     total = F.cross_entropy(_precise(logits), labels.long(), ignore_index=ignore_index, reduction="sum")
     return total / (labels != ignore_index).sum().clamp(min=1)
 
@@ -57,7 +57,7 @@ def ohem_cross_entropy(
 
 
 def unsupervised_loss(student_logits: Tensor, pseudo_labels: Tensor, reliable: Tensor) -> Tensor:
-    """L_u: cross-entropy on reliable pseudo-labels (paper, equations 3 and 7).
+    """L_u: cross-entropy on reliable pseudo-labels (paper, equations 3 and 8).
 
     The mean over reliable pixels is weighted by B*H*W / number of reliable pixels.
 
@@ -75,7 +75,7 @@ def unsupervised_loss(student_logits: Tensor, pseudo_labels: Tensor, reliable: T
 
 
 def info_nce(anchors: Tensor, positive: Tensor, negatives: Tensor, temperature: float) -> Tensor:
-    """InfoNCE of one class: anchors (A,D), positive (D,), negatives (A,N,D) -> scalar (paper, equation 12).
+    """InfoNCE of one class: anchors (A,D), positive (D,), negatives (A,N,D) -> scalar (paper, equation 4).
 
     Cosine similarity over temperature; the positive against each anchor's negatives; mean over the anchors.
     """
@@ -149,7 +149,7 @@ def draw_pixels(mask: Tensor, number: int) -> Tensor:
 
 
 def class_means(vectors: Tensor, mask: Tensor) -> Tensor:
-    """Mean of the vectors (P,D) under each row of a bool (C,P) mask: (C,D); zeros for an empty row."""
+    """Mean of the vectors (P,D) under each row of a bool (C,P) mask (paper, equation 12): (C,D); zeros if empty."""
     with torch.autocast(vectors.device.type, enabled=False):
         total = mask.to(vectors.dtype) @ vectors
     return total / mask.sum(dim=1, keepdim=True).clamp(min=1)
@@ -180,7 +180,7 @@ def contrastive_loss(
     temperature: float = 0.5,
     max_classes: int = 32,
 ) -> tuple[Tensor, Tensor]:
-    """L_c: each class's anchors against its positive and negatives from its queue (paper, equations 9 to 12).
+    """L_c: each class's anchors against its positive and negatives from its queue (paper, equation 4).
 
     Args:
         student_representation: (B,D,h,w), gradients flow here.

@@ -82,7 +82,7 @@ def split_at(entropy: Tensor, valid: Tensor, gamma: Tensor) -> tuple[Tensor, Ten
 
 
 def split_by_entropy(entropy: Tensor, valid: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-    """Split pixels at gamma, the (1 - alpha) quantile of the entropy over valid pixels (paper, equations 4 and 6).
+    """Split pixels at gamma, the (1 - alpha) quantile of the entropy over valid pixels (paper, equation 6).
 
     Args:
         entropy: (B,H,W) in nats.
@@ -102,7 +102,7 @@ def one_hot_mask(classes: Tensor, num_classes: int) -> Tensor:
 
 
 def anchor_mask(classes: Tensor, prob: Tensor, threshold: float) -> Tensor:
-    """Pixels that may be anchors of each class (paper, equations 9 and 10).
+    """Pixels that may be anchors of each class (paper, equations 9 to 11).
 
     Args:
         classes: (B,h,w) ids: labels of labelled images first, then pseudo-labels with 255 on all but reliable pixels.
@@ -134,7 +134,7 @@ def mark_classes(classes: Tensor, where: Tensor, num_classes: int) -> Tensor:
 def negative_mask(
     labels_l: Tensor, prob_l: Tensor, unreliable_u: Tensor, prob_u: Tensor, low_rank: int, high_rank: int
 ) -> Tensor:
-    """Pixels that qualify as negatives of each class (paper, equations 13 to 15).
+    """Pixels that qualify as negatives of each class (paper, equations 13 to 16).
 
     A labelled pixel of another class qualifies where the teacher finds the class likely (rank below low_rank); an
     unreliable pixel where the class is unlikely (rank in [low_rank, high_rank)).

@@ -7,7 +7,7 @@ def poly_factor(progress: float, power: float = 0.9) -> float:
 
 
 def unreliable_share(progress: float, initial: float = 0.20) -> float:
-    """alpha_t = alpha_0 (1 - progress): the share of pixels taken as unreliable (paper, equation 8)."""
+    """alpha_t = alpha_0 (1 - progress): the share of pixels taken as unreliable (paper, equation 7)."""
     return initial * (1.0 - progress)
 
 

@@ -90,7 +90,7 @@ class SupervisedStep(nn.Module):
         return StepOutput(loss, {"loss": loss.detach(), "loss_supervised": loss.detach()})
 
     def supervised_loss(self, output, y_l: Tensor) -> Tensor:
-        """L_s of the first len(y_l) images, with the auxiliary head's part where the model has one (equation 2)."""
+        """L_s of the first len(y_l) images, with the auxiliary head's part where there is one (equation 2)."""
         loss = self._label_loss(output.logits[: len(y_l)], y_l)
         if output.aux_logits is not None:
             loss = loss + self.settings.auxiliary_weight * self._label_loss(output.aux_logits[: len(y_l)], y_l)
