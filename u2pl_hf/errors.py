@@ -3,6 +3,7 @@
 import functools
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -17,10 +18,32 @@ class InputError(ValueError):
     """
 
 
-def exits_on_input_error(main: Callable[..., None]) -> Callable[..., None]:
-    """Make a script's `main` end with one line and exit code 2 on an InputError.
+class TrainingError(RuntimeError):
+    """The run cannot go on: no memory, no disk, losses that are not finite, another process gone.
 
-    Ctrl-C ends with 130. `U2PL_TRACEBACK=1` shows where an InputError was raised.
+    The message is one line: what happened, what was kept, and what to change.
+    """
+
+
+class Stopped(Exception):  # noqa: N818 (no error: the user wanted it)
+    """A run ended early because of a signal; everything up to `step` is in a checkpoint.
+
+    Attributes:
+        number: the signal.
+        step: steps that the checkpoint holds.
+    """
+
+    def __init__(self, number: int, step: int):
+        name = signal.Signals(number).name
+        super().__init__(f"stopped by {name} after step {step}; the same command goes on from there")
+        self.number, self.step = number, step
+
+
+def exits_on_input_error(main: Callable[..., None]) -> Callable[..., None]:
+    """Make a script's `main` end with one line: exit code 2 on an InputError, 1 on a TrainingError.
+
+    A run that a signal stopped ends with 128 + the signal's number, Ctrl-C elsewhere with 130. `U2PL_TRACEBACK=1` shows
+    where an error was raised.
     """
 
     @functools.wraps(main)
@@ -31,11 +54,14 @@ def exits_on_input_error(main: Callable[..., None]) -> Callable[..., None]:
         transformers_logging.disable_progress_bar()
         try:
             main(*args, **kwargs)
-        except InputError as error:
+        except (InputError, TrainingError) as error:
             if os.environ.get("U2PL_TRACEBACK"):
                 traceback.print_exc()
             print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+            sys.exit(2 if isinstance(error, InputError) else 1)
+        except Stopped as stopped:
+            print(stopped, file=sys.stderr)
+            sys.exit(128 + stopped.number)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)

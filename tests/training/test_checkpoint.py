@@ -1,13 +1,19 @@
 import dataclasses
+import errno
 import json
+import shutil
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
-from u2pl_hf.errors import InputError
+from u2pl_hf.errors import InputError, TrainingError
+from u2pl_hf.training import checkpoint
 from u2pl_hf.training.arguments import RunArguments
-from u2pl_hf.training.checkpoint import RunFolder, load_checkpoint, write_atomically
+from u2pl_hf.training.checkpoint import damage, load_checkpoint, save_checkpoint, write_atomically
+from u2pl_hf.training.failures import failures_in_one_line
+from u2pl_hf.training.run_folder import RunFolder
 
 
 def objects():
@@ -22,24 +28,122 @@ def train_one_step(student, method, optimizer):
     optimizer.zero_grad()
 
 
-def test_checkpoint_round_trip_and_rotation(tmp_path):
+def save(folder: RunFolder, step: int, parts, processes: int = 1, keep: int = 2, **data):
+    state = {"step": step, "recipe": folder.args.recipe(), "processes": processes, "data": data}
+    save_checkpoint(folder.checkpoint_path(step), *parts, state, keep=keep)
+
+
+@pytest.fixture
+def run(tmp_path) -> RunFolder:
+    """A run folder with checkpoints of steps 5 and 10."""
+    folder = RunFolder(RunArguments(output_dir=str(tmp_path / "run")))
+    folder.start(["b", "a"])
+    parts = objects()
+    train_one_step(*parts)
+    for step in (5, 10):
+        save(folder, step, parts)
+    return folder
+
+
+def names(folder: RunFolder) -> list[str]:
+    return sorted(path.name for path in (folder.path / "checkpoints").iterdir())
+
+
+def test_checkpoint_round_trip(tmp_path):
     folder = RunFolder(RunArguments(output_dir=str(tmp_path / "run")))
     folder.start(["b", "a"])
     saved = objects()
     train_one_step(*saved)
-    folder.save_checkpoint(5, *saved, {"best": None})
-    folder.save_checkpoint(10, *saved, {"best": {"mean_iou": 0.5}})
-    assert [p.name for p in (folder.path / "checkpoints").iterdir()] == ["step-000010"]
+    save(folder, 10, saved)
 
     loaded = objects()
-    state = load_checkpoint(folder.checkpoint_to_resume(), *loaded)
-    assert state["step"] == 10 and state["best"] == {"mean_iou": 0.5}
+    state = load_checkpoint(folder.checkpoint_to_resume({}, 1), *loaded)
+    assert state["step"] == 10 and state["recipe"] == folder.args.recipe()
     train_one_step(*saved)
     train_one_step(*loaded)
     for ours, theirs in zip(saved[0].parameters(), loaded[0].parameters(), strict=True):
         assert torch.equal(ours, theirs)
     assert torch.equal(saved[1].running_mean, loaded[1].running_mean)
     assert [g["factor"] for g in loaded[2].param_groups] == [1.0, 10.0]
+
+
+def test_old_checkpoints_go_when_a_new_one_is_complete(run):
+    save(run, 15, objects())
+    assert names(run) == ["step-000010", "step-000015"]
+    save(run, 20, objects(), keep=1)
+    assert names(run) == ["step-000020"]
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+@pytest.mark.parametrize("file", ["student", "method", "optimizer", "state", "manifest"])
+@pytest.mark.parametrize("harm", [flip, truncate, lambda path: path.unlink()], ids=["flipped", "cut", "missing"])
+def test_damaged_checkpoint_is_passed_over_and_named(run, caplog, harm, file):
+    newest = run.checkpoint_path(10)
+    harm(next(newest.glob(f"{file}.*")))
+    assert run.checkpoint_to_resume({}, 1) == run.checkpoint_path(5)
+    assert f"damaged checkpoint {newest}" in caplog.text
+    asked = RunFolder(dataclasses.replace(run.args, resume=str(newest)))
+    with pytest.raises(InputError, match=r"step-000010.*pass auto|not a checkpoint"):
+        asked.checkpoint_to_resume({}, 1)
+
+
+def test_half_written_checkpoint_is_no_checkpoint_and_is_cleared_away(run):
+    half = run.path / "checkpoints" / ".step-000015.partial"
+    shutil.copytree(run.checkpoint_path(10), half)
+    assert run.checkpoint_to_resume({}, 1) == run.checkpoint_path(10)
+    run.start(["b", "a"])
+    assert names(run) == ["step-000005", "step-000010"]
+
+
+def test_all_damaged_starts_at_the_beginning(run):
+    for step in (5, 10):
+        truncate(run.checkpoint_path(step) / "student.safetensors")
+    assert run.checkpoint_to_resume({}, 1) is None
+
+
+def test_checkpoint_of_other_data_is_refused(run):
+    save(run, 20, objects(), **{"unlabelled images": "abc"})
+    run.checkpoint_to_resume({"unlabelled images": "abc"}, 1)
+    with pytest.raises(InputError, match="trained on other unlabelled images"):
+        run.checkpoint_to_resume({"unlabelled images": "abd"}, 1)
+
+
+def test_checkpoint_of_other_processes_is_refused_unless_asked_for(run):
+    save(run, 20, objects(), processes=2)
+    with pytest.raises(InputError, match="written by 2 processes and this run has 1"):
+        run.checkpoint_to_resume({}, 1)
+    changed = dataclasses.replace(run.args, change_processes=True)
+    with pytest.raises(InputError, match=r"\(8, 8\) labelled and unlabelled images per step, this run \(4, 4\)"):
+        RunFolder(changed).checkpoint_to_resume({}, 1)
+    for same in ({"gradient_accumulation_steps": 2}, {"batch_size": 8, "unlabelled_batch_size": 8}):
+        folder = RunFolder(dataclasses.replace(changed, **same))
+        folder.check()
+        assert folder.checkpoint_to_resume({}, 1) == run.checkpoint_path(20)
+
+
+@pytest.mark.parametrize("error", [
+    OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EFBIG, "File too large"),
+    SafetensorError("I/O error: No space left on device (os error 28)"),
+])  # fmt: skip
+def test_full_disk_keeps_the_last_checkpoint_and_says_so(run, monkeypatch, error):
+    def full(tensors, path):
+        path.write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    expected = pytest.raises(TrainingError, match=r"no space left for .*checkpoint step-000010 is complete")
+    with expected, failures_in_one_line(run.path):
+        save(run, 15, objects())
+    assert names(run) == ["step-000005", "step-000010"] and damage(run.checkpoint_path(10)) is None
 
 
 def test_folder_of_another_run_is_refused(tmp_path):
@@ -75,14 +179,17 @@ def test_folder_of_something_else_is_refused(tmp_path):
 
 def test_resume_from_something_else_is_refused(tmp_path):
     with pytest.raises(InputError, match="not a checkpoint"):
-        RunFolder(RunArguments(output_dir=str(tmp_path), resume=str(tmp_path))).checkpoint_to_resume()
+        RunFolder(RunArguments(output_dir=str(tmp_path), resume=str(tmp_path))).checkpoint_to_resume({}, 1)
 
 
 def test_metrics_after_the_checkpoint_are_dropped(tmp_path):
     folder = RunFolder(RunArguments(output_dir=str(tmp_path)))
-    folder.metrics_path.write_text("".join(json.dumps({"step": s}) + "\n" for s in (10, 20, 30)) + '{"step": 4')
+    lines = [{"step": 10}, {"step": 10, "eval_mean_iou": None}, {"step": 20}, {"step": 20, "eval_mean_iou": 0.5}]
+    lines += [{"step": 30}, {"step": 30, "eval_mean_iou": 0.6}]
+    folder.metrics_path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 4')
     folder.trim_metrics(20)
-    assert [json.loads(line)["step"] for line in folder.metrics_path.read_text().splitlines()] == [10, 20]
+    # The evaluation of the checkpoint's own step comes after it and is done again.
+    assert [json.loads(line) for line in folder.metrics_path.read_text().splitlines()] == lines[:3]
 
 
 def test_failed_write_leaves_the_old_file(tmp_path):

@@ -6,7 +6,8 @@ from accelerate.state import AcceleratorState
 from transformers import AutoModel, AutoModelForSemanticSegmentation
 
 from u2pl_hf.training.arguments import RunArguments
-from u2pl_hf.training.trainer import Trainer, seed_step
+from u2pl_hf.training.build import seed_draws
+from u2pl_hf.training.trainer import Trainer
 
 
 def make_trainer(data, output, **changes) -> Trainer:
@@ -62,13 +63,13 @@ def test_plan_counts(tiny_data, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_steps_and_processes_draw_different_numbers():
+def test_passes_and_seeds_draw_different_numbers():
     def draw(*key):
-        seed_step(*key)
+        seed_draws(*key)
         return torch.rand(()).item()
 
-    draws = [draw(*key) for key in ((0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0))]
-    assert len(set(draws)) == 4 and draw(0, 0, 0) == draws[0]
+    draws = [draw(*key) for key in ((0, 0), (0, 1), (1, 0))]
+    assert len(set(draws)) == 3 and draw(0, 0) == draws[0]
 
 
 def test_bf16_trains_and_computes_losses_in_float32(tiny_data, tmp_path):

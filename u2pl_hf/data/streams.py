@@ -6,6 +6,7 @@ the order does not depend on the number of workers, and nothing has to be replay
 """
 
 import logging
+import signal
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -172,10 +173,17 @@ def _collate(samples: list[dict]) -> dict:
     return batch | {"pixel_values": pixels, "ids": [s["id"] for s in samples], "skipped": skipped}
 
 
-def _limit_threads(worker: int) -> None:
-    """Workers are the parallelism: threads inside them would only fight for the same cores."""
+def _start_worker(worker: int) -> None:
+    """Workers are the parallelism: threads inside them would only fight for the same cores.
+
+    They end with their parent. A signal to the whole group (Ctrl-C, a scheduler) must not end them before it, while it
+    still needs batches to come to a point where it can stop.
+    """
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def endless_loader(
@@ -191,7 +199,7 @@ def endless_loader(
         num_workers=num_workers,
         collate_fn=_collate,
         pin_memory=pin_memory,
-        worker_init_fn=_limit_threads,
+        worker_init_fn=_start_worker,
         # Its own, or starting the workers would draw from torch's global generator.
         generator=torch.Generator(),
     )

@@ -95,9 +95,17 @@ class RunArguments:
 
     # Optimisation
     max_steps: int = _field(1000, "optimizer steps")
-    batch_size: int = _field(4, "labelled images per process and step")
-    unlabelled_batch_size: int | None = _field(None, "unlabelled images per process and step; default: batch_size")
+    batch_size: int = _field(4, "labelled images per process and forward pass")
+    unlabelled_batch_size: int | None = _field(
+        None, "unlabelled images per process and forward pass; default: batch_size"
+    )
+    gradient_accumulation_steps: int = _field(1, "forward and backward passes per optimizer step")
     learning_rate: float = _field(0.001, "base learning rate of SGD, at step 0 of the poly schedule")
+    reference_batch_size: int | None = _field(
+        None, "labelled images per step, over all processes, that learning_rate is meant for"
+    )
+    scale_lr: bool = _field(False, "multiply learning_rate by labelled images per step / reference_batch_size")
+    max_grad_norm: float = _field(0.0, "clip the gradient's norm over all parameters to this; 0: no clipping")
     head_lr_factor: float = _field(10.0, "learning rate of the heads over that of the backbone")
     momentum: float = _field(0.9, "SGD momentum")
     weight_decay: float = _field(1e-4, "weight decay on all parameters")
@@ -113,10 +121,14 @@ class RunArguments:
         False, "log how many pseudo-labels are right, where the unlabelled images have labels; nothing learns from them"
     )
     logging_steps: int = _field(10, "write losses to metrics.jsonl every n steps")
-    save_steps: int = _field(0, "checkpoint every n steps; 0: only at evaluations")
+    save_steps: int = _field(500, "checkpoint every n steps, besides at evaluations; 0: only there")
+    keep_checkpoints: int = _field(2, "newest checkpoints to keep")
     picture_samples: int = _field(4, "validation images in the picture grid; 0: no pictures")
     output_dir: str = _field("runs/u2pl", "run folder: finished model, metrics, pictures, checkpoints")
     resume: str = _field("auto", "auto: go on where output_dir stopped; never; or the path of a checkpoint")
+    change_processes: bool = _field(
+        False, "resume on another number of processes with the same images per step; the bits will differ"
+    )
     plan: bool = _field(False, "print what would be done as JSON and stop")
 
     def __post_init__(self):
@@ -125,7 +137,8 @@ class RunArguments:
         )
         for name in ("max_steps", "batch_size", "unlabelled_batch_size", "crop_size", "base_width", "head_channels",
                      "logging_steps", "num_anchors", "num_negatives", "queue_length", "background_queue_length",
-                     "new_keys_per_class", "eval_batch_size", "eval_window"):  # fmt: skip
+                     "new_keys_per_class", "eval_batch_size", "eval_window", "gradient_accumulation_steps",
+                     "keep_checkpoints"):  # fmt: skip
             self._require(getattr(self, name) >= 1, name, "must be at least 1")
         for name in (
             "warmup_steps",
@@ -143,11 +156,13 @@ class RunArguments:
             self._require(0.0 <= getattr(self, name) < 1.0, name, "must lie in [0, 1)")
         for name in ("learning_rate", "temperature", "head_lr_factor"):
             self._require(0.0 < getattr(self, name) < math.inf, name, "must be a positive number")
-        for name in ("weight_decay", "unsupervised_weight", "contrastive_weight", "auxiliary_weight"):
+        for name in ("weight_decay", "unsupervised_weight", "contrastive_weight", "auxiliary_weight", "max_grad_norm"):
             self._require(0.0 <= getattr(self, name) < math.inf, name, "must not be negative")
         self._require(33 <= self.crop_size <= 4096, "crop_size", "must lie in 33..4096 pixels")
         three = len(self.aspp_dilations) == 3 and min(self.aspp_dilations) >= 1
         self._require(three, "aspp_dilations", "must be three positive numbers, such as 12 24 36")
+        if self.reference_batch_size is not None:
+            self._require(self.reference_batch_size >= 1, "reference_batch_size", "must be at least 1")
         if self.num_labels is not None:
             self._require(2 <= self.num_labels <= 255, "num_labels", "must lie in 2..255")
         if self.batch_size == 1 and (self.method == "suponly" or self.warmup_steps):
@@ -184,7 +199,7 @@ class RunArguments:
     def recipe(self) -> dict:
         """The fields that decide the result; a run is resumed only where these are equal."""
         housekeeping = {"output_dir", "resume", "plan", "num_workers", "cpu_threads", "logging_steps", "save_steps",
-                        "watch_pseudo_labels"}  # fmt: skip
+                        "watch_pseudo_labels", "keep_checkpoints", "change_processes"}  # fmt: skip
         return {name: value for name, value in asdict(self).items() if name not in housekeeping}
 
 

@@ -1,5 +1,6 @@
 """From arguments to checked data: everything a user can get wrong about a data set is found here, before training."""
 
+import hashlib
 import logging
 from dataclasses import dataclass
 
@@ -38,6 +39,17 @@ class TrainingData:
     def labelled_ids(self) -> list[str]:
         """Ids of the labelled images, in the data's order."""
         return [self.labelled_source.ids[i] for i in self.labelled]
+
+    def fingerprint(self) -> dict[str, str]:
+        """What a checkpoint must agree with to go on: a digest of the names of each kind, in order."""
+        unlabelled = [self.unlabelled_source.ids[i] for i in self.unlabelled]
+        kinds = {
+            "labelled images": self.labelled_ids,
+            "unlabelled images": unlabelled,
+            "evaluation images": self.evaluation.ids,
+            "classes": self.class_names,
+        }
+        return {kind: hashlib.sha256("\n".join(names).encode()).hexdigest() for kind, names in kinds.items()}
 
 
 def load_training_data(args: RunArguments) -> TrainingData:
@@ -131,7 +143,10 @@ def _check_crop(args: RunArguments, train: Source, labelled: list[int]) -> None:
 def training_loaders(
     args: RunArguments, data: TrainingData, *, rank: int, world_size: int, start_step: int, pin_memory: bool
 ) -> tuple[DataLoader, DataLoader | None]:
-    """Endless loaders of labelled and unlabelled batches (None for suponly), going on at `start_step`."""
+    """Endless loaders of labelled and unlabelled batches (None for suponly), going on at `start_step`.
+
+    Each step takes gradient_accumulation_steps batches of each.
+    """
     augmentation = WeakAugmentation(args.crop_size)
     place = {"rank": rank, "num_workers": args.num_workers, "pin_memory": pin_memory}
 
@@ -149,11 +164,12 @@ def training_loaders(
         )
         return endless_loader(stream, start_batch=start_batch, **place)
 
-    labelled = loader(data.labelled_source, data.labelled, "labelled", args.batch_size, start_step)
+    passes = args.gradient_accumulation_steps
+    labelled = loader(data.labelled_source, data.labelled, "labelled", args.batch_size, start_step * passes)
     if args.method == "suponly":
         return labelled, None
     # Unlabelled images are first needed when warm-up ends.
-    start_u = max(0, start_step - args.warmup_steps)
+    start_u = max(0, start_step - args.warmup_steps) * passes
     return labelled, loader(data.unlabelled_source, data.unlabelled, "unlabelled", args.unlabelled_batch_size, start_u)
 
 

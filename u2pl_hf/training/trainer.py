@@ -1,26 +1,37 @@
 """The training loop: streams -> step -> optimizer -> teacher, evaluation, checkpoints, and what a run leaves behind."""
 
+import contextlib
 import logging
-import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
-from u2pl_hf import U2PLConfig, U2PLForSemanticSegmentation
 from u2pl_hf.data.transforms import normalize
 from u2pl_hf.evaluation.inference import build_image_processor, evaluate_model
-from u2pl_hf.evaluation.pictures import default_palette, picture_grid
+from u2pl_hf.evaluation.pictures import picture_grid
 from u2pl_hf.hub.model_card import render_card
 from u2pl_hf.method.schedules import poly_factor
-from u2pl_hf.method.step import Batch, build_step
+from u2pl_hf.method.step import Batch, StepOutput, build_step
 from u2pl_hf.training.arguments import RunArguments
-from u2pl_hf.training.checkpoint import RunFolder, load_checkpoint, write_atomically, write_json
+from u2pl_hf.training.build import build_model, build_optimizer, seed_draws
+from u2pl_hf.training.checkpoint import load_checkpoint, save_checkpoint, write_atomically, write_json
+from u2pl_hf.training.failures import failures_in_one_line
+from u2pl_hf.training.finite import FiniteLosses
 from u2pl_hf.training.inputs import SkippedImages, load_training_data, training_loaders
+from u2pl_hf.training.processes import (
+    average_running_statistics,
+    cpu_cores,
+    learning_rate_scale,
+    start_accelerator,
+    synchronize_batchnorm,
+    together,
+)
 from u2pl_hf.training.report import gather_results, picture_samples, segment_options
+from u2pl_hf.training.run_folder import RunFolder
+from u2pl_hf.training.stopping import Stopped, StopRequest
 from u2pl_hf.training.tracking import Tracker
 
 logger = logging.getLogger(__name__)
@@ -38,106 +49,176 @@ class Trainer:
 
     def __init__(self, args: RunArguments):
         self.args = args
+        self.accelerator = start_accelerator(mixed_precision=args.mixed_precision)
         self.folder = RunFolder(args)
-        self.folder.check()
-        self.accelerator = Accelerator(mixed_precision=args.mixed_precision)
+        together(self.accelerator, self.folder.check)
         if self.accelerator.device.type == "cpu":
             # Launchers set one thread per process, which would leave cores idle.
             torch.set_num_threads(args.cpu_threads or max(1, cpu_cores() // self.accelerator.num_processes))
-        self.data = load_training_data(args)
-        self.folder.check_labelled_ids(self.data.labelled_ids)
+        self.data = together(self.accelerator, self._load_data)
         settings = args.method_settings(len(self.data.class_names))
+        self.learning_rate = args.learning_rate * learning_rate_scale(
+            self.images_per_step[0], args.reference_batch_size, args.scale_lr
+        )
         torch.manual_seed(args.seed)
         # channels_last: convolutions need no reordering of their input, on CPUs as on GPUs.
-        self.student = build_model(args, self.data.class_names, self.data.palette).to(
-            self.accelerator.device, memory_format=torch.channels_last
-        )
+        self.student = synchronize_batchnorm(
+            self.accelerator, build_model(args, self.data.class_names, self.data.palette)
+        ).to(self.accelerator.device, memory_format=torch.channels_last)
         self.method = build_step(args.method, settings, self.student).to(self.accelerator.device)
         self.optimizer = build_optimizer(args, self.student)
         self.wrapped_student, self.optimizer = self.accelerator.prepare(self.student, self.optimizer)
+        self.finite = FiniteLosses(self.accelerator, self.folder.path / "not_finite.json")
         self.best: dict | None = None
         self.skipped = SkippedImages()
         self.started = time.perf_counter()
+        # What a run spends besides training, in seconds.
+        self.seconds_of = {"evaluation": 0.0, "checkpoints": 0.0, "pictures": 0.0, "logging": 0.0}
+
+    def _load_data(self):
+        data = load_training_data(self.args)
+        self.folder.check_labelled_ids(data.labelled_ids)
+        return data
 
     @property
     def seconds(self) -> float:
         """Time spent on this run, evaluations and earlier parts of a resumed run included."""
         return time.perf_counter() - self.started
 
+    @property
+    def images_per_step(self) -> tuple[int, int]:
+        """Labelled and unlabelled images of one optimizer step, over all processes."""
+        args, passes = self.args, self.args.gradient_accumulation_steps * self.accelerator.num_processes
+        return args.batch_size * passes, (args.unlabelled_batch_size * passes if args.method != "suponly" else 0)
+
+    @contextlib.contextmanager
+    def _timed(self, what: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds_of[what] += time.perf_counter() - start
+
     def train(self) -> dict:
-        """Run to the last step and return the results (also in results.json). A finished run returns at once."""
+        """Run to the last step and return the results (also in results.json). A finished run returns at once.
+
+        Raises:
+            InputError: the checkpoint to resume from does not belong to this run.
+            TrainingError: out of memory or disk, a loss that is not finite, a process lost.
+            Stopped: a signal came; the state is in a checkpoint.
+        """
         results = self.folder.finished_results()
         if results is not None:
             logger.info("%s is finished already", self.folder.path)
             return results
+        with failures_in_one_line(self.folder.path):
+            return self._train()
+
+    def _train(self) -> dict:
         self.started = time.perf_counter()
-        first = self._resume()
+        first, evaluation_is_due = self._resume()
         if self.accelerator.is_main_process:
             self.folder.start(self.data.labelled_ids)
             self.folder.trim_metrics(first)
         self.accelerator.wait_for_everyone()
-        tracker = self._tracker(first)
-        batches_l, batches_u = self._loaders(first)
-        for step in range(first, self.args.max_steps):
-            seed_step(self.args.seed, self.accelerator.process_index, step)
-            self.method.begin(self.student, step)
-            learning_rate = self._set_learning_rate(step)
-            batch = self._batch(batches_l, batches_u, step)
-            with self.accelerator.autocast():
-                output = self.method(self.wrapped_student, batch, step, self.args.max_steps)
-            self.accelerator.backward(output.total)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            self.method.finish(self.student, step)
-            tracker.step(step + 1, output.named | output.stats, learning_rate)
-            last = self._evaluate_and_save(step + 1, tracker)
-        tracker.close()
+        self._describe_batch()
+        last = None
+        with contextlib.closing(self._tracker(first)) as tracker, StopRequest(self.accelerator) as stop:
+            batches = self._loaders(first)
+            if evaluation_is_due:
+                last = self._evaluate(first, tracker, stop)
+            for step in range(first, self.args.max_steps):
+                self.method.begin(self.student, step)
+                learning_rate = self._set_learning_rate(step)
+                values = self._gradients(*batches, step)
+                self._update(step)
+                with self._timed("logging"):
+                    tracker.step(step + 1, values, learning_rate)
+                last = self._save_and_evaluate(step + 1, tracker, stop)
         return self._finish(last)
+
+    def _gradients(self, batches_l, batches_u, step: int) -> dict[str, Tensor | float]:
+        """Forward and backward passes of one step; returns what they tell, as means over the passes."""
+        args, passes, outputs = self.args, self.args.gradient_accumulation_steps, []
+        for part in range(passes):
+            number = (step * passes + part) * self.accelerator.num_processes + self.accelerator.process_index
+            seed_draws(args.seed, number)
+            batch, ids = self._batch(batches_l, batches_u, step)
+            # Gradients travel with the last pass only.
+            last = part == passes - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped_student):
+                with self.accelerator.autocast():
+                    output = self.method(self.wrapped_student, batch, step, args.max_steps)
+                self.accelerator.backward(output.total / passes)
+            self.finite.note(step + 1, output.named, ids)
+            outputs.append(output)
+        if (step + 1) % args.logging_steps == 0:
+            self.finite.check()
+        return _means(outputs)
+
+    def _update(self, step: int) -> None:
+        """Optimizer, teacher, and statistics that all processes share."""
+        if self.args.max_grad_norm:
+            self.accelerator.clip_grad_norm_(self.student.parameters(), self.args.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.method.finish(self.student, step)
+        average_running_statistics(self.accelerator, (self.student, *self.method.children()))
 
     def plan(self) -> dict:
         """What `train` would do, as numbers."""
-        args, processes = self.args, self.accelerator.num_processes
-        unlabelled = args.unlabelled_batch_size if self.method.uses_unlabelled else 0
+        args, (labelled, unlabelled) = self.args, self.images_per_step
         return {
             "labelled_images": len(self.data.labelled),
             "unlabelled_images": len(self.data.unlabelled),
             "evaluation_images": len(self.data.evaluation.ids),
             "classes": len(self.data.class_names),
             "steps": args.max_steps,
-            "processes": processes,
-            "global_batch": {"labelled": args.batch_size * processes, "unlabelled": unlabelled * processes},
-            "labelled_epochs": args.max_steps * args.batch_size * processes / len(self.data.labelled),
-            "unlabelled_epochs": (args.max_steps - args.warmup_steps)
-            * unlabelled
-            * processes
-            / max(len(self.data.unlabelled), 1),
-            "learning_rate": args.learning_rate,
-            "head_learning_rate": args.learning_rate * args.head_lr_factor,
+            "processes": self.accelerator.num_processes,
+            "gradient_accumulation_steps": args.gradient_accumulation_steps,
+            "images_per_step": {"labelled": labelled, "unlabelled": unlabelled},
+            "labelled_epochs": args.max_steps * labelled / len(self.data.labelled),
+            "unlabelled_epochs": (args.max_steps - args.warmup_steps) * unlabelled / max(len(self.data.unlabelled), 1),
+            "learning_rate": self.learning_rate,
+            "head_learning_rate": self.learning_rate * args.head_lr_factor,
             "parameters": sum(p.numel() for p in self.student.parameters()),
         }
 
-    def _resume(self) -> int:
-        """Load the checkpoint to go on from, if any; returns the first step to do."""
-        checkpoint = self.folder.checkpoint_to_resume()
+    def _describe_batch(self) -> None:
+        """Say once what makes up a step: the first thing to look at where a result differs from another's."""
+        if self.accelerator.is_main_process:
+            (labelled, unlabelled), args = self.images_per_step, self.args
+            logger.info(
+                "%d labelled + %d unlabelled images per step (processes %d, passes %d); learning rate %g (%g x %g)",
+                *(labelled, unlabelled, self.accelerator.num_processes, args.gradient_accumulation_steps),
+                *(self.learning_rate, args.learning_rate, self.learning_rate / args.learning_rate),
+            )
+
+    def _resume(self) -> tuple[int, bool]:
+        """Load the checkpoint to go on from, if any.
+
+        Returns:
+            The first step to do, and whether the evaluation before it is still to be done.
+        """
+        data, processes = self.data.fingerprint(), self.accelerator.num_processes
+        checkpoint = together(self.accelerator, lambda: self.folder.checkpoint_to_resume(data, processes))
         if checkpoint is None:
-            return 0
+            return 0, False
         state = load_checkpoint(checkpoint, self.student, self.method, self.optimizer)
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.best = state["best"]
+        self.skipped.messages.update(state["skipped"])
         self.started -= state["seconds"]
+        self.seconds_of = state["seconds_of"]
         logger.info("resuming from %s", checkpoint)
-        return state["step"]
+        return state["step"], state["evaluation_is_due"]
 
     def _tracker(self, first: int) -> Tracker:
-        args = self.args
-        per_process = args.batch_size + (args.unlabelled_batch_size if self.method.uses_unlabelled else 0)
         return Tracker(
             self.folder.metrics_path,
-            total=args.max_steps,
+            total=self.args.max_steps,
             initial=first,
-            images_per_step=per_process * self.accelerator.num_processes,
-            every=args.logging_steps,
+            images_per_step=sum(self.images_per_step),
+            every=self.args.logging_steps,
             main=self.accelerator.is_main_process,
         )
 
@@ -152,14 +233,16 @@ class Trainer:
         )
         return tuple(iter(loader) if loader is not None else None for loader in loaders)
 
-    def _batch(self, batches_l, batches_u, step: int) -> Batch:
-        x_l, y_l, _ = self._to_device(next(batches_l))
+    def _batch(self, batches_l, batches_u, step: int) -> tuple[Batch, list[str]]:
+        """The images of one pass on the device, and their ids."""
+        labelled = next(batches_l)
+        x_l, y_l, _ = self._to_device(labelled)
         if batches_u is None or step < self.args.warmup_steps:
-            return Batch(x_l, y_l)
+            return Batch(x_l, y_l), labelled["ids"]
         unlabelled = next(batches_u)
         self.skipped.note(unlabelled["skipped"])
         x_u, y_u, valid_u = self._to_device(unlabelled)
-        return Batch(x_l, y_l, x_u, valid_u, y_u)
+        return Batch(x_l, y_l, x_u, valid_u, y_u), labelled["ids"] + unlabelled["ids"]
 
     def _to_device(self, batch: dict) -> tuple[Tensor, Tensor | None, Tensor]:
         """uint8 travels; normalisation happens on the device."""
@@ -170,56 +253,53 @@ class Trainer:
 
     def _set_learning_rate(self, step: int) -> float:
         """Poly schedule; returns the base learning rate of this step."""
-        rate = self.args.learning_rate * poly_factor(step / self.args.max_steps)
+        rate = self.learning_rate * poly_factor(step / self.args.max_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         return rate
 
-    def _evaluate_and_save(self, step: int, tracker: Tracker) -> dict | None:
-        """Evaluate, export the best, write a checkpoint where they are due; returns the evaluation."""
-        args, result = self.args, None
+    def _save_and_evaluate(self, step: int, tracker: Tracker, stop: StopRequest) -> dict | None:
+        """Write a checkpoint and evaluate where they are due; returns the evaluation.
+
+        The checkpoint comes first: an evaluation may be long, and one that breaks off is then done again, not the
+        steps before it.
+        """
+        args, number = self.args, stop.agreed()
         evaluate = step == args.max_steps or bool(args.eval_steps and step % args.eval_steps == 0)
-        save = step < args.max_steps and (evaluate or bool(args.save_steps and step % args.save_steps == 0))
-        if evaluate or save:
-            self._average_buffers()
-        if evaluate:
-            model = self.method.evaluated(self.student, step)
-            result = {"step": step} | self._evaluate(model)
+        if evaluate or number or (args.save_steps and step % args.save_steps == 0):
+            self.finite.check()
+            with self._timed("checkpoints"):
+                together(self.accelerator, lambda: self._save_checkpoint(step, evaluate))
+        if number:
+            raise Stopped(number, step)
+        return self._evaluate(step, tracker, stop) if evaluate else None
+
+    def _evaluate(self, step: int, tracker: Tracker, stop: StopRequest) -> dict:
+        """Score the model of this step, export it if it is the best so far, draw pictures."""
+        model = self.method.evaluated(self.student, step)
+        with stop.immediate(step):
+            with self._timed("evaluation"), self.accelerator.autocast():
+                scores = evaluate_model(
+                    model,
+                    self.data.evaluation,
+                    range(len(self.data.evaluation.ids)),
+                    device=self.accelerator.device,
+                    batch_size=self.args.eval_batch_size,
+                    rank=self.accelerator.process_index,
+                    world_size=self.accelerator.num_processes,
+                    **segment_options(self.args),
+                )
+            result = {"step": step} | scores
             tracker.evaluation(step, result)
             if self.best is None or _score(result) > _score(self.best):
                 self.best = result
                 self._export(
                     model, self.folder.path / "best", gather_results(self, result) | {"pictures": None, "last": None}
                 )
-            if args.picture_samples and self.accelerator.is_main_process:
-                self._draw(model, step)
-        if save:
-            self._save_checkpoint(step)
+            if self.args.picture_samples and self.accelerator.is_main_process:
+                with self._timed("pictures"):
+                    self._draw(model, step)
         return result
-
-    def _average_buffers(self) -> None:
-        """Make BatchNorm statistics equal on all processes: each has seen other images since the last time.
-
-        Otherwise every process would evaluate a model of its own, and none of them would be the exported one.
-        """
-        if self.accelerator.num_processes > 1:
-            for model in (self.student, *self.method.children()):
-                for name, buffer in model.named_buffers():
-                    if name.endswith(("running_mean", "running_var")):
-                        buffer.copy_(self.accelerator.reduce(buffer, reduction="mean"))
-
-    def _evaluate(self, model: nn.Module) -> dict:
-        with self.accelerator.autocast():
-            return evaluate_model(
-                model,
-                self.data.evaluation,
-                range(len(self.data.evaluation.ids)),
-                device=self.accelerator.device,
-                batch_size=self.args.eval_batch_size,
-                rank=self.accelerator.process_index,
-                world_size=self.accelerator.num_processes,
-                **segment_options(self.args),
-            )
 
     def _draw(self, model: nn.Module, step: int) -> None:
         samples = picture_samples(model, self.data.evaluation, self.args.picture_samples, self.args.unreliable_share)
@@ -227,12 +307,31 @@ class Trainer:
         path.parent.mkdir(exist_ok=True)
         picture_grid(samples, model.config.palette, self.data.class_names).save(path)
 
-    def _save_checkpoint(self, step: int) -> None:
-        if self.accelerator.is_main_process:
-            scaler = self.accelerator.scaler
-            state = {"best": self.best, "seconds": self.seconds, "scaler": scaler.state_dict() if scaler else None}
-            self.folder.save_checkpoint(step, self.student, self.method, self.optimizer, state)
-        self.accelerator.wait_for_everyone()
+    def _save_checkpoint(self, step: int, evaluation_is_due: bool) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        scaler = self.accelerator.scaler
+        state = {
+            "step": step,
+            "evaluation_is_due": evaluation_is_due,
+            "recipe": self.args.recipe(),
+            "data": self.data.fingerprint(),
+            "processes": self.accelerator.num_processes,
+            "scaler": scaler.state_dict() if scaler else None,
+            "best": self.best,
+            "skipped": sorted(self.skipped.messages),
+            "seconds": self.seconds,
+            "seconds_of": self.seconds_of,
+        }
+        with failures_in_one_line(self.folder.path):
+            save_checkpoint(
+                self.folder.checkpoint_path(step),
+                self.student,
+                self.method,
+                self.optimizer,
+                state,
+                keep=self.args.keep_checkpoints,
+            )
 
     def _export(self, model: nn.Module, folder: Path, results: dict) -> None:
         """Write a model that from_pretrained loads, with image processor and card."""
@@ -260,46 +359,12 @@ class Trainer:
         return results
 
 
+def _means(outputs: list[StepOutput]) -> dict[str, Tensor | float]:
+    """Losses and statistics as means over the passes of a step."""
+    told = [output.named | output.stats for output in outputs]
+    return {name: sum(values[name] for values in told) / len(told) for name in told[0]}
+
+
 def _score(evaluation: dict) -> float:
     """What "best" compares; an evaluation set without any labelled pixel has no mean IoU."""
     return -1.0 if evaluation["mean_iou"] is None else evaluation["mean_iou"]
-
-
-def build_model(
-    args: RunArguments, class_names: list[str], palette: list[list[int]] | None = None
-) -> U2PLForSemanticSegmentation:
-    """The student with fresh weights; SupOnly has no representation head."""
-    config = U2PLConfig(
-        backbone=args.backbone,
-        stem=args.stem,
-        base_width=args.base_width,
-        output_stride=args.output_stride,
-        head_channels=args.head_channels,
-        representation_channels=0 if args.method == "suponly" else args.representation_channels,
-        aspp_dilations=args.aspp_dilations,
-        dropout=args.dropout,
-        auxiliary_head=args.auxiliary_head,
-        id2label=dict(enumerate(class_names)),
-        label2id={name: i for i, name in enumerate(class_names)},
-        palette=palette or default_palette(len(class_names)),
-    )
-    return U2PLForSemanticSegmentation(config)
-
-
-def build_optimizer(args: RunArguments, model: U2PLForSemanticSegmentation) -> torch.optim.SGD:
-    """SGD with the heads' learning rate scaled by head_lr_factor."""
-    groups = [
-        {"params": list(model.backbone_parameters()), "factor": 1.0},
-        {"params": list(model.head_parameters()), "factor": args.head_lr_factor},
-    ]
-    return torch.optim.SGD(groups, lr=args.learning_rate, momentum=args.momentum, weight_decay=args.weight_decay)
-
-
-def cpu_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def seed_step(seed: int, process: int, step: int) -> None:
-    """Make every random draw of a step a function of (seed, process, step): resuming then needs no generator state."""
-    torch.manual_seed(int(np.random.SeedSequence([seed, process, step]).generate_state(1, np.uint64)[0]))

@@ -1,0 +1,247 @@
+"""A run that was killed, stopped, starved or poisoned: what it leaves and says, and that it ends in the same bits."""
+
+import hashlib
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.training.distributed import environment, free_port
+from tests.training.test_trainer import make_trainer
+from u2pl_hf.data.sources import Source
+from u2pl_hf.errors import InputError, Stopped, TrainingError
+from u2pl_hf.training import stopping
+from u2pl_hf.training.checkpoint import damage
+
+ROOT = Path(__file__).parents[2]
+# More kills show more; a few are enough to notice a mistake.
+KILLS = int(os.environ.get("U2PL_KILLS", "3"))
+STEPS = 60
+SMALL = {
+    "split": "1/4", "base_width": 8, "head_channels": 8, "representation_channels": 8, "crop_size": 65,
+    "batch_size": 2, "unlabelled_batch_size": 2, "num_workers": 0, "cpu_threads": 1, "max_steps": STEPS,
+    "warmup_steps": 10, "eval_steps": 25, "eval_batch_size": 1, "save_steps": 4, "logging_steps": 1,
+    "picture_samples": 0, "queue_length": 500, "background_queue_length": 500,
+}  # fmt: skip
+
+
+class Run:
+    """`train_u2pl.py` on one or two processes of their own."""
+
+    def __init__(self, data: Path, output: Path, processes: int, **changes):
+        options = SMALL | {"dataset": data, "output_dir": output} | changes
+        recipe = ROOT / "training_scripts" / "recipes" / "demo_u2pl.yaml"
+        self.command = [sys.executable, str(ROOT / "training_scripts" / "train_u2pl.py"), str(recipe)]
+        self.command += [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+        self.output, self.processes = output, processes
+
+    def start(self) -> list[subprocess.Popen]:
+        port, started = free_port(), []
+        for rank in range(self.processes):
+            env = os.environ | {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+            env |= environment(rank, port) if self.processes > 1 else {}
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+            started.append(subprocess.Popen(self.command, env=env, cwd=ROOT, start_new_session=True, **pipes))
+        return started
+
+    def finish(self) -> str:
+        """Run to the end; returns the digest of the finished model."""
+        for process in self.start():
+            _, errors = process.communicate(timeout=300)
+            assert process.returncode == 0, errors
+        return hashlib.sha256((self.output / "model.safetensors").read_bytes()).hexdigest()
+
+    def steps(self) -> list[int]:
+        metrics = self.output / "metrics.jsonl"
+        lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
+        return [line["step"] for line in map(json.loads, (x for x in lines if x.endswith("\n"))) if "loss" in line]
+
+    def is_writing_a_checkpoint(self) -> bool:
+        return any((self.output / "checkpoints").glob(".step-*"))
+
+
+def wait_until(condition, processes, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end and all(p.poll() is None for p in processes), "too late or ended early"
+        time.sleep(0.0005)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_at_any_moment_ends_in_the_same_weights(tiny_data, tmp_path, processes):
+    """SIGKILL while training and while a checkpoint is written, in turn."""
+    whole, killed = (Run(tiny_data, tmp_path / name, processes) for name in ("whole", "killed"))
+    expected, draw, done = whole.finish(), random.Random(processes), 0
+    for number in range(KILLS):
+        goal = draw.randint(done, done + 2 * (STEPS - done) // (KILLS - number + 1))
+        running = killed.start()
+        wait_until(lambda goal=goal: max(killed.steps(), default=0) >= goal, running)
+        if number % 2:
+            wait_until(killed.is_writing_a_checkpoint, running)
+        for process in running:
+            process.kill()
+            process.communicate()
+        done = max(killed.steps(), default=0)
+    assert killed.finish() == expected
+    assert killed.steps() == list(range(1, STEPS + 1))
+    results = [json.loads((run.output / "results.json").read_text()) for run in (whole, killed)]
+    assert results[0]["best"] == results[1]["best"] and results[0]["last"] == results[1]["last"]
+
+
+@pytest.mark.parametrize(("number", "processes"), [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGUSR1, 2)])
+def test_signal_stops_all_at_one_step_with_a_checkpoint(tiny_data, tmp_path, number, processes):
+    run = Run(tiny_data, tmp_path / "run", processes)
+    running = run.start()
+    wait_until(lambda: len(run.steps()) >= 13, running)
+    # Only the last process gets it: the others are told by it.
+    running[-1].send_signal(number)
+    for process in running:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 128 + number
+        assert f"stopped by {number.name} after step {max(run.steps())}; the same command goes on" in errors
+    newest = sorted((run.output / "checkpoints").iterdir())[-1]
+    assert damage(newest) is None and newest.name == f"step-{max(run.steps()):06d}"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_to_a_whole_group_leaves_the_loaders_alone(tiny_data, tmp_path, number):
+    """Ctrl-C in a terminal and a scheduler's signal reach the data loading processes as well."""
+    run = Run(tiny_data, tmp_path / "run", 1, num_workers=1)
+    (process,) = run.start()
+    wait_until(lambda: len(run.steps()) >= 13, [process])
+    os.killpg(process.pid, number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, errors
+    assert errors.strip().splitlines()[-1].startswith(f"stopped by {number.name} after step"), errors
+
+
+def test_process_that_dies_takes_the_others_along(tiny_data, tmp_path):
+    """Without a launcher that would end them, as under srun."""
+    run = Run(tiny_data, tmp_path / "run", 2)
+    survivor, victim = run.start()
+    wait_until(lambda: len(run.steps()) >= 13, [survivor, victim])
+    victim.kill()
+    _, errors = survivor.communicate(timeout=60)
+    victim.communicate()
+    assert survivor.returncode == 1
+    last = errors.strip().splitlines()[-1]
+    assert last.startswith("error: another process of this run has ended") and "checkpoint step-0000" in last
+
+
+def test_signal_during_evaluation_stops_at_once_and_loses_nothing(tiny_data, tmp_path, monkeypatch):
+    options = {"max_steps": 4, "eval_steps": 2, "logging_steps": 1}
+    whole = make_trainer(tiny_data, tmp_path / "whole", **options)
+    expected = whole.train()
+    stopped = make_trainer(tiny_data, tmp_path / "run", **options)
+    read = Source.read_label
+
+    def read_and_signal(source, index):
+        if source is stopped.data.evaluation and index == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return read(source, index)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped, match="SIGTERM after step 2"):
+        patch.setattr(Source, "read_label", read_and_signal)
+        stopped.train()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert not (tmp_path / "run" / "best").exists()
+
+    results = make_trainer(tiny_data, tmp_path / "run", **options).train()
+    assert results["last"] == expected["last"] and results["best"] == expected["best"]
+    lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [(x["step"], "loss" in x) for x in lines] == [
+        (1, True),
+        (2, True),
+        (2, False),
+        (3, True),
+        (4, True),
+        (4, False),
+    ]
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(3.0, Stopped), (0.0, KeyboardInterrupt)])
+def test_launchers_repeat_a_signal_but_a_later_one_is_meant(tiny_data, tmp_path, monkeypatch, seconds, expected):
+    monkeypatch.setattr(stopping, "REPEAT_SECONDS", seconds)
+    trainer = make_trainer(tiny_data, tmp_path / "run")
+    finish = trainer.method.finish
+
+    def finish_and_signal(*arguments):
+        finish(*arguments)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    trainer.method.finish = finish_and_signal
+    with pytest.raises(expected):
+        trainer.train()
+
+
+def test_resumed_under_another_recipe_is_refused(tiny_data, tmp_path):
+    make_trainer(tiny_data, tmp_path / "run", save_steps=2).train()
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-000002"
+    other = make_trainer(tiny_data, tmp_path / "other", resume=str(checkpoint), temperature=0.4)
+    with pytest.raises(InputError, match=r"step-000002 belongs to another run: temperature is 0.5 there and 0.4 here"):
+        other.train()
+    assert not (tmp_path / "other").exists()
+
+
+def test_loss_that_is_not_finite_stops_with_step_losses_and_images(tiny_data, tmp_path):
+    """A learning rate out of all reason does what a poisoned image or an overflow would."""
+    trainer = make_trainer(
+        tiny_data, tmp_path / "run", learning_rate=1e30, max_steps=8, logging_steps=4, warmup_steps=0
+    )
+    with pytest.raises(TrainingError, match=r"not finite at step (\d).*not_finite_0.json.*--learning_rate") as caught:
+        trainer.train()
+    told = json.loads((tmp_path / "run" / "not_finite_0.json").read_text())
+    assert f"at step {told['step']} " in str(caught.value) and told["step"] > 1
+    assert told["losses"]["loss"] in ("nan", "inf") and len(told["ids"]) == 4
+    assert set(told["ids"]) <= set(trainer.data.labelled_source.ids)
+    # A poisoned state is not kept.
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_full_disk_stops_and_keeps_the_last_checkpoint(tiny_data, tmp_path):
+    """The system's own limit on the size of files stands in for a small disk."""
+    trainer = make_trainer(tiny_data, tmp_path / "run", max_steps=6, save_steps=2)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    finish = trainer.method.finish
+
+    def finish_and_fill(student, step):
+        if step == 3:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+        finish(student, step)
+
+    trainer.method.finish = finish_and_fill
+    try:
+        with pytest.raises(TrainingError, match=r"no space left for .*run.*checkpoint step-000002 is complete"):
+            trainer.train()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000002"]
+    assert make_trainer(tiny_data, tmp_path / "run", max_steps=6, save_steps=2).train()["last"]["step"] == 6
+
+
+def test_out_of_memory_names_what_to_change(tiny_data, tmp_path):
+    trainer = make_trainer(tiny_data, tmp_path / "run", max_steps=4, save_steps=2)
+
+    def hungry(student, step):
+        if step == 2:
+            torch.empty(2**50)
+
+    trainer.method.finish = hungry
+    with pytest.raises(TrainingError, match=r"out of memory.*--batch_size.*--crop_size.*step-000002 is complete"):
+        trainer.train()
+
+
+def test_finished_run_is_left_alone(tiny_data, tmp_path):
+    results = make_trainer(tiny_data, tmp_path / "run", save_steps=2).train()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    assert make_trainer(tiny_data, tmp_path / "run", save_steps=2).train() == results
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before

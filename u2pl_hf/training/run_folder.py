@@ -1,0 +1,154 @@
+"""The output folder of one run, and whether a run may go on in it.
+
+output_dir/
+  config.json model.safetensors preprocessor_config.json README.md   the finished model (last step)
+  best/                                                              the same, of the best evaluation
+  recipe.yaml labeled.txt metrics.jsonl results.json pictures/
+  checkpoints/step-000200/                                           see checkpoint.py
+"""
+
+import json
+import logging
+from pathlib import Path
+
+import yaml
+
+from u2pl_hf.data.splits import read_ids, write_ids
+from u2pl_hf.errors import InputError
+from u2pl_hf.training.arguments import RunArguments
+from u2pl_hf.training.checkpoint import damage, newest_complete, read_state, remove, write_atomically
+
+logger = logging.getLogger(__name__)
+# How a global batch comes about: its images are the same, but BatchNorm and queues see them in other portions.
+LAYOUT = ("batch_size", "unlabelled_batch_size", "gradient_accumulation_steps")
+
+
+class RunFolder:
+    """The output folder of one run."""
+
+    def __init__(self, args: RunArguments):
+        self.path = Path(args.output_dir)
+        self.args = args
+        self.results_path = self.path / "results.json"
+        self.metrics_path = self.path / "metrics.jsonl"
+
+    def check(self) -> None:
+        """Refuse a folder that holds something else than this very run.
+
+        Raises:
+            InputError: not a folder, files of something else, or a run with another recipe.
+        """
+        for path in (self.path, *self.path.parents):
+            if path.exists() and not path.is_dir():
+                raise InputError(f"--output_dir {self.path}: {path} is a file; pass a folder")
+        if not self.path.is_dir() or not any(self.path.iterdir()):
+            return
+        if self.args.resume == "never":
+            raise InputError(f"--output_dir {self.path} is not empty; pass another folder or --resume auto")
+        recipe = self.path / "recipe.yaml"
+        content = yaml.safe_load(recipe.read_text()) if recipe.is_file() else None
+        if not isinstance(content, dict):
+            raise InputError(f"--output_dir {self.path} is not empty and holds no run; pass another folder")
+        self._compare(content, recipe)
+
+    def check_labelled_ids(self, labelled_ids: list[str]) -> None:
+        """Refuse to go on with other labelled images, where a list of the same name has changed.
+
+        Raises:
+            InputError: the run in this folder was started with other ids.
+        """
+        path = self.path / "labeled.txt"
+        if path.is_file() and read_ids(path) != labelled_ids:
+            raise InputError(f"--split {self.args.split} has other images than {path}; pass another --output_dir")
+
+    def start(self, labelled_ids: list[str]) -> None:
+        """Create the folder, write what was asked for, and clear away what a killed run left half-written."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        for folder in (self.path, self.path / "checkpoints"):
+            for leftover in (*folder.glob(".*.partial"), *folder.glob(".*.old")):
+                remove(leftover)
+        content = self.args.recipe() | {"output_dir": self.args.output_dir}
+        write_atomically(self.path / "recipe.yaml", lambda p: p.write_text(yaml.safe_dump(content, sort_keys=False)))
+        write_atomically(self.path / "labeled.txt", lambda p: write_ids(p, labelled_ids))
+
+    def finished_results(self) -> dict | None:
+        """The results of a run that is complete."""
+        return json.loads(self.results_path.read_text()) if self.results_path.is_file() else None
+
+    def checkpoint_path(self, step: int) -> Path:
+        """Where the checkpoint of a step lies."""
+        return self.path / "checkpoints" / f"step-{step:06d}"
+
+    def checkpoint_to_resume(self, data: dict, processes: int) -> Path | None:
+        """The checkpoint that --resume asks for; None to start at step 0.
+
+        Args:
+            data: the data's fingerprint.
+            processes: how many there are now.
+
+        Raises:
+            InputError: it is damaged, or of another recipe, other data or another number of processes.
+        """
+        if self.args.resume == "never":
+            return None
+        if self.args.resume == "auto":
+            path = newest_complete(self.path / "checkpoints")
+        else:
+            path = Path(self.args.resume)
+            if not (path / "state.json").is_file():
+                raise InputError(f"--resume {path} is not a checkpoint folder (no state.json); pass auto or never")
+            wrong = damage(path)
+            if wrong is not None:
+                raise InputError(f"--resume {path}: {wrong}; pass auto to take the newest undamaged checkpoint")
+        if path is not None:
+            self._check_state(path, data, processes)
+        return path
+
+    def _check_state(self, path: Path, data: dict, processes: int) -> None:
+        state = read_state(path)
+        self._compare(state["recipe"], path)
+        changed = [name for name in data if data[name] != state["data"].get(name)]
+        if changed:
+            raise InputError(f"{path} was trained on other {changed[0]}; pass another --output_dir")
+        there, here = ({"processes": n} | {name: r[name] for name in LAYOUT} for n, r in (
+            (state["processes"], state["recipe"]), (processes, self.args.recipe())))  # fmt: skip
+        if there == here:
+            return
+        if not self.args.change_processes:
+            raise InputError(
+                f"{path} was written by {there['processes']} processes and this run has {processes}: start "
+                f"{there['processes']}, or pass --change_processes true to go on with the same images per step, though "
+                "not to the same bits"
+            )
+        if _images_per_step(there) != _images_per_step(here):
+            raise InputError(
+                f"{path} has {_images_per_step(there)} labelled and unlabelled images per step, this run "
+                f"{_images_per_step(here)}: make them equal with --gradient_accumulation_steps or --batch_size"
+            )
+        logger.warning("going on from %s with another layout of processes: the result will differ in its bits", path)
+
+    def _compare(self, other: dict, where: Path) -> None:
+        mine = self.args.recipe()
+        skipped = LAYOUT if self.args.change_processes else ()
+        changed = [name for name in mine if name not in skipped and mine[name] != other.get(name)]
+        if changed:
+            raise InputError(
+                f"{where} belongs to another run: {changed[0]} is {other.get(changed[0])} there and "
+                f"{mine[changed[0]]} here; pass another --output_dir"
+            )
+
+    def trim_metrics(self, step: int) -> None:
+        """Drop lines of what is about to be done again: later steps, and the evaluation of this one."""
+        if self.metrics_path.is_file():
+            lines = self.metrics_path.read_text().splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and _is_before(json.loads(line), step)]
+            write_atomically(self.metrics_path, lambda p: p.write_text("".join(kept)))
+
+
+def _is_before(line: dict, step: int) -> bool:
+    return line["step"] < step or (line["step"] == step and "eval_mean_iou" not in line)
+
+
+def _images_per_step(layout: dict) -> tuple[int, int]:
+    parts = layout["processes"] * layout["gradient_accumulation_steps"]
+    return parts * layout["batch_size"], parts * layout["unlabelled_batch_size"]
