@@ -134,7 +134,7 @@ class Ours:
 
     def pseudo_label(self):
         logits = pl.resize_logits(self.i.teacher_logits[self.labelled :], self.i.size)
-        _, labels = logits.softmax(1).max(1)
+        _, labels = logits.movedim(1, -1).softmax(-1).max(-1)
         self.labels = labels.masked_fill(~self.i.valid_u, pl.IGNORE)
 
     def split(self):

@@ -42,8 +42,12 @@ def pixel_entropy(logits: Tensor) -> Tensor:
 
     Computed in float32 at least, whatever autocast or the input's type say.
     """
-    log_prob = F.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=1)
-    return -(log_prob.exp() * log_prob).sum(dim=1)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    # log S - sum(exp(x) x) / S with x = logits - max: no logarithm per class, and quick in channels_last too.
+    below_top = logits - logits.amax(dim=1, keepdim=True)
+    weight = below_top.exp()
+    total = weight.sum(dim=1)
+    return total.log() - (weight * below_top).sum(dim=1) / total
 
 
 def masked_quantile(values: Tensor, q: float, mask: Tensor) -> Tensor:

@@ -183,7 +183,8 @@ class U2PLStep(SupervisedStep):
         """
         x_u, y_u = batch.x_u, batch.y_u
         logits = self.teacher(x_u, output_representation=False, output_auxiliary=False).logits
-        prob, pseudo_labels = pl.resize_logits(logits, x_u.shape[-2:]).softmax(dim=1).max(dim=1)
+        # Classes last, as they lie in memory: several times faster over the whole crop.
+        prob, pseudo_labels = pl.resize_logits(logits, x_u.shape[-2:]).movedim(1, -1).softmax(dim=-1).max(dim=-1)
         confidence = (prob * batch.valid_u).sum() / batch.valid_u.sum().clamp(min=1)
         pseudo_labels = pseudo_labels.masked_fill(~batch.valid_u, pl.IGNORE)
         # Drawn on the host, where the outcome is needed: one draw per batch and process.
