@@ -90,3 +90,13 @@ def test_queues_are_equal_on_all_processes(tmp_path):
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert first["pushed"].sum() > 0
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_keys_that_are_not_finite_are_left_out(poison):
+    queues = ClassQueues([3, 3], 2)
+    keys = torch.tensor([[[1.0, 0.0], [poison, 1.0], [0.0, 1.0]], [[poison, poison]] * 3])
+    queues.push(keys, torch.ones(2, 3, dtype=torch.bool))
+    assert queues.fill.tolist() == [2, 0]
+    assert torch.equal(queues.oldest_first(0).float(), torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+    assert queues.storage.isfinite().all()

@@ -44,8 +44,10 @@ class ClassQueues(nn.Module):
     def push(self, keys: Tensor, valid: Tensor) -> None:
         """Append keys (C,K,D) where `valid` (C,K) holds, in order; the oldest are overwritten.
 
-        Of more keys than a queue holds, the last ones stay.
+        Of more keys than a queue holds, the last ones stay. Keys that are not finite are left out: an overflow in half
+        precision must not stay in a queue for thousands of steps.
         """
+        valid = valid & keys.isfinite().all(dim=-1)
         place = valid.cumsum(dim=1)
         count = place[:, -1:]
         capacity = self.capacity.unsqueeze(1)
