@@ -66,6 +66,14 @@ def test_split_without_valid_pixels():
     assert not reliable.any() and not unreliable.any()
 
 
+@pytest.mark.parametrize(("n", "m"), [(6, 4), (10, 4), (97, 26), (65, 18), (4, 9), (1, 3), (8, 1)])
+def test_nearest_on_corners_takes_the_nearest_pixel(n, m):
+    """Sizes without ties: there the corners' grid in floating point says the same."""
+    maps = torch.arange(n * 3).view(1, n, 3)
+    rows = np.rint(np.linspace(0, n - 1, m)).astype(int)
+    assert torch.equal(pl.nearest_on_corners(maps, (m, 3)), maps[:, rows])
+
+
 def test_nearest_on_corners_takes_every_fourth_pixel():
     maps = torch.arange(513 * 17).view(1, 513, 17)
     assert torch.equal(pl.nearest_on_corners(maps, (129, 5)), maps[:, ::4, ::4])
