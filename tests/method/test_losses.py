@@ -228,3 +228,26 @@ def test_losses_are_float32_under_autocast():
         contrastive, _ = losses.contrastive_loss(rep, rep, anchors, filled_queues(3, 4))
         values = [losses.cross_entropy(logits, labels), losses.ohem_cross_entropy(logits, labels), contrastive]
     assert all(value.dtype == torch.float32 and value.isfinite() for value in values)
+
+
+def test_unused_classes_that_fill_up_on_accelerators_do_not_count(monkeypatch):
+    """There the number of visited classes must not depend on values: classes without anchors are visited too."""
+    torch.manual_seed(1)
+    student, teacher = torch.randn(2, 2, 8, 4, 4).unbind(0)
+    anchors = torch.rand(2, 5, 4, 4) < 0.5
+    anchors[:, 3] = False
+    queues = ClassQueues([2] * 5, 8)
+    # One key per class and one anchor pixel would do; with all keys equal the draws do not matter either.
+    queues.push(torch.randn(5, 1, 8).expand(-1, 2, -1), torch.tensor([[True, True]] * 4 + [[False, False]]))
+    loss, used = contrastive_without_draws(student, teacher, anchors, queues)
+    monkeypatch.setattr(losses, "visited_classes", lambda used, bound: torch.arange(len(used)))
+    all_visited, all_used = contrastive_without_draws(student, teacher, anchors, queues)
+    assert used.tolist() == all_used.tolist() == [True, True, True, False, False]
+    torch.testing.assert_close(all_visited, loss)
+
+
+def contrastive_without_draws(student, teacher, anchors, queues):
+    """All anchors of a class show the same vector: which of them are drawn does not matter."""
+    return losses.contrastive_loss(
+        student.mean(dim=(0, 2, 3), keepdim=True).expand_as(student), teacher, anchors, queues
+    )

@@ -100,3 +100,14 @@ def test_keys_that_are_not_finite_are_left_out(poison):
     assert queues.fill.tolist() == [2, 0]
     assert torch.equal(queues.oldest_first(0).float(), torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
     assert queues.storage.isfinite().all()
+
+
+def test_no_row_is_written_twice_by_one_push():
+    """A CPU writes in order and would hide it."""
+    queues = ClassQueues([3, 7, 2], 4)
+    for _ in range(5):
+        valid = torch.rand(3, 9) < 0.8
+        rows = queues.rows(valid)
+        written = rows[rows < len(queues.storage) - 1]
+        assert len(written) == len(written.unique()) == torch.minimum(valid.sum(1), queues.capacity).sum()
+        queues.push(torch.randn(3, 9, 4), valid)

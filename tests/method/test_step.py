@@ -47,7 +47,7 @@ def make_batch(images: int = 2) -> Batch:
 def test_step_equals_the_method_written_out():
     """The order of method.md, once more, from a copied state: every loss except the drawn one, and what is pushed."""
     student, batch = make_student(), make_batch()
-    step = build_step("u2pl", make_settings(unreliable_share=0.3), student)
+    step = build_step("u2pl", make_settings(unreliable_share=0.3, unsupervised_weight=0.7), student)
     reference_student, reference_teacher = copy.deepcopy(student), copy.deepcopy(step.teacher)
     output = step(student, batch, step=10, total_steps=40)
 
@@ -64,9 +64,8 @@ def test_step_equals_the_method_written_out():
     expected_u = losses.unsupervised_loss(logits[2:], pseudo, reliable)
     assert output.named["loss_supervised"].item() == pytest.approx(expected_s.item(), rel=1e-5)
     assert output.named["loss_unsupervised"].item() == pytest.approx(expected_u.item(), rel=1e-5)
-    weighted = sum(
-        w * output.named[f"loss_{n}"] for n, w in (("supervised", 1), ("unsupervised", 1), ("contrastive", 0.1))
-    )
+    weights = {"supervised": 1.0, "unsupervised": 0.7, "contrastive": 0.1}
+    weighted = sum(weight * output.named[f"loss_{name}"] for name, weight in weights.items())
     assert output.total.item() == pytest.approx(weighted.item(), rel=1e-6)
 
     size = teacher.logits.shape[-2:]

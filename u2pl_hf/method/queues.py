@@ -48,16 +48,21 @@ class ClassQueues(nn.Module):
         precision must not stay in a queue for thousands of steps.
         """
         valid = valid & keys.isfinite().all(dim=-1)
-        place = valid.cumsum(dim=1)
-        count = place[:, -1:]
-        capacity = self.capacity.unsqueeze(1)
-        stored = valid & (place > count - capacity)
-        row = self.start.unsqueeze(1) + (self.pushed.unsqueeze(1) + place - 1) % capacity
-        row = torch.where(stored, row, len(self.storage) - 1)
         unit = F.normalize(keys.float(), dim=-1).to(self.storage.dtype)
-        self.storage.index_copy_(0, row.flatten(), unit.flatten(0, 1))
+        self.storage.index_copy_(0, self.rows(valid).flatten(), unit.flatten(0, 1))
         self.storage[-1].zero_()
-        self.pushed += count.squeeze(1)
+        self.pushed += valid.sum(dim=1)
+
+    def rows(self, valid: Tensor) -> Tensor:
+        """Where `push` writes: rows of `storage`, int64 (C,K).
+
+        No row but the last is named twice, since the order of writes to one row is not defined on every device.
+        """
+        place = valid.cumsum(dim=1)
+        capacity = self.capacity.unsqueeze(1)
+        stored = valid & (place > place[:, -1:] - capacity)
+        row = self.start.unsqueeze(1) + (self.pushed.unsqueeze(1) + place - 1) % capacity
+        return torch.where(stored, row, len(self.storage) - 1)
 
     def draw(self, classes: Tensor, number: int) -> Tensor:
         """Rows of `storage` that hold `number` keys of each of these classes (S,), uniformly with replacement.
