@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 
 from u2pl_hf import U2PLConfig, U2PLForSemanticSegmentation
@@ -20,6 +20,14 @@ from u2pl_hf.method.step import Batch, build_step
 from u2pl_hf.training.arguments import RunArguments
 from u2pl_hf.training.checkpoint import RunFolder, load_checkpoint, write_atomically, write_json
 from u2pl_hf.training.inputs import SkippedImages, load_training_data, training_loaders
+from u2pl_hf.training.precision import (
+    build_sgd,
+    lay_out,
+    memory_format,
+    prepare_device,
+    tune_networks,
+    without_tuning,
+)
 from u2pl_hf.training.report import gather_results, picture_samples, segment_options
 from u2pl_hf.training.tracking import Tracker
 
@@ -40,6 +48,7 @@ class Trainer:
         self.args = args
         self.folder = RunFolder(args)
         self.folder.check()
+        prepare_device(args, PartialState().device)
         self.accelerator = Accelerator(mixed_precision=args.mixed_precision)
         if self.accelerator.device.type == "cpu":
             # Launchers set one thread per process, which would leave cores idle.
@@ -48,13 +57,13 @@ class Trainer:
         self.folder.check_labelled_ids(self.data.labelled_ids)
         settings = args.method_settings(len(self.data.class_names))
         torch.manual_seed(args.seed)
-        # channels_last: convolutions need no reordering of their input, on CPUs as on GPUs.
         self.student = build_model(args, self.data.class_names, self.data.palette).to(
-            self.accelerator.device, memory_format=torch.channels_last
+            self.accelerator.device, memory_format=memory_format(args)
         )
         self.method = build_step(args.method, settings, self.student).to(self.accelerator.device)
         self.optimizer = build_optimizer(args, self.student)
         self.wrapped_student, self.optimizer = self.accelerator.prepare(self.student, self.optimizer)
+        tune_networks(args, self.student, self.method)
         self.best: dict | None = None
         self.skipped = SkippedImages()
         self.started = time.perf_counter()
@@ -166,7 +175,7 @@ class Trainer:
         device = self.accelerator.device
         pixels, valid = (batch[name].to(device, non_blocking=True) for name in ("pixel_values", "valid"))
         labels = batch["labels"].to(device, non_blocking=True).long() if "labels" in batch else None
-        return normalize(pixels, valid), labels, valid
+        return lay_out(normalize(pixels, valid), self.args), labels, valid
 
     def _set_learning_rate(self, step: int) -> float:
         """Poly schedule; returns the base learning rate of this step."""
@@ -209,7 +218,7 @@ class Trainer:
                         buffer.copy_(self.accelerator.reduce(buffer, reduction="mean"))
 
     def _evaluate(self, model: nn.Module) -> dict:
-        with self.accelerator.autocast():
+        with without_tuning(self.args), self.accelerator.autocast():
             return evaluate_model(
                 model,
                 self.data.evaluation,
@@ -222,7 +231,10 @@ class Trainer:
             )
 
     def _draw(self, model: nn.Module, step: int) -> None:
-        samples = picture_samples(model, self.data.evaluation, self.args.picture_samples, self.args.unreliable_share)
+        with without_tuning(self.args):
+            samples = picture_samples(
+                model, self.data.evaluation, self.args.picture_samples, self.args.unreliable_share
+            )
         path = self.folder.path / "pictures" / f"step-{step:06d}.png"
         path.parent.mkdir(exist_ok=True)
         picture_grid(samples, model.config.palette, self.data.class_names).save(path)
@@ -292,7 +304,7 @@ def build_optimizer(args: RunArguments, model: U2PLForSemanticSegmentation) -> t
         {"params": list(model.backbone_parameters()), "factor": 1.0},
         {"params": list(model.head_parameters()), "factor": args.head_lr_factor},
     ]
-    return torch.optim.SGD(groups, lr=args.learning_rate, momentum=args.momentum, weight_decay=args.weight_decay)
+    return build_sgd(groups, lr=args.learning_rate, momentum=args.momentum, weight_decay=args.weight_decay)
 
 
 def cpu_cores() -> int:
