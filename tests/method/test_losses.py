@@ -40,6 +40,21 @@ def naive_cross_entropy(logits: np.ndarray, labels: np.ndarray) -> list[float]:
     return result
 
 
+@pytest.mark.parametrize("ignored", [0, 5])
+def test_pixel_losses_do_not_depend_on_the_memory_layout(ignored):
+    logits, labels = torch.randn(2, 4, 5, 6), torch.randint(0, 4, (2, 5, 6))
+    labels[:, :ignored] = 255
+    results = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        laid_out = logits.clone(memory_format=layout).requires_grad_()
+        found = losses.pixel_losses(laid_out, labels)
+        found.square().sum().backward()
+        results.append((found.detach(), laid_out.grad))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
+    assert torch.equal(results[0][0].view_as(labels) == 0, labels == 255)
+
+
 @pytest.mark.parametrize("classes", [2, 5])
 def test_cross_entropy_and_ohem_equal_loops(classes):
     logits = torch.randn(2, classes, 4, 5, dtype=torch.float64)

@@ -54,9 +54,9 @@ class Run:
 
     def finish(self) -> str:
         """Run to the end; returns the digest of the finished model."""
-        for process in self.start():
-            _, errors = process.communicate(timeout=300)
-            assert process.returncode == 0, errors
+        started = self.start()
+        errors = [process.communicate(timeout=300)[1] for process in started]
+        assert not any(process.returncode for process in started), "\n".join(errors)
         return hashlib.sha256((self.output / "model.safetensors").read_bytes()).hexdigest()
 
     def steps(self) -> list[int]:

@@ -21,8 +21,20 @@ def _precise(x: Tensor) -> Tensor:
 
 def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int = IGNORE) -> Tensor:
     """Mean cross-entropy over pixels that are not ignored; 0, attached to the graph, where all are (equation 2)."""
-    total = F.cross_entropy(_precise(logits), labels.long(), ignore_index=ignore_index, reduction="sum")
+    total = pixel_losses(logits, labels, ignore_index).sum()
     return total / (labels != ignore_index).sum().clamp(min=1)
+
+
+def pixel_losses(logits: Tensor, labels: Tensor, ignore_index: int = IGNORE) -> Tensor:
+    """Cross-entropy of each pixel, 0 where it is ignored: logits (B,C,H,W), labels (B,H,W) -> (B*H*W,).
+
+    Summing is another kernel's work: on GPUs, a sum that torch's loss makes itself depends on the order of threads.
+    """
+    if logits.is_contiguous(memory_format=torch.channels_last):
+        # The classes of a pixel lie side by side: a list of pixels is a view, and its kernels are the faster ones.
+        logits, labels = logits.movedim(1, -1).flatten(0, 2), labels.flatten()
+    losses = F.cross_entropy(_precise(logits), labels.long(), ignore_index=ignore_index, reduction="none")
+    return losses.flatten()
 
 
 def ohem_cross_entropy(
@@ -42,14 +54,15 @@ def ohem_cross_entropy(
     Returns:
         Scalar mean over the kept pixels; 0, attached to the graph, where no pixel is valid.
     """
-    losses = F.cross_entropy(_precise(logits), labels.long(), ignore_index=ignore_index, reduction="none").flatten()
+    losses = pixel_losses(logits, labels, ignore_index)
     valid = labels.flatten() != ignore_index
     # Ignored pixels sort last: with fewer than K valid ones the K-th is infinite, and everything is kept.
     prob = torch.exp(-losses.detach()).masked_fill(~valid, torch.inf)
     if min_kept > prob.numel():
         limit = prob.new_tensor(torch.inf)
     elif min_kept > 0:
-        limit = prob.kthvalue(min_kept).values.clamp(min=threshold)
+        # Not kthvalue, which on GPUs torch 2.6 refuses as non-deterministic (of equal values it names any).
+        limit = prob.topk(min_kept, largest=False, sorted=False).values.max().clamp(min=threshold)
     else:
         limit = prob.new_tensor(threshold)
     kept = valid & (prob <= limit)

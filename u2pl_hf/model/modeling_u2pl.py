@@ -321,7 +321,8 @@ class U2PLForSemanticSegmentation(U2PLPreTrainedModel):
         """Mean over the pixels that count; 0, with a gradient of 0, where none does."""
         ignore = self.config.semantic_loss_ignore_index
         upsampled = _resize(logits.float(), labels.shape[-2:])
-        total = F.cross_entropy(upsampled, labels.long(), ignore_index=ignore, reduction="sum")
+        # Summed apart: on GPUs, torch's own sum over maps depends on the order of threads.
+        total = F.cross_entropy(upsampled, labels.long(), ignore_index=ignore, reduction="none").sum()
         return total / (labels != ignore).sum().clamp(min=1)
 
     def backbone_parameters(self) -> list[nn.Parameter]:

@@ -110,6 +110,11 @@ class RunArguments:
     momentum: float = _field(0.9, "SGD momentum")
     weight_decay: float = _field(1e-4, "weight decay on all parameters")
     mixed_precision: str = _field("no", "autocast type", ("no", "fp16", "bf16"))
+    tf32: bool = _field(True, "TF32 in float32 convolutions and matrix products, on GPUs that have it")
+    channels_last: bool = _field(True, "weights and images with channels last in memory, which convolutions like best")
+    compile: bool = _field(False, "torch.compile student and teacher; the first steps take minutes, then each less")
+    gradient_checkpointing: bool = _field(False, "compute the student's features twice instead of keeping them")
+    deterministic: bool = _field(False, "the same bits in every run on the same GPU, at a price in speed")
     seed: int = _field(0, "seed of split, initial weights, data order and every random draw")
 
     # Evaluation and bookkeeping
@@ -174,6 +179,8 @@ class RunArguments:
                 "--watch_pseudo_labels needs a method with pseudo-labels, and labels at hand: it goes neither with "
                 "--method suponly nor with --streaming nor with --unlabelled_dataset"
             )
+        if self.compile and self.gradient_checkpointing:
+            raise InputError("--compile and --gradient_checkpointing do not go together: pass one of them")
         if self.method == "u2pl":
             self._require(self.representation_channels >= 1, "representation_channels", "must be at least 1 for u2pl")
             self._require(

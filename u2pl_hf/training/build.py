@@ -6,6 +6,7 @@ import torch
 from u2pl_hf import U2PLConfig, U2PLForSemanticSegmentation
 from u2pl_hf.evaluation.pictures import default_palette
 from u2pl_hf.training.arguments import RunArguments
+from u2pl_hf.training.precision import build_sgd
 
 
 def build_model(
@@ -35,7 +36,7 @@ def build_optimizer(args: RunArguments, model: U2PLForSemanticSegmentation) -> t
         {"params": list(model.backbone_parameters()), "factor": 1.0},
         {"params": list(model.head_parameters()), "factor": args.head_lr_factor},
     ]
-    return torch.optim.SGD(groups, lr=args.learning_rate, momentum=args.momentum, weight_decay=args.weight_decay)
+    return build_sgd(groups, lr=args.learning_rate, momentum=args.momentum, weight_decay=args.weight_decay)
 
 
 def seed_draws(seed: int, number: int) -> None:

@@ -21,9 +21,11 @@ from u2pl_hf.training.checkpoint import load_checkpoint, save_checkpoint, write_
 from u2pl_hf.training.failures import failures_in_one_line
 from u2pl_hf.training.finite import FiniteLosses
 from u2pl_hf.training.inputs import SkippedImages, load_training_data, training_loaders
+from u2pl_hf.training.precision import lay_out, memory_format, prepare_device, tune_networks, without_tuning
 from u2pl_hf.training.processes import (
     average_running_statistics,
     cpu_cores,
+    join_processes,
     learning_rate_scale,
     start_accelerator,
     synchronize_batchnorm,
@@ -49,6 +51,7 @@ class Trainer:
 
     def __init__(self, args: RunArguments):
         self.args = args
+        prepare_device(args, join_processes())
         self.accelerator = start_accelerator(mixed_precision=args.mixed_precision)
         self.folder = RunFolder(args)
         together(self.accelerator, self.folder.check)
@@ -61,13 +64,13 @@ class Trainer:
             self.images_per_step[0], args.reference_batch_size, args.scale_lr
         )
         torch.manual_seed(args.seed)
-        # channels_last: convolutions need no reordering of their input, on CPUs as on GPUs.
         self.student = synchronize_batchnorm(
             self.accelerator, build_model(args, self.data.class_names, self.data.palette)
-        ).to(self.accelerator.device, memory_format=torch.channels_last)
+        ).to(self.accelerator.device, memory_format=memory_format(args))
         self.method = build_step(args.method, settings, self.student).to(self.accelerator.device)
         self.optimizer = build_optimizer(args, self.student)
         self.wrapped_student, self.optimizer = self.accelerator.prepare(self.student, self.optimizer)
+        tune_networks(args, self.student, self.method)
         self.finite = FiniteLosses(self.accelerator, self.folder.path / "not_finite.json")
         self.best: dict | None = None
         self.skipped = SkippedImages()
@@ -249,7 +252,7 @@ class Trainer:
         device = self.accelerator.device
         pixels, valid = (batch[name].to(device, non_blocking=True) for name in ("pixel_values", "valid"))
         labels = batch["labels"].to(device, non_blocking=True).long() if "labels" in batch else None
-        return normalize(pixels, valid), labels, valid
+        return lay_out(normalize(pixels, valid), self.args), labels, valid
 
     def _set_learning_rate(self, step: int) -> float:
         """Poly schedule; returns the base learning rate of this step."""
@@ -278,7 +281,7 @@ class Trainer:
         """Score the model of this step, export it if it is the best so far, draw pictures."""
         model = self.method.evaluated(self.student, step)
         with stop.immediate(step):
-            with self._timed("evaluation"), self.accelerator.autocast():
+            with self._timed("evaluation"), without_tuning(self.args), self.accelerator.autocast():
                 scores = evaluate_model(
                     model,
                     self.data.evaluation,
@@ -302,7 +305,10 @@ class Trainer:
         return result
 
     def _draw(self, model: nn.Module, step: int) -> None:
-        samples = picture_samples(model, self.data.evaluation, self.args.picture_samples, self.args.unreliable_share)
+        with without_tuning(self.args):
+            samples = picture_samples(
+                model, self.data.evaluation, self.args.picture_samples, self.args.unreliable_share
+            )
         path = self.folder.path / "pictures" / f"step-{step:06d}.png"
         path.parent.mkdir(exist_ok=True)
         picture_grid(samples, model.config.palette, self.data.class_names).save(path)

@@ -1,0 +1,263 @@
+"""Images per second and peak memory of whole U2PL training steps, for several ways to compute them.
+
+    python benchmarks/training.py --device cuda
+    python benchmarks/training.py --device cuda --configurations bf16 fp16 --stability 2000
+    python benchmarks/training.py --device cpu --backbone resnet18 --crop_size 129 --batch_size 2 \
+        --unlabelled_batch_size 2 --threads 2
+
+A step is what the trainer does with a batch: normalisation, student, both teacher passes, losses, queues, backward,
+optimizer, moving average. Images and labels are random, four classes an image. Each configuration runs in a
+process of its own, so that peak memory and settings of the whole process are its own. A table goes to stderr, with
+ratios to its first row, and one JSON line to stdout.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+import torch
+from accelerate import Accelerator
+from torch.utils.flop_counter import FlopCounterMode
+
+from u2pl_hf.data.transforms import normalize
+from u2pl_hf.method.step import Batch, build_step
+from u2pl_hf.method.teacher import batch_statistics
+from u2pl_hf.training.arguments import BACKBONES, RunArguments
+from u2pl_hf.training.build import build_model, build_optimizer, seed_draws
+from u2pl_hf.training.precision import lay_out, memory_format, prepare_device, tune_networks
+from u2pl_hf.training.processes import cpu_cores
+
+BF16 = {"mixed_precision": "bf16"}
+CONFIGURATIONS = {
+    "fp32": {"tf32": False, "channels_last": False},
+    "fp32_channels_last": {"tf32": False},
+    "tf32_channels_last": {},
+    "bf16": BF16 | {"channels_last": False},
+    "bf16_channels_last": BF16,
+    "bf16_compiled": BF16 | {"compile": True},
+    "fp16": {"mixed_precision": "fp16"},
+    "checkpointing": {"gradient_checkpointing": True},
+    "deterministic": {"deterministic": True},
+}
+# These two take the precision that the device is best at.
+USUAL_PRECISION = ("checkpointing", "deterministic")
+GPU_ONLY = ("tf32_channels_last", "fp16")
+# Dense bfloat16 matrix products, 10^12 operations per second, from the vendor's data sheets (SXM, then PCIe).
+PEAK_TFLOPS = {"H100 PCIe": 756.0, "H100": 989.0, "H200": 989.0, "A100": 312.0}
+# Somewhere in the second half of a run: the teacher is at work and alpha is not 0.
+FIRST_STEP, TOTAL_STEPS = 500, 1000
+CLASSES_PER_IMAGE = 4
+
+
+def main() -> None:
+    """Measure and print; as `--child`, one configuration."""
+    args = parse_arguments()
+    if args.child:
+        print(json.dumps(measure(args, args.configurations[0])))
+        return
+    flops = step_flops(args)
+    rows = [row | speed(args, row, flops) for row in (in_own_process(args, name) for name in args.configurations)]
+    print_table(rows)
+    setting = {name: getattr(args, name) for name in ("backbone", "crop_size", "output_stride", "classes")}
+    batch = {"labelled": args.batch_size, "unlabelled": args.unlabelled_batch_size}
+    print(json.dumps(setting | {"batch": batch, "step_tflop": round(flops / 1e12, 4), "rows": rows}))
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--configurations", nargs="+", choices=CONFIGURATIONS, help="default: all the device can do")
+    parser.add_argument("--backbone", default="resnet101", choices=BACKBONES)
+    parser.add_argument("--crop_size", type=int, default=513)
+    parser.add_argument("--batch_size", type=int, default=4, help="labelled images")
+    parser.add_argument("--unlabelled_batch_size", type=int, default=4)
+    parser.add_argument("--output_stride", type=int, default=8, choices=(8, 16))
+    parser.add_argument("--classes", type=int, default=21)
+    parser.add_argument("--steps", type=int, default=5, help="steps that count; the median does (default: 5)")
+    parser.add_argument("--warmup", type=int, default=2, help="steps before, at least 1 (default: 2)")
+    parser.add_argument("--threads", type=int, default=0, help="on a CPU (default: all cores)")
+    parser.add_argument("--stability", type=int, default=0, help="then this many steps, each with other images")
+    parser.add_argument("--peak_tflops", type=float, help="of the device, for the share of it that is reached")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.configurations is None:
+        args.configurations = [name for name in CONFIGURATIONS if args.device == "cuda" or name not in GPU_ONLY]
+    return args
+
+
+def run_arguments(args, name: str) -> RunArguments:
+    """A run's arguments in one configuration."""
+    changes = CONFIGURATIONS[name]
+    if name in USUAL_PRECISION and args.device == "cuda":
+        changes = BF16 | changes
+    shared = ("backbone", "crop_size", "batch_size", "unlabelled_batch_size", "output_stride")
+    # Every pixel may be an anchor of its class, or a fresh network would leave the contrastive loss without work.
+    return RunArguments(**{key: getattr(args, key) for key in shared}, anchor_threshold=0.0, **changes)
+
+
+class Training:
+    """The trainer's objects, put together as the trainer does, and its step."""
+
+    def __init__(self, args, run: RunArguments):
+        self.args, self.run, self.device = args, run, torch.device(args.device)
+        prepare_device(run, self.device)
+        self.accelerator = Accelerator(mixed_precision=run.mixed_precision, cpu=args.device == "cpu")
+        torch.manual_seed(0)
+        self.student = build_model(run, [str(c) for c in range(args.classes)])
+        self.student.to(self.device, memory_format=memory_format(run))
+        self.method = build_step("u2pl", run.method_settings(args.classes), self.student).to(self.device)
+        optimizer = build_optimizer(run, self.student)
+        self.wrapped_student, self.optimizer = self.accelerator.prepare(self.student, optimizer)
+        tune_networks(run, self.student, self.method)
+        self.number = FIRST_STEP
+
+    def draw(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Random bytes as the decoder lays them out, (B,3,S,S), and labels of the first images, (B_l,S,S)."""
+        args, side = self.args, self.args.crop_size
+        number = args.batch_size + args.unlabelled_batch_size
+        pixels = torch.randint(0, 256, (number, side, side, 3), dtype=torch.uint8, device=self.device)
+        shown = torch.rand(args.batch_size, args.classes, device=self.device).argsort(1)[:, :CLASSES_PER_IMAGE]
+        place = torch.randint(0, shown.shape[1], (args.batch_size, side * side), device=self.device)
+        return pixels.permute(0, 3, 1, 2), shown.gather(1, place).view(-1, side, side)
+
+    def step(self, pixels: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """One training step; returns its losses, stacked."""
+        seed_draws(0, self.number)
+        valid = torch.ones_like(pixels[:, 0], dtype=torch.bool)
+        labelled = len(labels)
+        # Normalised apart, as the two streams come.
+        x_l = lay_out(normalize(pixels[:labelled], valid[:labelled]), self.run)
+        x_u = lay_out(normalize(pixels[labelled:], valid[labelled:]), self.run)
+        batch = Batch(x_l, labels, x_u, valid[labelled:])
+        with self.accelerator.autocast():
+            output = self.method(self.wrapped_student, batch, self.number, TOTAL_STEPS)
+        self.accelerator.backward(output.total)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.method.finish(self.student, self.number)
+        return torch.stack(list(output.named.values()))
+
+    def timed_step(self, images: tuple) -> float:
+        """Seconds, the device's work included."""
+        start = time.perf_counter()
+        self.step(*images)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+
+def measure(args, name: str) -> dict:
+    """One configuration, in this process."""
+    if args.device == "cpu":
+        torch.set_num_threads(args.threads or cpu_cores())
+    run = run_arguments(args, name)
+    training = Training(args, run)
+    images = training.draw()
+    warmup = [training.timed_step(images) for _ in range(max(1, args.warmup))]
+    seconds = [training.timed_step(images) for _ in range(args.steps)]
+    result = {
+        "precision": run.mixed_precision,
+        "step_ms": round(1e3 * statistics.median(seconds), 1),
+        "fastest_step_ms": round(1e3 * min(seconds), 1),
+        "first_step_s": round(warmup[0], 1),
+        "peak_memory_mb": peak_memory(args.device),
+        "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    return result | (stability(training, args.stability) if args.stability else {})
+
+
+def peak_memory(device: str) -> int:
+    """Of the device, or of the process on a CPU, in MB."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() // 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def stability(training: Training, steps: int) -> dict:
+    """Whether all losses of further steps are finite, and how many steps the gradient scaler skipped."""
+    finite, skipped = True, 0
+    scaler = training.accelerator.scaler
+    for training.number in range(FIRST_STEP, FIRST_STEP + steps):
+        scale = scaler.get_scale() if scaler else 0.0
+        finite = bool(training.step(*training.draw()).isfinite().all()) and finite
+        # A skipped step is known by the smaller scale that it leaves.
+        skipped += bool(scaler and scaler.get_scale() < scale)
+    weights_finite = all(bool(p.isfinite().all()) for p in training.student.parameters())
+    counted = {"skipped_steps": skipped, "scale": scaler.get_scale()} if scaler else {}
+    return {"stable_steps": steps, "losses_finite": finite, "weights_finite": weights_finite} | counted
+
+
+def step_flops(args) -> int:
+    """Operations of the convolutions and matrix products of one step's networks, counted without computing them.
+
+    Student forward and backward, teacher forward on the unlabelled and on all images; what checkpointing computes
+    again is not counted.
+    """
+    unlabelled, side = args.unlabelled_batch_size, args.crop_size
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        network = build_model(run_arguments(args, "fp32"), [str(c) for c in range(args.classes)])
+        images = torch.empty(args.batch_size + unlabelled, 3, side, side)
+        output = network.train()(images)
+        (output.logits.sum() + output.representation.sum()).backward()
+        with torch.no_grad():
+            network.eval()(images[:unlabelled], output_representation=False)
+            with batch_statistics(network):
+                network(images)
+    return counter.get_total_flops()
+
+
+def in_own_process(args, name: str) -> dict:
+    """The result of one configuration, or the last line of its error."""
+    command = [sys.executable, __file__, "--child", "--configurations", name]
+    for key in ("device", "backbone", "crop_size", "batch_size", "unlabelled_batch_size", "output_stride", "classes",
+                "steps", "warmup", "threads", "stability"):  # fmt: skip
+        command += [f"--{key}", str(getattr(args, key))]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
+    if done.returncode:
+        return {"configuration": name, "error": (done.stderr.strip().splitlines() or ["no message"])[-1]}
+    return {"configuration": name} | json.loads(done.stdout.splitlines()[-1])
+
+
+def speed(args, row: dict, flops: int) -> dict:
+    """Images and operations per second of a row."""
+    if "error" in row:
+        return {}
+    seconds = row["step_ms"] / 1e3
+    images, tflops = args.batch_size + args.unlabelled_batch_size, flops / seconds / 1e12
+    known = next((value for name, value in PEAK_TFLOPS.items() if name in row["device"]), None)
+    peak = args.peak_tflops or known
+    share = {"share_of_peak": round(tflops / peak, 3)} if peak else {}
+    return {"images_per_second": round(images / seconds, 3), "tflops": round(tflops, 3)} | share
+
+
+def print_table(rows: list[dict]) -> None:
+    """To stderr; ratios are to the first row."""
+    head = ("configuration", "precision", "step ms", "images/s", "x", "memory MB", "x", "TFLOP/s", "of peak", "first s")
+    template = "{:<20} {:<9} {:>9} {:>9} {:>6} {:>10} {:>6} {:>8} {:>8} {:>8}"
+    print(template.format(*head), file=sys.stderr)
+    first = next((row for row in rows if "error" not in row), None)
+    for row in rows:
+        if "error" in row:
+            print(f"{row['configuration']:<20} {row['error']}", file=sys.stderr)
+            continue
+        share = f"{100 * row['share_of_peak']:.1f} %" if "share_of_peak" in row else "-"
+        faster = row["images_per_second"] / first["images_per_second"]
+        larger = row["peak_memory_mb"] / first["peak_memory_mb"]
+        cells = (row["step_ms"], f"{row['images_per_second']:.2f}", f"{faster:.2f}", row["peak_memory_mb"],
+                 f"{larger:.2f}", f"{row['tflops']:.2f}", share, row["first_step_s"])  # fmt: skip
+        print(template.format(row["configuration"], row["precision"], *cells), file=sys.stderr)
+        if "stable_steps" in row:
+            keys = ("stable_steps", "losses_finite", "weights_finite", "skipped_steps", "scale")
+            print("  " + ", ".join(f"{key} {row[key]}" for key in keys if key in row), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

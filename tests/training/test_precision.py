@@ -1,0 +1,241 @@
+"""Number types, memory layout, kernels, compilation and determinism of training."""
+
+import os
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.utils import counters
+
+from tests.training.test_trainer import make_trainer
+from u2pl_hf.errors import InputError
+from u2pl_hf.training import precision
+from u2pl_hf.training.arguments import RunArguments
+from u2pl_hf.training.precision import build_sgd, prepare_device, set_tf32, without_tuning
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture(autouse=True)
+def flags_restored():
+    """Settings of the whole process, as other tests expect them."""
+    cudnn, matmul = torch.backends.cudnn, torch.get_float32_matmul_precision()
+    before = cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32
+    yield
+    cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32 = before
+    torch.set_float32_matmul_precision(matmul)
+    torch.use_deterministic_algorithms(False)
+
+
+def refusal(device, **changes) -> str:
+    with pytest.raises(InputError) as error:
+        prepare_device(RunArguments(**changes), device)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def losses_and_weights(data, output, **changes):
+    """Losses of each step, and the student afterwards."""
+    trainer = make_trainer(data, output, **{"max_steps": 5, "warmup_steps": 2, "learning_rate": 0.01} | changes)
+    losses = []
+    trainer.method.register_forward_hook(lambda *call: losses.append(call[-1].total.item()))
+    trainer.train()
+    return torch.tensor(losses), trainer
+
+
+# Number types
+
+
+def test_fp16_on_a_cpu_is_refused_at_the_door(tiny_data, tmp_path):
+    assert "pass bf16 or no" in refusal(CPU, mixed_precision="fp16")
+    with pytest.raises(InputError, match="fp16 needs a GPU"):
+        make_trainer(tiny_data, tmp_path / "run", mixed_precision="fp16")
+
+
+def test_bf16_on_a_gpu_without_it_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
+    assert "Tesla V100; pass fp16 or no" in refusal(CUDA, mixed_precision="bf16")
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_tf32_is_set_for_products_and_convolutions_without_a_warning(allowed):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        set_tf32(allowed)
+    assert torch.get_float32_matmul_precision() == ("high" if allowed else "highest")
+    assert torch.backends.cudnn.allow_tf32 == allowed
+
+
+# Memory layout
+
+
+def test_channels_last_is_a_choice_and_changes_only_rounding(tiny_data, tmp_path):
+    losses = []
+    for chosen in (True, False):
+        seen = []
+        trainer = make_trainer(tiny_data, tmp_path / str(chosen), channels_last=chosen, max_steps=4, learning_rate=1e-3)
+        layout = torch.channels_last if chosen else torch.contiguous_format
+        for network in (trainer.student, trainer.method.teacher):
+            network.backbone.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
+            assert all(p.is_contiguous(memory_format=layout) for p in network.parameters() if p.dim() == 4)
+        trainer.method.register_forward_hook(lambda *call: losses.append(call[-1].total.item()))
+        trainer.train()
+        training = [images for images in seen if images.shape[-1] == 65]
+        assert len(training) >= 1 + 3 * 3
+        assert all(images.is_contiguous(memory_format=layout) for images in training)
+    torch.testing.assert_close(torch.tensor(losses[:4]), torch.tensor(losses[4:]), rtol=1e-4, atol=0)
+
+
+# Optimizer
+
+
+def parameters() -> list[nn.Parameter]:
+    generator = torch.Generator().manual_seed(1)
+    shapes = ((6, 4, 3, 3), (6, 4, 1, 1), (6,))
+    tensors = [torch.randn(shape, generator=generator) for shape in shapes]
+    return [nn.Parameter(t.to(memory_format=torch.channels_last) if t.dim() == 4 else t) for t in tensors]
+
+
+def set_gradients(values: list[nn.Parameter], step: int) -> None:
+    generator = torch.Generator().manual_seed(100 + step)
+    for value in values:
+        value.grad = torch.empty_like(value).copy_(torch.randn(value.shape, generator=generator))
+
+
+def sgd(values, **options):
+    return torch.optim.SGD(values, lr=0.1, momentum=0.9, weight_decay=1e-4, **options)
+
+
+def ours(values):
+    return build_sgd([{"params": values}], lr=0.1, momentum=0.9, weight_decay=1e-4)
+
+
+def test_optimizer_is_sgd():
+    plain, fast = parameters(), parameters()
+    for values, optimizer in ((plain, sgd(plain, foreach=False)), (fast, ours(fast))):
+        for step in range(3):
+            set_gradients(values, step)
+            optimizer.step()
+    for expected, found in zip(plain, fast, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_first_step_that_is_skipped_leaves_no_trace():
+    """Mixed precision begins with a scale that overflows: torch's fused kernel would keep unwritten momentum."""
+    plain, fast = parameters(), parameters()
+    for values, optimizer in ((plain, sgd(plain, foreach=False)), (fast, ours(fast))):
+        scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+        for step in range(3):
+            set_gradients(values, step)
+            scaler.scale(torch.zeros(()))
+            for value in values:
+                value.grad.mul_(scaler.get_scale())
+            if step == 0:
+                values[0].grad[0, 0, 0, 0] = torch.inf
+            scaler.step(optimizer)
+            scaler.update()
+        assert scaler.get_scale() == 2.0
+    for expected, found in zip(plain, fast, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_momentum_of_a_checkpoint_gets_the_layout_of_its_parameter():
+    """A fused kernel would add momentum to other elements than its own."""
+    values = parameters()
+    optimizer = ours(values)
+    set_gradients(values, 0)
+    optimizer.step()
+    content = optimizer.state_dict()
+    saved = {key: state["momentum_buffer"].clone() for key, state in content["state"].items()}
+    content["state"] = {key: {"momentum_buffer": momentum.contiguous()} for key, momentum in saved.items()}
+    optimizer.load_state_dict(content)
+    for key, value in enumerate(values):
+        momentum = optimizer.state[value]["momentum_buffer"]
+        assert momentum.stride() == value.stride() and torch.equal(momentum, saved[key])
+
+
+# Compilation
+
+
+def compiled_graphs() -> int:
+    return counters["stats"]["unique_graphs"]
+
+
+@pytest.fixture
+def quick_compiler(monkeypatch):
+    """Captures graphs and differentiates them, but generates no code."""
+    monkeypatch.setattr(precision, "COMPILER", "aot_eager")
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def test_compiled_training_has_four_graphs_and_the_same_losses(tiny_data, tmp_path, quick_compiler):
+    options = {"max_steps": 20, "warmup_steps": 10, "eval_steps": 5, "picture_samples": 2}
+    expected, eager = losses_and_weights(tiny_data, tmp_path / "eager", **options)
+    assert compiled_graphs() == 0
+    trainer = make_trainer(tiny_data, tmp_path / "compiled", learning_rate=0.01, compile=True, **options)
+    losses, graphs = [], []
+    trainer.method.register_forward_hook(lambda *call: losses.append(call[-1].total.item()))
+    trainer.method.register_forward_hook(lambda *_: graphs.append(compiled_graphs()))
+    trainer.train()
+    # The student with labelled images; then with all, the teacher on unlabelled images and the teacher on all.
+    assert graphs == [1] * 10 + [4] * 10
+    # Evaluation and pictures, of several sizes, have compiled nothing.
+    assert compiled_graphs() == 4 and not counters["graph_break"]
+    torch.testing.assert_close(torch.tensor(losses)[:5], expected[:5], rtol=1e-4, atol=0)
+    assert trainer.student.state_dict().keys() == eager.student.state_dict().keys()
+
+
+def test_compiler_that_is_missing_is_told_in_one_line(monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert "needs the compiler no-such-compiler" in refusal(CPU, compile=True)
+    monkeypatch.setenv("CC", "no-such-compiler")
+    monkeypatch.setattr(precision, "find_spec", lambda name: object())
+    assert "needs the compiler no-such-compiler" in refusal(CUDA, compile=True)
+    monkeypatch.setattr(precision, "find_spec", lambda name: None)
+    assert "needs the package triton" in refusal(CUDA, compile=True)
+    monkeypatch.setattr(precision.shutil, "which", lambda name: name)
+    monkeypatch.setattr(precision.sysconfig, "get_path", lambda name: str(tmp_path))
+    assert "needs Python's headers" in refusal(CPU, compile=True)
+
+
+# Gradient checkpointing
+
+
+def test_checkpointed_student_learns_the_same(tiny_data, tmp_path):
+    expected, plain = losses_and_weights(tiny_data, tmp_path / "plain")
+    losses, trainer = losses_and_weights(tiny_data, tmp_path / "checkpointed", gradient_checkpointing=True)
+    assert trainer.student.backbone.gradient_checkpointing
+    assert not trainer.method.teacher.backbone.gradient_checkpointing
+    assert torch.equal(losses, expected)
+    for name, value in plain.student.state_dict().items():
+        assert torch.equal(trainer.student.state_dict()[name], value), name
+
+
+# Determinism
+
+
+@pytest.mark.parametrize("changes", [{}, {"supervised_loss": "ohem", "variant": "official", "auxiliary_head": True}])
+def test_deterministic_training_runs_and_learns_the_same(tiny_data, tmp_path, changes, monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    expected, plain = losses_and_weights(tiny_data, tmp_path / "plain", max_steps=3, warmup_steps=1, **changes)
+    assert torch.backends.cudnn.benchmark
+    found, trainer = losses_and_weights(
+        tiny_data, tmp_path / "deterministic", max_steps=3, warmup_steps=1, deterministic=True, **changes
+    )
+    assert torch.are_deterministic_algorithms_enabled() and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert torch.backends.cudnn.deterministic and not torch.backends.cudnn.benchmark
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    for name, value in plain.student.state_dict().items():
+        torch.testing.assert_close(trainer.student.state_dict()[name], value, rtol=1e-6, atol=1e-6, msg=name)
+
+
+def test_evaluation_is_not_tuned():
+    torch.backends.cudnn.benchmark = True
+    with without_tuning(RunArguments()):
+        assert not torch.backends.cudnn.benchmark
+    assert torch.backends.cudnn.benchmark
