@@ -113,6 +113,9 @@ class RunArguments:
         False, "log how many pseudo-labels are right, where the unlabelled images have labels; nothing learns from them"
     )
     logging_steps: int = _field(10, "write losses to metrics.jsonl every n steps")
+    trackers: list[str] = _field(
+        ["auto"], "where curves go as well: wandb, trackio, mlflow ...; auto: TensorBoard where installed; none"
+    )
     save_steps: int = _field(0, "checkpoint every n steps; 0: only at evaluations")
     picture_samples: int = _field(4, "validation images in the picture grid; 0: no pictures")
     output_dir: str = _field("runs/u2pl", "run folder: finished model, metrics, pictures, checkpoints")
@@ -184,7 +187,7 @@ class RunArguments:
     def recipe(self) -> dict:
         """The fields that decide the result; a run is resumed only where these are equal."""
         housekeeping = {"output_dir", "resume", "plan", "num_workers", "cpu_threads", "logging_steps", "save_steps",
-                        "watch_pseudo_labels"}  # fmt: skip
+                        "watch_pseudo_labels", "trackers"}  # fmt: skip
         return {name: value for name, value in asdict(self).items() if name not in housekeeping}
 
 

@@ -1,5 +1,6 @@
 """The training loop: streams -> step -> optimizer -> teacher, evaluation, checkpoints, and what a run leaves behind."""
 
+import contextlib
 import logging
 import os
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from torch import Tensor, nn
 
 from u2pl_hf import U2PLConfig, U2PLForSemanticSegmentation
@@ -19,6 +21,7 @@ from u2pl_hf.method.schedules import poly_factor
 from u2pl_hf.method.step import Batch, build_step
 from u2pl_hf.training.arguments import RunArguments
 from u2pl_hf.training.checkpoint import RunFolder, load_checkpoint, write_atomically, write_json
+from u2pl_hf.training.experiment import ExperimentTrackers, choose_trackers
 from u2pl_hf.training.inputs import SkippedImages, load_training_data, training_loaders
 from u2pl_hf.training.report import gather_results, picture_samples, segment_options
 from u2pl_hf.training.tracking import Tracker
@@ -33,14 +36,16 @@ class Trainer:
         args: checked arguments.
 
     Raises:
-        InputError: data set, split, labels or output folder cannot be used.
+        InputError: data set, split, labels, output folder or trackers cannot be used.
     """
 
     def __init__(self, args: RunArguments):
         self.args = args
         self.folder = RunFolder(args)
         self.folder.check()
-        self.accelerator = Accelerator(mixed_precision=args.mixed_precision)
+        self.accelerator = Accelerator(
+            mixed_precision=args.mixed_precision, log_with=choose_trackers(args), project_dir=args.output_dir
+        )
         if self.accelerator.device.type == "cpu":
             # Launchers set one thread per process, which would leave cores idle.
             torch.set_num_threads(args.cpu_threads or max(1, cpu_cores() // self.accelerator.num_processes))
@@ -66,6 +71,11 @@ class Trainer:
 
     def train(self) -> dict:
         """Run to the last step and return the results (also in results.json). A finished run returns at once."""
+        with contextlib.ExitStack() as run:
+            return self._train(run)
+
+    def _train(self, run: contextlib.ExitStack) -> dict:
+        """`train`; what has to be closed however the run ends is entered into `run`."""
         results = self.folder.finished_results()
         if results is not None:
             logger.info("%s is finished already", self.folder.path)
@@ -76,8 +86,9 @@ class Trainer:
             self.folder.start(self.data.labelled_ids)
             self.folder.trim_metrics(first)
         self.accelerator.wait_for_everyone()
-        tracker = self._tracker(first)
+        # Before the trackers, whose threads must not be there when loading processes are forked.
         batches_l, batches_u = self._loaders(first)
+        tracker = run.enter_context(self._tracker(first))
         for step in range(first, self.args.max_steps):
             seed_step(self.args.seed, self.accelerator.process_index, step)
             self.method.begin(self.student, step)
@@ -91,7 +102,6 @@ class Trainer:
             self.method.finish(self.student, step)
             tracker.step(step + 1, output.named | output.stats, learning_rate)
             last = self._evaluate_and_save(step + 1, tracker)
-        tracker.close()
         return self._finish(last)
 
     def plan(self) -> dict:
@@ -134,11 +144,13 @@ class Trainer:
         per_process = args.batch_size + (args.unlabelled_batch_size if self.method.uses_unlabelled else 0)
         return Tracker(
             self.folder.metrics_path,
+            self.accelerator,
+            ExperimentTrackers(self.accelerator, args, first),
+            self.data.class_names,
             total=args.max_steps,
             initial=first,
             images_per_step=per_process * self.accelerator.num_processes,
             every=args.logging_steps,
-            main=self.accelerator.is_main_process,
         )
 
     def _loaders(self, first: int):
@@ -192,7 +204,7 @@ class Trainer:
                     model, self.folder.path / "best", gather_results(self, result) | {"pictures": None, "last": None}
                 )
             if args.picture_samples and self.accelerator.is_main_process:
-                self._draw(model, step)
+                tracker.picture(step, self._draw(model, step))
         if save:
             self._save_checkpoint(step)
         return result
@@ -221,11 +233,13 @@ class Trainer:
                 **segment_options(self.args),
             )
 
-    def _draw(self, model: nn.Module, step: int) -> None:
+    def _draw(self, model: nn.Module, step: int) -> Image.Image:
         samples = picture_samples(model, self.data.evaluation, self.args.picture_samples, self.args.unreliable_share)
         path = self.folder.path / "pictures" / f"step-{step:06d}.png"
         path.parent.mkdir(exist_ok=True)
-        picture_grid(samples, model.config.palette, self.data.class_names).save(path)
+        picture = picture_grid(samples, model.config.palette, self.data.class_names)
+        picture.save(path)
+        return picture
 
     def _save_checkpoint(self, step: int) -> None:
         if self.accelerator.is_main_process:
