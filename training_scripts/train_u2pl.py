@@ -21,10 +21,12 @@ from u2pl_hf.training.trainer import Trainer
 def main() -> None:
     """Parse, train, print the result."""
     args = parse_arguments(sys.argv[1:], __doc__)
+    # Some trackers print, a few of them even when Python exits; stdout is for the result.
+    stdout, sys.stdout = sys.stdout, sys.stderr
     trainer = Trainer(args)
     result = trainer.plan() if args.plan else trainer.train()
     if PartialState().is_main_process:
-        print(json.dumps(result))
+        print(json.dumps(result), file=stdout, flush=True)
 
 
 if __name__ == "__main__":

@@ -25,8 +25,10 @@ class TrainingError(RuntimeError):
     """
 
 
-class Stopped(Exception):  # noqa: N818 (no error: the user wanted it)
+class Stopped(BaseException):
     """A run ended early because of a signal; everything up to `step` is in a checkpoint.
+
+    Like KeyboardInterrupt it can arrive anywhere, and must pass everything that handles errors.
 
     Attributes:
         number: the signal.

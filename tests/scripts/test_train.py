@@ -126,6 +126,7 @@ def test_two_processes(tiny_data, tmp_path):
     assert evaluated["mean_iou"] == pytest.approx(result["last"]["mean_iou"], abs=1e-9)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
+    assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1  # of the main process
 
 
 @pytest.fixture(scope="session")

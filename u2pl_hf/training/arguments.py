@@ -126,6 +126,9 @@ class RunArguments:
         False, "log how many pseudo-labels are right, where the unlabelled images have labels; nothing learns from them"
     )
     logging_steps: int = _field(10, "write losses to metrics.jsonl every n steps")
+    trackers: list[str] = _field(
+        ["auto"], "where curves go as well: wandb, trackio, mlflow ...; auto: TensorBoard where installed; none"
+    )
     save_steps: int = _field(500, "checkpoint every n steps, besides at evaluations; 0: only there")
     keep_checkpoints: int = _field(2, "newest checkpoints to keep")
     picture_samples: int = _field(4, "validation images in the picture grid; 0: no pictures")
@@ -206,7 +209,7 @@ class RunArguments:
     def recipe(self) -> dict:
         """The fields that decide the result; a run is resumed only where these are equal."""
         housekeeping = {"output_dir", "resume", "plan", "num_workers", "cpu_threads", "logging_steps", "save_steps",
-                        "watch_pseudo_labels", "keep_checkpoints", "change_processes"}  # fmt: skip
+                        "watch_pseudo_labels", "keep_checkpoints", "change_processes", "trackers"}  # fmt: skip
         return {name: value for name, value in asdict(self).items() if name not in housekeeping}
 
 

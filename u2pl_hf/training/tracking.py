@@ -1,4 +1,4 @@
-"""What a run tells while it goes: a progress bar on stderr and metrics.jsonl."""
+"""What a run tells while it goes: a progress bar on stderr, metrics.jsonl, and its lines to experiment trackers."""
 
 import json
 import math
@@ -7,41 +7,61 @@ import time
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
+
+from u2pl_hf.training.experiment import ExperimentTrackers
 
 
 class Tracker:
     """Progress bar (losses, learning rate, images/s, time left) and one JSON line per logged step or evaluation.
 
-    Values stay on the device until a logged step, where all of them are read in one transfer.
+    Values stay on the device until a logged step, where their means over all processes are read in one transfer. As a
+    context, it is closed at its end, whatever happens; the last thing in there may be a wait for all processes, but
+    none may follow.
     """
 
-    def __init__(self, metrics_path: Path, *, total: int, initial: int, images_per_step: int, every: int, main: bool):
-        self.every, self.images_per_step, self.main = every, images_per_step, main
+    def __init__(
+        self,
+        metrics_path: Path,
+        accelerator: Accelerator,
+        trackers: ExperimentTrackers,
+        class_names: list[str],
+        *,
+        total: int,
+        initial: int,
+        images_per_step: int,
+        every: int,
+    ):
+        self.accelerator, self.trackers, self.class_names = accelerator, trackers, class_names
+        self.every, self.images_per_step, self.main = every, images_per_step, accelerator.is_main_process
         self.bar = tqdm(
-            total=total, initial=initial, disable=not main, file=sys.stderr, unit="step", dynamic_ncols=True
+            total=total, initial=initial, disable=not self.main, file=sys.stderr, unit="step", dynamic_ncols=True
         )
         # Without a terminal a line every few seconds is enough for a log file.
         self.bar.mininterval = 0.5 if sys.stderr.isatty() else 20.0
-        self.file = open(metrics_path, "a", buffering=1) if main else None  # noqa: SIM115 (open for the whole run)
+        self.file = open(metrics_path, "a", buffering=1) if self.main else None  # noqa: SIM115 (for the whole run)
         self.window_start, self.window_steps = time.perf_counter(), 0
 
     def step(self, step: int, values: dict[str, Tensor | float], learning_rate: float) -> None:
-        """Count one finished step; `step` counts from 1."""
+        """Count one finished step, on all processes; `step` counts from 1, `values` are scalars or (C,)."""
         self.window_steps += 1
-        if self.main and step % self.every == 0:
-            seconds = time.perf_counter() - self.window_start
-            speed = self.window_steps * self.images_per_step / max(seconds, 1e-9)
-            numbers = read_values(values)
-            self._write(
-                {"step": step} | numbers | {"learning_rate": learning_rate, "images_per_second": round(speed, 2)}
-            )
-            losses = {name.replace("loss_", ""): v for name, v in numbers.items() if name.startswith("loss")}
-            shown = {name: "nan" if value is None else f"{value:.3f}" for name, value in losses.items()}
-            self.bar.set_postfix(shown | {"lr": f"{learning_rate:.1e}", "img/s": f"{speed:.1f}"}, refresh=False)
+        if step % self.every == 0:
+            numbers = process_means(values, self.accelerator)
+            if self.main:
+                self._log_step(step, numbers, learning_rate)
             self.window_start, self.window_steps = time.perf_counter(), 0
         self.bar.update()
+
+    def _log_step(self, step: int, numbers: dict, learning_rate: float) -> None:
+        seconds = time.perf_counter() - self.window_start
+        speed = self.window_steps * self.images_per_step / max(seconds, 1e-9)
+        self._write({"step": step} | numbers | {"learning_rate": learning_rate, "images_per_second": round(speed, 2)})
+        losses = {name.replace("loss_", ""): v for name, v in numbers.items() if name.startswith("loss")}
+        shown = {name: "nan" if value is None else f"{value:.3f}" for name, value in losses.items()}
+        self.bar.set_postfix(shown | {"lr": f"{learning_rate:.1e}", "img/s": f"{speed:.1f}"}, refresh=False)
 
     def evaluation(self, step: int, result: dict) -> None:
         """Record an evaluation; its time does not count into images/s."""
@@ -51,23 +71,60 @@ class Tracker:
             self.bar.write(f"step {step}: mean IoU {score}", file=sys.stderr)
         self.window_start, self.window_steps = time.perf_counter(), 0
 
+    def picture(self, step: int, picture: Image.Image) -> None:
+        """Show the picture grid of an evaluation to the trackers."""
+        self.trackers.picture("pictures", picture, step)
+
     def _write(self, content: dict) -> None:
         self.file.write(json.dumps(content) + "\n")
+        self.trackers.log(curves(content, self.class_names), content["step"])
 
     def close(self) -> None:
-        """End the bar and the file."""
+        """End the bar, the trackers and the file."""
         self.bar.close()
+        self.trackers.finish()
         if self.file:
             self.file.close()
 
+    def __enter__(self) -> "Tracker":
+        return self
 
-def read_values(values: dict[str, Tensor | float]) -> dict[str, float | list[float] | None]:
-    """Values as Python numbers, tensors (C,) as lists, with one read from the device for all; NaN becomes None."""
+    def __exit__(self, error, *_) -> None:
+        self.close()
+        if error is None:
+            # This leaves the process group. After an error others may wait in it, and leaving may wait for them.
+            self.accelerator.end_training()
+
+
+def process_means(values: dict[str, Tensor | float], accelerator: Accelerator) -> dict[str, float | list | None]:
+    """Means over all processes as Python numbers, tensors (C,) as lists: one collective, one read from the device.
+
+    All processes call it with the same names. A NaN, such as of a class that a process has not seen, does not count;
+    None where no process has a value. Values that are no tensors are those of this process.
+    """
     tensors = {name: value.flatten().float() for name, value in values.items() if isinstance(value, Tensor)}
-    read = torch.cat(list(tensors.values())).tolist() if tensors else []
-    numbers, start = dict(values), 0
-    for name, flat in tensors.items():
-        part = [None if math.isnan(number) else number for number in read[start : start + len(flat)]]
+    flat = torch.cat(list(tensors.values()))
+    known = ~flat.isnan()
+    sums, counts = accelerator.reduce(torch.stack([flat.masked_fill(~known, 0.0), known.float()]), reduction="sum")
+    read, numbers, start = (sums / counts).tolist(), dict(values), 0
+    for name, own in tensors.items():
+        part = [None if math.isnan(number) else number for number in read[start : start + len(own)]]
         numbers[name] = part if values[name].ndim else part[0]
-        start += len(flat)
+        start += len(own)
     return numbers
+
+
+def curves(line: dict, class_names: list[str]) -> dict[str, float]:
+    """A line of metrics.jsonl as one number per name: numbers per class as name/class, IoU as eval_iou/class.
+
+    None and what is no number are left out, and so is the step.
+    """
+    flat = {}
+    for name, value in line.items():
+        if isinstance(value, dict):
+            flat |= {f"{name.replace('per_class_', '')}/{key}": number for key, number in value.items()}
+        elif isinstance(value, list) and len(value) == len(class_names):
+            flat |= {f"{name}/{key}": number for key, number in zip(class_names, value, strict=True)}
+        elif name != "step":
+            flat[name] = value
+    return {name: number for name, number in flat.items() if isinstance(number, int | float)}

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from u2pl_hf.data.transforms import normalize
@@ -18,6 +19,7 @@ from u2pl_hf.method.step import Batch, StepOutput, build_step
 from u2pl_hf.training.arguments import RunArguments
 from u2pl_hf.training.build import build_model, build_optimizer, seed_draws
 from u2pl_hf.training.checkpoint import load_checkpoint, save_checkpoint, write_atomically, write_json
+from u2pl_hf.training.experiment import ExperimentTrackers, choose_trackers
 from u2pl_hf.training.failures import failures_in_one_line
 from u2pl_hf.training.finite import FiniteLosses
 from u2pl_hf.training.inputs import SkippedImages, load_training_data, training_loaders
@@ -46,13 +48,15 @@ class Trainer:
         args: checked arguments.
 
     Raises:
-        InputError: data set, split, labels or output folder cannot be used.
+        InputError: data set, split, labels, output folder or trackers cannot be used.
     """
 
     def __init__(self, args: RunArguments):
         self.args = args
         prepare_device(args, join_processes())
-        self.accelerator = start_accelerator(mixed_precision=args.mixed_precision)
+        self.accelerator = start_accelerator(
+            mixed_precision=args.mixed_precision, log_with=choose_trackers(args), project_dir=args.output_dir
+        )
         self.folder = RunFolder(args)
         together(self.accelerator, self.folder.check)
         if self.accelerator.device.type == "cpu":
@@ -123,20 +127,21 @@ class Trainer:
             self.folder.trim_metrics(first)
         self.accelerator.wait_for_everyone()
         self._describe_batch()
-        last = None
-        with contextlib.closing(self._tracker(first)) as tracker, StopRequest(self.accelerator) as stop:
-            batches = self._loaders(first)
-            if evaluation_is_due:
-                last = self._evaluate(first, tracker, stop)
-            for step in range(first, self.args.max_steps):
-                self.method.begin(self.student, step)
-                learning_rate = self._set_learning_rate(step)
-                values = self._gradients(*batches, step)
-                self._update(step)
-                with self._timed("logging"):
-                    tracker.step(step + 1, values, learning_rate)
-                last = self._save_and_evaluate(step + 1, tracker, stop)
-        return self._finish(last)
+        # Before the trackers, whose threads must not be there when loading processes are forked.
+        batches, last = self._loaders(first), None
+        with together(self.accelerator, lambda: self._tracker(first)) as tracker:
+            with StopRequest(self.accelerator) as stop:
+                if evaluation_is_due:
+                    last = self._evaluate(first, tracker, stop)
+                for step in range(first, self.args.max_steps):
+                    self.method.begin(self.student, step)
+                    learning_rate = self._set_learning_rate(step)
+                    values = self._gradients(*batches, step)
+                    self._update(step)
+                    with self._timed("logging"):
+                        tracker.step(step + 1, values, learning_rate)
+                    last = self._save_and_evaluate(step + 1, tracker, stop)
+            return self._finish(last)
 
     def _gradients(self, batches_l, batches_u, step: int) -> dict[str, Tensor | float]:
         """Forward and backward passes of one step; returns what they tell, as means over the passes."""
@@ -218,11 +223,13 @@ class Trainer:
     def _tracker(self, first: int) -> Tracker:
         return Tracker(
             self.folder.metrics_path,
+            self.accelerator,
+            ExperimentTrackers(self.accelerator, self.args, first),
+            self.data.class_names,
             total=self.args.max_steps,
             initial=first,
             images_per_step=sum(self.images_per_step),
             every=self.args.logging_steps,
-            main=self.accelerator.is_main_process,
         )
 
     def _loaders(self, first: int):
@@ -301,17 +308,19 @@ class Trainer:
                 )
             if self.args.picture_samples and self.accelerator.is_main_process:
                 with self._timed("pictures"):
-                    self._draw(model, step)
+                    tracker.picture(step, self._draw(model, step))
         return result
 
-    def _draw(self, model: nn.Module, step: int) -> None:
+    def _draw(self, model: nn.Module, step: int) -> Image.Image:
         with without_tuning(self.args):
             samples = picture_samples(
                 model, self.data.evaluation, self.args.picture_samples, self.args.unreliable_share
             )
         path = self.folder.path / "pictures" / f"step-{step:06d}.png"
         path.parent.mkdir(exist_ok=True)
-        picture_grid(samples, model.config.palette, self.data.class_names).save(path)
+        picture = picture_grid(samples, model.config.palette, self.data.class_names)
+        picture.save(path)
+        return picture
 
     def _save_checkpoint(self, step: int, evaluation_is_due: bool) -> None:
         if not self.accelerator.is_main_process:
