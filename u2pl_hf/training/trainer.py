@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from u2pl_hf import U2PLConfig, U2PLForSemanticSegmentation
@@ -48,8 +48,8 @@ class Trainer:
         self.args = args
         self.folder = RunFolder(args)
         self.folder.check()
-        prepare_device(args, PartialState().device)
         self.accelerator = Accelerator(mixed_precision=args.mixed_precision)
+        prepare_device(args, self.accelerator.device)
         if self.accelerator.device.type == "cpu":
             # Launchers set one thread per process, which would leave cores idle.
             torch.set_num_threads(args.cpu_threads or max(1, cpu_cores() // self.accelerator.num_processes))
