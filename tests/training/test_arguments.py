@@ -56,12 +56,21 @@ def test_command_line_wins(tmp_path):
         ("", ["--methd", "u2pl"], "unrecognized arguments"),
         ("", ["--warmup_steps", "2000"], "must be below max_steps"),
         ("method: suponly", ["--batch_size", "1"], "BatchNorm"),
+        ("compile: true", ["--gradient_checkpointing"], "do not go together"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, content, options, message):
     with pytest.raises(InputError) as error:
         parse(tmp_path, content, *options)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_how_numbers_are_computed_belongs_to_the_recipe(tmp_path):
+    """It changes the last bits: a run that went on with another choice would be no run of either."""
+    names = ["mixed_precision", "tf32", "channels_last", "compile", "gradient_checkpointing", "deterministic"]
+    assert set(names) <= parse(tmp_path, "").recipe().keys()
+    changed = parse(tmp_path, "deterministic: true", "--channels_last", "false", "--no_tf32").recipe()
+    assert (changed["deterministic"], changed["channels_last"], changed["tf32"]) == (True, False, False)
 
 
 def test_recipe_may_stand_behind_options(tmp_path):

@@ -8,8 +8,8 @@ from datetime import timedelta
 from typing import TypeVar
 
 import torch
-from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, gather_object, parse_flag_from_env
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs, gather_object
 from torch import Tensor, nn
 
 from u2pl_hf.errors import InputError, TrainingError
@@ -20,17 +20,11 @@ Value = TypeVar("Value")
 TIMEOUT = timedelta(minutes=30)
 
 
-def join_processes() -> torch.device:
-    """Meet the other processes, if a launcher started some; returns this one's device."""
-    # Accelerator reads this variable, PartialState does not; without it two CPU processes would not find each other.
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=TIMEOUT).device
-
-
 def start_accelerator(**options) -> Accelerator:
-    """accelerate's Accelerator over all processes; `options` go to it."""
+    """Join the other processes, if a launcher started some; `options` go to Accelerator."""
     # Running statistics are made equal by us (average_running_statistics), not overwritten by the first process's.
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
-    return Accelerator(kwargs_handlers=[ddp], **options)
+    return Accelerator(kwargs_handlers=[ddp, InitProcessGroupKwargs(timeout=TIMEOUT)], **options)
 
 
 def cpu_cores() -> int:

@@ -27,7 +27,6 @@ from u2pl_hf.training.precision import lay_out, memory_format, prepare_device, t
 from u2pl_hf.training.processes import (
     average_running_statistics,
     cpu_cores,
-    join_processes,
     learning_rate_scale,
     start_accelerator,
     synchronize_batchnorm,
@@ -53,10 +52,10 @@ class Trainer:
 
     def __init__(self, args: RunArguments):
         self.args = args
-        prepare_device(args, join_processes())
         self.accelerator = start_accelerator(
             mixed_precision=args.mixed_precision, log_with=choose_trackers(args), project_dir=args.output_dir
         )
+        prepare_device(args, self.accelerator.device)
         self.folder = RunFolder(args)
         together(self.accelerator, self.folder.check)
         if self.accelerator.device.type == "cpu":
