@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,17 +15,18 @@ from u2pl_hf.evaluation.inference import build_image_processor, evaluate_model
 from u2pl_hf.evaluation.pictures import picture_grid
 from u2pl_hf.hub.model_card import render_card
 from u2pl_hf.method.schedules import poly_factor
-from u2pl_hf.method.step import Batch, StepOutput, build_step
+from u2pl_hf.method.step import Batch, MethodSettings, StepOutput, build_step
 from u2pl_hf.training.arguments import RunArguments
 from u2pl_hf.training.build import build_model, build_optimizer, seed_draws
 from u2pl_hf.training.checkpoint import load_checkpoint, save_checkpoint, write_atomically, write_json
 from u2pl_hf.training.failures import failures_in_one_line
 from u2pl_hf.training.finite import FiniteLosses
-from u2pl_hf.training.inputs import SkippedImages, load_training_data, training_loaders
+from u2pl_hf.training.inputs import SkippedImages, TrainingData, load_training_data, training_loaders
 from u2pl_hf.training.precision import lay_out, memory_format, prepare_device, tune_networks, without_tuning
 from u2pl_hf.training.processes import (
     average_running_statistics,
     cpu_cores,
+    describe_step,
     join_processes,
     learning_rate_scale,
     start_accelerator,
@@ -51,18 +53,16 @@ class Trainer:
 
     def __init__(self, args: RunArguments):
         self.args = args
-        prepare_device(args, join_processes())
+        processes = join_processes()
+        together(processes, lambda: prepare_device(args, processes.device))
         self.accelerator = start_accelerator(mixed_precision=args.mixed_precision)
         self.folder = RunFolder(args)
         together(self.accelerator, self.folder.check)
         if self.accelerator.device.type == "cpu":
             # Launchers set one thread per process, which would leave cores idle.
             torch.set_num_threads(args.cpu_threads or max(1, cpu_cores() // self.accelerator.num_processes))
-        self.data = together(self.accelerator, self._load_data)
-        settings = args.method_settings(len(self.data.class_names))
-        self.learning_rate = args.learning_rate * learning_rate_scale(
-            self.images_per_step[0], args.reference_batch_size, args.scale_lr
-        )
+        self.data, settings, scale = together(self.accelerator, self._load_data)
+        self.learning_rate = args.learning_rate * scale
         torch.manual_seed(args.seed)
         self.student = synchronize_batchnorm(
             self.accelerator, build_model(args, self.data.class_names, self.data.palette)
@@ -78,10 +78,12 @@ class Trainer:
         # What a run spends besides training, in seconds.
         self.seconds_of = {"evaluation": 0.0, "checkpoints": 0.0, "pictures": 0.0, "logging": 0.0}
 
-    def _load_data(self):
-        data = load_training_data(self.args)
+    def _load_data(self) -> tuple[TrainingData, MethodSettings, float]:
+        """Data, settings that depend on its classes, and the factor of the learning rate: all that can be refused."""
+        args, data = self.args, load_training_data(self.args)
         self.folder.check_labelled_ids(data.labelled_ids)
-        return data
+        scale = learning_rate_scale(self.images_per_step[0], args.reference_batch_size, args.scale_lr)
+        return data, args.method_settings(len(data.class_names)), scale
 
     @property
     def seconds(self) -> float:
@@ -107,6 +109,7 @@ class Trainer:
             InputError: the checkpoint to resume from does not belong to this run.
             TrainingError: out of memory or disk, a loss that is not finite, a process lost.
             Stopped: a signal came; the state is in a checkpoint.
+            SystemExit: any of these, on other processes than the main one, which tells of it.
         """
         results = self.folder.finished_results()
         if results is not None:
@@ -118,11 +121,9 @@ class Trainer:
     def _train(self) -> dict:
         self.started = time.perf_counter()
         first, evaluation_is_due = self._resume()
-        if self.accelerator.is_main_process:
-            self.folder.start(self.data.labelled_ids)
-            self.folder.trim_metrics(first)
-        self.accelerator.wait_for_everyone()
-        self._describe_batch()
+        together(self.accelerator, lambda: self._start_folder(first))
+        # The first thing to look at where a result differs from another's.
+        logger.info(describe_step(self.args, self.accelerator.num_processes, self.learning_rate))
         last = None
         with contextlib.closing(self._tracker(first)) as tracker, StopRequest(self.accelerator) as stop:
             batches = self._loaders(first)
@@ -177,23 +178,21 @@ class Trainer:
             "steps": args.max_steps,
             "processes": self.accelerator.num_processes,
             "gradient_accumulation_steps": args.gradient_accumulation_steps,
+            "images_per_pass": {"labelled": args.batch_size, "unlabelled": unlabelled and args.unlabelled_batch_size},
             "images_per_step": {"labelled": labelled, "unlabelled": unlabelled},
             "labelled_epochs": args.max_steps * labelled / len(self.data.labelled),
             "unlabelled_epochs": (args.max_steps - args.warmup_steps) * unlabelled / max(len(self.data.unlabelled), 1),
             "learning_rate": self.learning_rate,
+            "learning_rate_scale": self.learning_rate / args.learning_rate,
             "head_learning_rate": self.learning_rate * args.head_lr_factor,
             "parameters": sum(p.numel() for p in self.student.parameters()),
         }
 
-    def _describe_batch(self) -> None:
-        """Say once what makes up a step: the first thing to look at where a result differs from another's."""
+    def _start_folder(self, first: int) -> None:
         if self.accelerator.is_main_process:
-            (labelled, unlabelled), args = self.images_per_step, self.args
-            logger.info(
-                "%d labelled + %d unlabelled images per step (processes %d, passes %d); learning rate %g (%g x %g)",
-                *(labelled, unlabelled, self.accelerator.num_processes, args.gradient_accumulation_steps),
-                *(self.learning_rate, args.learning_rate, self.learning_rate / args.learning_rate),
-            )
+            with failures_in_one_line(self.folder.path):
+                self.folder.start(self.data.labelled_ids)
+                self.folder.trim_metrics(first)
 
     def _resume(self) -> tuple[int, bool]:
         """Load the checkpoint to go on from, if any.
@@ -273,6 +272,8 @@ class Trainer:
             self.finite.check()
             with self._timed("checkpoints"):
                 together(self.accelerator, lambda: self._save_checkpoint(step, evaluate))
+        if number and not self.accelerator.is_main_process:
+            sys.exit(128 + number)
         if number:
             raise Stopped(number, step)
         return self._evaluate(step, tracker, stop) if evaluate else None
