@@ -10,23 +10,23 @@ accelerate from putting its own traceback behind an error message.
 import json
 import sys
 
-from accelerate import PartialState
-
 from u2pl_hf.errors import exits_on_input_error
 from u2pl_hf.training.arguments import parse_arguments
+from u2pl_hf.training.processes import joined_processes, together
 from u2pl_hf.training.trainer import Trainer
 
 
 @exits_on_input_error
 def main() -> None:
     """Parse, train, print the result."""
-    args = parse_arguments(sys.argv[1:], __doc__)
-    # Some trackers print, a few of them even when Python exits; stdout is for the result.
-    stdout, sys.stdout = sys.stdout, sys.stderr
-    trainer = Trainer(args)
-    result = trainer.plan() if args.plan else trainer.train()
-    if PartialState().is_main_process:
-        print(json.dumps(result), file=stdout, flush=True)
+    with joined_processes() as processes:
+        args = together(processes, lambda: parse_arguments(sys.argv[1:], __doc__))
+        # Some trackers print, a few of them even when Python exits; stdout is for the result.
+        stdout, sys.stdout = sys.stdout, sys.stderr
+        trainer = Trainer(args)
+        result = trainer.plan() if args.plan else trainer.train()
+        if processes.is_main_process:
+            print(json.dumps(result), file=stdout, flush=True)
 
 
 if __name__ == "__main__":

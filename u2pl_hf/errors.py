@@ -17,12 +17,16 @@ class InputError(ValueError):
     The message is one line: it names the file, option or id, and says what to pass instead.
     """
 
+    exit_code = 2
+
 
 class TrainingError(RuntimeError):
     """The run cannot go on: no memory, no disk, losses that are not finite, another process gone.
 
     The message is one line: what happened, what was kept, and what to change.
     """
+
+    exit_code = 1
 
 
 class Stopped(BaseException):
@@ -60,7 +64,7 @@ def exits_on_input_error(main: Callable[..., None]) -> Callable[..., None]:
             if os.environ.get("U2PL_TRACEBACK"):
                 traceback.print_exc()
             print(f"error: {error}", file=sys.stderr)
-            sys.exit(2 if isinstance(error, InputError) else 1)
+            sys.exit(error.exit_code)
         except Stopped as stopped:
             print(stopped, file=sys.stderr)
             sys.exit(128 + stopped.number)

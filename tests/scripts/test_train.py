@@ -22,8 +22,7 @@ ROOT = Path(__file__).parents[2]
 SMALL = {"base_width": 8, "head_channels": 8, "crop_size": 65, "batch_size": 2, "unlabelled_batch_size": 2}
 QUICK = {"cpu_threads": 1, "num_workers": 0, "logging_steps": 1, "picture_samples": 2}
 TINY = [str(part) for name, value in (SMALL | QUICK).items() for part in (f"--{name}", value)]
-LAUNCHER = ["-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
-LAUNCHER += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+LAUNCHER = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "training_scripts" / "launch" / "cpu.yaml")]
 EXPORTED = ["config.json", "model.safetensors", "preprocessor_config.json", "README.md"]
 RECIPES = ROOT / "training_scripts" / "recipes"
 

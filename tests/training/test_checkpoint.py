@@ -72,6 +72,9 @@ def test_old_checkpoints_go_when_a_new_one_is_complete(run):
     assert names(run) == ["step-000010", "step-000015"]
     save(run, 20, objects(), keep=1)
     assert names(run) == ["step-000020"]
+    save(run, 999_999, objects(), keep=1)
+    save(run, 1_000_000, objects(), keep=1)
+    assert names(run) == ["step-1000000"]
 
 
 def flip(path):

@@ -1,20 +1,36 @@
 """What two processes share and what stays the same as in one; all of it on two real processes."""
 
+import json
 import os
+import socket
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import PartialState
 from torch import nn
 
 from tests.method.test_step import make_batch, make_settings, make_student
-from tests.training.distributed import on_two_processes
+from tests.training.distributed import environment, on_two_processes
 from tests.training.test_trainer import make_trainer
 from u2pl_hf.errors import InputError
 from u2pl_hf.method.step import Batch, build_step
 from u2pl_hf.training import trainer as trainer_module
+from u2pl_hf.training.arguments import RunArguments, parse_arguments
 from u2pl_hf.training.build import build_model
-from u2pl_hf.training.processes import average_running_statistics, learning_rate_scale, start_accelerator, together
+from u2pl_hf.training.processes import (
+    average_running_statistics,
+    describe_step,
+    join_processes,
+    learning_rate_scale,
+    start_accelerator,
+    together,
+)
+from u2pl_hf.training.trainer import Trainer
+
+DEMO = Path(__file__).parents[2] / "training_scripts" / "recipes" / "demo_u2pl.yaml"
 
 
 def double_and_frozen(*args) -> nn.Module:
@@ -119,27 +135,88 @@ def test_uneven_data_neither_hang_nor_drift_apart():
     on_two_processes(_train_unevenly, int(os.environ.get("U2PL_UNEVEN_STEPS", "40")))
 
 
-def _give_up_alone(folder: Path) -> None:
-    accelerator = start_accelerator()
-
-    def work():
-        if accelerator.process_index == 1:
-            raise InputError("image x is damaged")
-        return "fine"
-
+def _ending(work: Callable) -> str:
     try:
-        together(accelerator, work)
+        work()
     except InputError as error:
-        outcome = f"told: {error}"
+        return f"told: {error}"
     except SystemExit as error:
-        outcome = f"left: {error.code}"
-    (folder / str(accelerator.process_index)).write_text(outcome)
+        return f"left: {error.code}"
+    return "fine"
 
 
-def test_an_error_of_one_process_ends_both_and_is_told_once(tmp_path):
-    on_two_processes(_give_up_alone, tmp_path)
-    assert (tmp_path / "0").read_text() == "told: image x is damaged"
-    assert (tmp_path / "1").read_text() == "left: 1"
+def _give_up_alone() -> None:
+    """Only process 1 finds a mistake."""
+    if start_accelerator().process_index == 1:
+        raise InputError("image x is damaged")
+
+
+# Mistakes of the user, and what is said of them.
+REFUSED = {
+    "nonsense": ("unrecognized arguments", ["--crop_sise", "65"]),
+    "split": ("no split voc_nowhere/3", ["--split", "voc_nowhere/3"]),
+    "rank": ("leave no rank for negatives", ["--low_rank", "7"]),
+    "scale": ("--scale_lr needs", ["--scale_lr", "true"]),
+    "resume": ("no state.json", ["--resume", "nowhere"]),
+    "folder": ("/proc/nothing cannot be written to", ["--output_dir", "/proc/nothing"]),
+}
+
+
+def _be_refused(data: Path, folder: Path) -> None:
+    """What the script does, with one mistake after the other."""
+    os.environ |= {"ACCELERATE_USE_CPU": "false", "CUDA_VISIBLE_DEVICES": ""}
+    endings = {"device": _ending(join_processes)}
+    torch.distributed.destroy_process_group()
+    PartialState._reset_state()
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    endings["alone"] = _ending(lambda: together(join_processes(), _give_up_alone))
+    for name, (_, mistake) in REFUSED.items():
+        argv = [str(DEMO), "--dataset", str(data), "--split", "1/4", "--crop_size", "65", "--max_steps", "1"]
+        argv += ["--warmup_steps", "0", "--output_dir", str(folder / "run"), *mistake]
+        parse = partial(parse_arguments, argv, "")
+        endings[name] = _ending(lambda parse=parse: Trainer(together(join_processes(), parse)).train())
+    (folder / str(torch.distributed.get_rank())).write_text(json.dumps(endings))
+
+
+def test_mistakes_end_both_processes_and_are_told_once(tiny_data, tmp_path):
+    on_two_processes(_be_refused, tiny_data, tmp_path)
+    main, other = (json.loads((tmp_path / rank).read_text()) for rank in "01")
+    assert set(other.values()) == {"left: 2"}
+    for name, (message, _) in REFUSED.items():
+        assert main[name].startswith("told: ") and message in main[name]
+    assert main["alone"] == "told: image x is damaged"
+    assert main["device"].startswith("told: 2 processes were started, but there is no GPU for them")
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_that_find_no_port_say_so(monkeypatch):
+    PartialState._reset_state()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        for name, value in environment(0, taken.getsockname()[1]).items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(InputError, match=r"do not find each other at 127.0.0.1:\d+ .*a port that is free"):
+            join_processes()
+    PartialState._reset_state()
+
+
+@pytest.mark.parametrize(
+    ("changes", "processes", "line"),
+    [
+        ({}, 1, "8 labelled + 12 unlabelled images per step = 1 process x 2 passes x (4 + 6); learning rate 0.1"),
+        ({"method": "suponly", "gradient_accumulation_steps": 1}, 2,
+         "8 labelled images per step = 2 processes x 1 pass x 4; learning rate 0.1"),
+        ({"scale_lr": True, "reference_batch_size": 16}, 4,
+         "32 labelled + 48 unlabelled images per step = 4 processes x 2 passes x (4 + 6); "
+         "learning rate 0.2 = 0.1 x 32 / 16 (--scale_lr)"),
+    ],
+)  # fmt: skip
+def test_a_step_is_described_in_one_line(changes, processes, line):
+    options = {"batch_size": 4, "unlabelled_batch_size": 6, "gradient_accumulation_steps": 2, "learning_rate": 0.1}
+    args = RunArguments(**options | changes)
+    scale = learning_rate_scale(32, args.reference_batch_size, args.scale_lr)
+    assert describe_step(args, processes, args.learning_rate * scale) == line
 
 
 def test_learning_rate_follows_the_labelled_images_per_step(caplog):

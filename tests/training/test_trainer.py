@@ -63,6 +63,20 @@ def test_plan_counts(tiny_data, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_plan_tells_how_a_step_comes_about(tiny_data, tmp_path):
+    options = {
+        "gradient_accumulation_steps": 3,
+        "scale_lr": True,
+        "reference_batch_size": 12,
+        "unlabelled_batch_size": 4,
+    }
+    plan = make_trainer(tiny_data, tmp_path / "run", **options).plan()
+    assert (plan["processes"], plan["gradient_accumulation_steps"]) == (1, 3)
+    assert plan["images_per_pass"] == {"labelled": 2, "unlabelled": 4}
+    assert plan["images_per_step"] == {"labelled": 6, "unlabelled": 12}
+    assert (plan["learning_rate"], plan["learning_rate_scale"]) == (0.025, 0.5)
+
+
 def test_passes_and_seeds_draw_different_numbers():
     def draw(*key):
         seed_draws(*key)

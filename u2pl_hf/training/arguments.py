@@ -112,7 +112,7 @@ class RunArguments:
     mixed_precision: str = _field("no", "autocast type", ("no", "fp16", "bf16"))
     tf32: bool = _field(True, "TF32 in float32 convolutions and matrix products, on GPUs that have it")
     channels_last: bool = _field(True, "weights and images with channels last in memory, which convolutions like best")
-    compile: bool = _field(False, "torch.compile student and teacher; the first steps take minutes, then each less")
+    compile: bool = _field(False, "torch.compile student and teacher: the first steps take minutes")
     gradient_checkpointing: bool = _field(False, "compute the student's features twice instead of keeping them")
     deterministic: bool = _field(False, "the same bits in every run on the same GPU, at a price in speed")
     seed: int = _field(0, "seed of split, initial weights, data order and every random draw")

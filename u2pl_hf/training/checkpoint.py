@@ -83,7 +83,7 @@ def save_checkpoint(
         (path / MANIFEST).write_text(json.dumps(_describe(path), indent=2) + "\n")
 
     write_atomically(folder, write)
-    for older in sorted(folder.parent.glob("step-*"))[:-keep]:
+    for older in in_order(folder.parent)[:-keep]:
         remove(older)
 
 
@@ -114,9 +114,14 @@ def damage(folder: Path) -> str | None:
     return f"{wrong[0]} is not as it was written" if wrong else None
 
 
+def in_order(folder: Path) -> list[Path]:
+    """The checkpoints below `folder`, oldest first; a longer number is a larger one."""
+    return sorted(folder.glob("step-*"), key=lambda path: (len(path.name), path.name))
+
+
 def newest_complete(folder: Path) -> Path | None:
     """The newest undamaged checkpoint below `folder`; damaged ones are told of and passed over."""
-    for checkpoint in sorted(folder.glob("step-*"), reverse=True):
+    for checkpoint in reversed(in_order(folder)):
         wrong = damage(checkpoint)
         if wrong is None:
             return checkpoint

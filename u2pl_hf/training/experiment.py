@@ -137,7 +137,7 @@ class ExperimentTrackers:
     def finish(self) -> None:
         """End all of them."""
         self._each(lambda tracker: tracker.finish())
-        # Else end_training, which has no guard, would end them again.
+        # What has ended takes nothing more.
         self.accelerator.trackers.clear()
 
     def _each(self, act: Callable[[GeneralTracker], None]) -> None:

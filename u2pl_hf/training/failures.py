@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 
 from u2pl_hf.errors import TrainingError
-from u2pl_hf.training.checkpoint import MANIFEST
+from u2pl_hf.training.checkpoint import MANIFEST, in_order
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_MEMORY = ("can't allocate memory", "not enough memory")
@@ -49,7 +49,7 @@ def _explain(error: Exception, output_dir: Path) -> str | None:
 
 
 def _kept(output_dir: Path) -> str:
-    complete = sorted(path.parent.name for path in (output_dir / "checkpoints").glob(f"step-*/{MANIFEST}"))
+    complete = [path.name for path in in_order(output_dir / "checkpoints") if (path / MANIFEST).is_file()]
     if not complete:
         return "there is no checkpoint yet"
     return f"checkpoint {complete[-1]} is complete, and the same command goes on from there"

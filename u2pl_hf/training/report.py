@@ -70,6 +70,28 @@ def gather_results(trainer, last: dict) -> dict:
     }
 
 
+def describe_plan(trainer) -> dict:
+    """What a run would do, as numbers."""
+    args, (labelled, unlabelled) = trainer.args, trainer.images_per_step
+    return {
+        "labelled_images": len(trainer.data.labelled),
+        "unlabelled_images": len(trainer.data.unlabelled),
+        "evaluation_images": len(trainer.data.evaluation.ids),
+        "classes": len(trainer.data.class_names),
+        "steps": args.max_steps,
+        "processes": trainer.accelerator.num_processes,
+        "gradient_accumulation_steps": args.gradient_accumulation_steps,
+        "images_per_pass": {"labelled": args.batch_size, "unlabelled": unlabelled and args.unlabelled_batch_size},
+        "images_per_step": {"labelled": labelled, "unlabelled": unlabelled},
+        "labelled_epochs": args.max_steps * labelled / len(trainer.data.labelled),
+        "unlabelled_epochs": (args.max_steps - args.warmup_steps) * unlabelled / max(len(trainer.data.unlabelled), 1),
+        "learning_rate": trainer.learning_rate,
+        "learning_rate_scale": trainer.learning_rate / args.learning_rate,
+        "head_learning_rate": trainer.learning_rate * args.head_lr_factor,
+        "parameters": sum(p.numel() for p in trainer.student.parameters()),
+    }
+
+
 @torch.no_grad()
 def picture_samples(model: nn.Module, source: Source, number: int, alpha: float) -> list[dict]:
     """Images spread over the evaluation set with prediction, pseudo-label and entropy, one dict per row of the grid.

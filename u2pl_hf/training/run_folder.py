@@ -12,11 +12,13 @@ import logging
 from pathlib import Path
 
 import yaml
+from PIL import Image
 
 from u2pl_hf.data.splits import read_ids, write_ids
 from u2pl_hf.errors import InputError
 from u2pl_hf.training.arguments import RunArguments
 from u2pl_hf.training.checkpoint import damage, newest_complete, read_state, remove, write_atomically
+from u2pl_hf.training.failures import NO_SPACE
 
 logger = logging.getLogger(__name__)
 # How a global batch comes about: its images are the same, but BatchNorm and queues see them in other portions.
@@ -62,7 +64,22 @@ class RunFolder:
             raise InputError(f"--split {self.args.split} has other images than {path}; pass another --output_dir")
 
     def start(self, labelled_ids: list[str]) -> None:
-        """Create the folder, write what was asked for, and clear away what a killed run left half-written."""
+        """Create the folder, write what was asked for, and clear away what a killed run left half-written.
+
+        Raises:
+            InputError: nothing can be written there.
+            OSError: no space left.
+        """
+        try:
+            self._start(labelled_ids)
+        except OSError as error:
+            if error.errno in NO_SPACE:
+                raise
+            raise InputError(
+                f"--output_dir {self.path} cannot be written to ({error.strerror}); pass another folder"
+            ) from error
+
+    def _start(self, labelled_ids: list[str]) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         for folder in (self.path, self.path / "checkpoints"):
             for leftover in (*folder.glob(".*.partial"), *folder.glob(".*.old")):
@@ -136,6 +153,12 @@ class RunFolder:
                 f"{where} belongs to another run: {changed[0]} is {other.get(changed[0])} there and "
                 f"{mine[changed[0]]} here; pass another --output_dir"
             )
+
+    def save_picture(self, picture: Image.Image, step: int) -> None:
+        """Keep the picture grid of an evaluation."""
+        path = self.path / "pictures" / f"step-{step:06d}.png"
+        path.parent.mkdir(exist_ok=True)
+        picture.save(path)
 
     def trim_metrics(self, step: int) -> None:
         """Drop lines of what is about to be done again: later steps, and the evaluation of this one."""

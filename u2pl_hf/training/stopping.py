@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from accelerate import Accelerator
 
-from u2pl_hf.errors import Stopped
+from u2pl_hf.errors import Stopped, TrainingError
 
 # USR1 is what Slurm and others are asked to send some time before the end; Windows does not know it.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
@@ -39,9 +39,10 @@ class StopRequest:
         return self
 
     def __exit__(self, kind, *_) -> None:
-        if self.pending and kind in (None, Stopped):
-            # All processes have started it; going away under it would abort.
+        if self.pending and kind in (None, Stopped, TrainingError, SystemExit):
+            # These end all processes at one step: all have started it, and going away under it would abort.
             self.pending[0].wait()
+            torch.distributed.destroy_process_group(self.group)
         for number, handler in self.before.items():
             signal.signal(number, handler)
         self.before = {}

@@ -19,8 +19,7 @@ class Tracker:
     """Progress bar (losses, learning rate, images/s, time left) and one JSON line per logged step or evaluation.
 
     Values stay on the device until a logged step, where their means over all processes are read in one transfer. As a
-    context, it is closed at its end, whatever happens; the last thing in there may be a wait for all processes, but
-    none may follow.
+    context, it is closed at its end, whatever happens.
     """
 
     def __init__(
@@ -89,11 +88,8 @@ class Tracker:
     def __enter__(self) -> "Tracker":
         return self
 
-    def __exit__(self, error, *_) -> None:
+    def __exit__(self, *_) -> None:
         self.close()
-        if error is None:
-            # This leaves the process group. After an error others may wait in it, and leaving may wait for them.
-            self.accelerator.end_training()
 
 
 def process_means(values: dict[str, Tensor | float], accelerator: Accelerator) -> dict[str, float | list | None]:

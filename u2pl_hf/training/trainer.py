@@ -2,37 +2,38 @@
 
 import contextlib
 import logging
+import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from u2pl_hf.data.transforms import normalize
-from u2pl_hf.evaluation.inference import build_image_processor, evaluate_model
+from u2pl_hf.evaluation.inference import evaluate_model
 from u2pl_hf.evaluation.pictures import picture_grid
-from u2pl_hf.hub.model_card import render_card
 from u2pl_hf.method.schedules import poly_factor
-from u2pl_hf.method.step import Batch, StepOutput, build_step
+from u2pl_hf.method.step import Batch, MethodSettings, StepOutput, build_step
 from u2pl_hf.training.arguments import RunArguments
 from u2pl_hf.training.build import build_model, build_optimizer, seed_draws
-from u2pl_hf.training.checkpoint import load_checkpoint, save_checkpoint, write_atomically, write_json
+from u2pl_hf.training.checkpoint import load_checkpoint, save_checkpoint
 from u2pl_hf.training.experiment import ExperimentTrackers, choose_trackers
+from u2pl_hf.training.export import export_finished, export_model
 from u2pl_hf.training.failures import failures_in_one_line
 from u2pl_hf.training.finite import FiniteLosses
-from u2pl_hf.training.inputs import SkippedImages, load_training_data, training_loaders
+from u2pl_hf.training.inputs import SkippedImages, TrainingData, load_training_data, training_loaders
 from u2pl_hf.training.precision import lay_out, memory_format, prepare_device, tune_networks, without_tuning
 from u2pl_hf.training.processes import (
     average_running_statistics,
     cpu_cores,
+    describe_step,
+    join_processes,
     learning_rate_scale,
     start_accelerator,
     synchronize_batchnorm,
     together,
 )
-from u2pl_hf.training.report import gather_results, picture_samples, segment_options
+from u2pl_hf.training.report import describe_plan, gather_results, picture_samples, segment_options
 from u2pl_hf.training.run_folder import RunFolder
 from u2pl_hf.training.stopping import Stopped, StopRequest
 from u2pl_hf.training.tracking import Tracker
@@ -52,20 +53,19 @@ class Trainer:
 
     def __init__(self, args: RunArguments):
         self.args = args
+        processes = join_processes()
+        together(processes, lambda: prepare_device(args, processes.device))
+        trackers = together(processes, lambda: choose_trackers(args))
         self.accelerator = start_accelerator(
-            mixed_precision=args.mixed_precision, log_with=choose_trackers(args), project_dir=args.output_dir
+            mixed_precision=args.mixed_precision, log_with=trackers, project_dir=args.output_dir
         )
-        prepare_device(args, self.accelerator.device)
         self.folder = RunFolder(args)
         together(self.accelerator, self.folder.check)
         if self.accelerator.device.type == "cpu":
             # Launchers set one thread per process, which would leave cores idle.
             torch.set_num_threads(args.cpu_threads or max(1, cpu_cores() // self.accelerator.num_processes))
-        self.data = together(self.accelerator, self._load_data)
-        settings = args.method_settings(len(self.data.class_names))
-        self.learning_rate = args.learning_rate * learning_rate_scale(
-            self.images_per_step[0], args.reference_batch_size, args.scale_lr
-        )
+        self.data, settings, scale = together(self.accelerator, self._load_data)
+        self.learning_rate = args.learning_rate * scale
         torch.manual_seed(args.seed)
         self.student = synchronize_batchnorm(
             self.accelerator, build_model(args, self.data.class_names, self.data.palette)
@@ -81,10 +81,12 @@ class Trainer:
         # What a run spends besides training, in seconds.
         self.seconds_of = {"evaluation": 0.0, "checkpoints": 0.0, "pictures": 0.0, "logging": 0.0}
 
-    def _load_data(self):
-        data = load_training_data(self.args)
+    def _load_data(self) -> tuple[TrainingData, MethodSettings, float]:
+        """Data, settings that depend on its classes, and the factor of the learning rate: all that can be refused."""
+        args, data = self.args, load_training_data(self.args)
         self.folder.check_labelled_ids(data.labelled_ids)
-        return data
+        scale = learning_rate_scale(self.images_per_step[0], args.reference_batch_size, args.scale_lr)
+        return data, args.method_settings(len(data.class_names)), scale
 
     @property
     def seconds(self) -> float:
@@ -110,6 +112,7 @@ class Trainer:
             InputError: the checkpoint to resume from does not belong to this run.
             TrainingError: out of memory or disk, a loss that is not finite, a process lost.
             Stopped: a signal came; the state is in a checkpoint.
+            SystemExit: any of these, on other processes than the main one, which tells of it.
         """
         results = self.folder.finished_results()
         if results is not None:
@@ -121,26 +124,24 @@ class Trainer:
     def _train(self) -> dict:
         self.started = time.perf_counter()
         first, evaluation_is_due = self._resume()
-        if self.accelerator.is_main_process:
-            self.folder.start(self.data.labelled_ids)
-            self.folder.trim_metrics(first)
-        self.accelerator.wait_for_everyone()
-        self._describe_batch()
+        together(self.accelerator, lambda: self._start_folder(first))
+        # The first thing to look at where a result differs from another's.
+        logger.info(describe_step(self.args, self.accelerator.num_processes, self.learning_rate))
         # Before the trackers, whose threads must not be there when loading processes are forked.
         batches, last = self._loaders(first), None
-        with together(self.accelerator, lambda: self._tracker(first)) as tracker:
-            with StopRequest(self.accelerator) as stop:
-                if evaluation_is_due:
-                    last = self._evaluate(first, tracker, stop)
-                for step in range(first, self.args.max_steps):
-                    self.method.begin(self.student, step)
-                    learning_rate = self._set_learning_rate(step)
-                    values = self._gradients(*batches, step)
-                    self._update(step)
-                    with self._timed("logging"):
-                        tracker.step(step + 1, values, learning_rate)
-                    last = self._save_and_evaluate(step + 1, tracker, stop)
-            return self._finish(last)
+        tracker = together(self.accelerator, lambda: self._tracker(first))
+        with tracker, StopRequest(self.accelerator) as stop:
+            if evaluation_is_due:
+                last = self._evaluate(first, tracker, stop)
+            for step in range(first, self.args.max_steps):
+                self.method.begin(self.student, step)
+                learning_rate = self._set_learning_rate(step)
+                values = self._gradients(*batches, step)
+                self._update(step)
+                with self._timed("logging"):
+                    tracker.step(step + 1, values, learning_rate)
+                last = self._save_and_evaluate(step + 1, tracker, stop)
+        return self._finish(last)
 
     def _gradients(self, batches_l, batches_u, step: int) -> dict[str, Tensor | float]:
         """Forward and backward passes of one step; returns what they tell, as means over the passes."""
@@ -172,32 +173,13 @@ class Trainer:
 
     def plan(self) -> dict:
         """What `train` would do, as numbers."""
-        args, (labelled, unlabelled) = self.args, self.images_per_step
-        return {
-            "labelled_images": len(self.data.labelled),
-            "unlabelled_images": len(self.data.unlabelled),
-            "evaluation_images": len(self.data.evaluation.ids),
-            "classes": len(self.data.class_names),
-            "steps": args.max_steps,
-            "processes": self.accelerator.num_processes,
-            "gradient_accumulation_steps": args.gradient_accumulation_steps,
-            "images_per_step": {"labelled": labelled, "unlabelled": unlabelled},
-            "labelled_epochs": args.max_steps * labelled / len(self.data.labelled),
-            "unlabelled_epochs": (args.max_steps - args.warmup_steps) * unlabelled / max(len(self.data.unlabelled), 1),
-            "learning_rate": self.learning_rate,
-            "head_learning_rate": self.learning_rate * args.head_lr_factor,
-            "parameters": sum(p.numel() for p in self.student.parameters()),
-        }
+        return describe_plan(self)
 
-    def _describe_batch(self) -> None:
-        """Say once what makes up a step: the first thing to look at where a result differs from another's."""
+    def _start_folder(self, first: int) -> None:
         if self.accelerator.is_main_process:
-            (labelled, unlabelled), args = self.images_per_step, self.args
-            logger.info(
-                "%d labelled + %d unlabelled images per step (processes %d, passes %d); learning rate %g (%g x %g)",
-                *(labelled, unlabelled, self.accelerator.num_processes, args.gradient_accumulation_steps),
-                *(self.learning_rate, args.learning_rate, self.learning_rate / args.learning_rate),
-            )
+            with failures_in_one_line(self.folder.path):
+                self.folder.start(self.data.labelled_ids)
+                self.folder.trim_metrics(first)
 
     def _resume(self) -> tuple[int, bool]:
         """Load the checkpoint to go on from, if any.
@@ -279,6 +261,8 @@ class Trainer:
             self.finite.check()
             with self._timed("checkpoints"):
                 together(self.accelerator, lambda: self._save_checkpoint(step, evaluate))
+        if number and not self.accelerator.is_main_process:
+            sys.exit(128 + number)
         if number:
             raise Stopped(number, step)
         return self._evaluate(step, tracker, stop) if evaluate else None
@@ -300,26 +284,25 @@ class Trainer:
                 )
             result = {"step": step} | scores
             tracker.evaluation(step, result)
-            if self.best is None or _score(result) > _score(self.best):
-                self.best = result
-                self._export(
-                    model, self.folder.path / "best", gather_results(self, result) | {"pictures": None, "last": None}
-                )
-            if self.args.picture_samples and self.accelerator.is_main_process:
-                with self._timed("pictures"):
-                    tracker.picture(step, self._draw(model, step))
+            is_best = self.best is None or _score(result) > _score(self.best)
+            self.best = result if is_best else self.best
+            if self.accelerator.is_main_process:
+                self._show(model, step, tracker, result if is_best else None)
         return result
 
-    def _draw(self, model: nn.Module, step: int) -> Image.Image:
-        with without_tuning(self.args):
-            samples = picture_samples(
-                model, self.data.evaluation, self.args.picture_samples, self.args.unreliable_share
-            )
-        path = self.folder.path / "pictures" / f"step-{step:06d}.png"
-        path.parent.mkdir(exist_ok=True)
-        picture = picture_grid(samples, model.config.palette, self.data.class_names)
-        picture.save(path)
-        return picture
+    def _show(self, model: nn.Module, step: int, tracker: Tracker, best: dict | None) -> None:
+        """Export the model if it is the best so far, and draw what it sees."""
+        if best is not None:
+            results = gather_results(self, best) | {"pictures": None, "last": None}
+            export_model(self.folder.path / "best", model, results)
+        if self.args.picture_samples:
+            with self._timed("pictures"), without_tuning(self.args):
+                samples = picture_samples(
+                    model, self.data.evaluation, self.args.picture_samples, self.args.unreliable_share
+                )
+                picture = picture_grid(samples, model.config.palette, self.data.class_names)
+                self.folder.save_picture(picture, step)
+                tracker.picture(step, picture)
 
     def _save_checkpoint(self, step: int, evaluation_is_due: bool) -> None:
         if not self.accelerator.is_main_process:
@@ -347,28 +330,10 @@ class Trainer:
                 keep=self.args.keep_checkpoints,
             )
 
-    def _export(self, model: nn.Module, folder: Path, results: dict) -> None:
-        """Write a model that from_pretrained loads, with image processor and card."""
-        if not self.accelerator.is_main_process:
-            return
-
-        def write(path: Path) -> None:
-            model.save_pretrained(path)
-            build_image_processor().save_pretrained(path)
-            (path / "README.md").write_text(render_card(results))
-
-        write_atomically(folder, write)
-
     def _finish(self, last: dict) -> dict:
-        """Export the last model into the run folder itself and write results.json, which marks the run as finished."""
         results = gather_results(self, last)
         if self.accelerator.is_main_process:
-            model = self.method.evaluated(self.student, self.args.max_steps)
-            self._export(model, self.folder.path / "last", results)
-            for file in (self.folder.path / "last").iterdir():
-                file.replace(self.folder.path / file.name)
-            (self.folder.path / "last").rmdir()
-            write_json(self.folder.results_path, results)
+            export_finished(self.folder, self.method.evaluated(self.student, self.args.max_steps), results)
         self.accelerator.wait_for_everyone()
         return results
 

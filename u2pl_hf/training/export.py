@@ -1,0 +1,31 @@
+"""What a run leaves for others: models that from_pretrained loads, each with its image processor and card."""
+
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from u2pl_hf.evaluation.inference import build_image_processor
+from u2pl_hf.hub.model_card import render_card
+from u2pl_hf.training.checkpoint import write_atomically, write_json
+from u2pl_hf.training.run_folder import RunFolder
+
+
+def export_model(folder: Path, model: PreTrainedModel, results: dict) -> None:
+    """Write a model with the card of its results; what stands at `folder` is always complete."""
+
+    def write(path: Path) -> None:
+        model.save_pretrained(path)
+        build_image_processor().save_pretrained(path)
+        (path / "README.md").write_text(render_card(results))
+
+    write_atomically(folder, write)
+
+
+def export_finished(run: RunFolder, model: PreTrainedModel, results: dict) -> None:
+    """Export the last model into the run folder itself and write results.json, which marks the run as finished."""
+    last = run.path / "last"
+    export_model(last, model, results)
+    for file in last.iterdir():
+        file.replace(run.path / file.name)
+    last.rmdir()
+    write_json(run.results_path, results)
