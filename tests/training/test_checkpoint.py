@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from u2pl_hf.errors import InputError, TrainingError
-from u2pl_hf.training import checkpoint
+from u2pl_hf.training import checkpoint, run_folder
 from u2pl_hf.training.arguments import RunArguments
 from u2pl_hf.training.checkpoint import damage, load_checkpoint, save_checkpoint, write_atomically
 from u2pl_hf.training.failures import failures_in_one_line
@@ -206,3 +206,13 @@ def test_failed_write_leaves_the_old_file(tmp_path):
     with pytest.raises(OSError):
         write_atomically(path, fail)
     assert path.read_text() == "old"
+
+
+def test_second_run_in_a_folder_is_kept_out_while_the_first_lasts(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder, "LOCK_SECONDS", 0.0)
+    first, second = (RunFolder(RunArguments(output_dir=str(tmp_path / "run"))) for _ in range(2))
+    first.start(["a"])
+    with pytest.raises(InputError, match="in use by a run that is still going on"):
+        second.start(["a"])
+    first.unlock()
+    second.start(["a"])

@@ -9,7 +9,9 @@ output_dir/
 
 import json
 import logging
+import time
 from pathlib import Path
+from typing import IO
 
 import yaml
 from PIL import Image
@@ -20,7 +22,14 @@ from u2pl_hf.training.arguments import RunArguments
 from u2pl_hf.training.checkpoint import damage, newest_complete, read_state, remove, write_atomically
 from u2pl_hf.training.failures import NO_SPACE
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 logger = logging.getLogger(__name__)
+# The loading processes of a run that was killed hold its lock for some seconds more.
+LOCK_SECONDS = 15.0
 # How a global batch comes about: its images are the same, but BatchNorm and queues see them in other portions.
 LAYOUT = ("batch_size", "unlabelled_batch_size", "gradient_accumulation_steps")
 
@@ -33,6 +42,7 @@ class RunFolder:
         self.args = args
         self.results_path = self.path / "results.json"
         self.metrics_path = self.path / "metrics.jsonl"
+        self.lock_file: IO | None = None
 
     def check(self) -> None:
         """Refuse a folder that holds something else than this very run.
@@ -67,7 +77,7 @@ class RunFolder:
         """Create the folder, write what was asked for, and clear away what a killed run left half-written.
 
         Raises:
-            InputError: nothing can be written there.
+            InputError: nothing can be written there, or another run is doing so.
             OSError: no space left.
         """
         try:
@@ -81,12 +91,38 @@ class RunFolder:
 
     def _start(self, labelled_ids: list[str]) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
+        self._lock()
         for folder in (self.path, self.path / "checkpoints"):
             for leftover in (*folder.glob(".*.partial"), *folder.glob(".*.old")):
                 remove(leftover)
         content = self.args.recipe() | {"output_dir": self.args.output_dir}
         write_atomically(self.path / "recipe.yaml", lambda p: p.write_text(yaml.safe_dump(content, sort_keys=False)))
         write_atomically(self.path / "labeled.txt", lambda p: write_ids(p, labelled_ids))
+
+    def _lock(self) -> None:
+        """Keep a second run out, such as one whose launcher was ended and which trains on. It ends with the process."""
+        if fcntl is None:
+            return
+        self.lock_file = open(self.path / ".lock", "w")  # noqa: SIM115 (held as long as the run lasts)
+        end = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                return fcntl.flock(self.lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    self.unlock()
+                    raise InputError(
+                        f"--output_dir {self.path} is in use by a run that is still going on; wait for it or end it"
+                    ) from None
+                time.sleep(0.2)
+            except OSError as error:
+                return logger.warning("%s cannot be locked (%s): let no second run write there", self.path, error)
+
+    def unlock(self) -> None:
+        """Let others in, once nothing more is written."""
+        if self.lock_file is not None:
+            self.lock_file.close()
+            self.lock_file = None
 
     def finished_results(self) -> dict | None:
         """The results of a run that is complete."""

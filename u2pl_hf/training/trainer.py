@@ -118,8 +118,11 @@ class Trainer:
         if results is not None:
             logger.info("%s is finished already", self.folder.path)
             return results
-        with failures_in_one_line(self.folder.path):
-            return self._train()
+        try:
+            with failures_in_one_line(self.folder.path):
+                return self._train()
+        finally:
+            self.folder.unlock()
 
     def _train(self) -> dict:
         self.started = time.perf_counter()
