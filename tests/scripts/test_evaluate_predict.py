@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,20 @@ from u2pl_hf.evaluation.pictures import default_palette, overlay
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ["wall", "tree", "car", "sky"]
+
+
+@pytest.fixture
+def here(monkeypatch, capsys):
+    """Runs a script in this process: many starts of Python would take long."""
+
+    def run(script: str, *arguments) -> subprocess.CompletedProcess:
+        path = ROOT / "training_scripts" / script
+        monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(path), run_name="__main__")
+        return subprocess.CompletedProcess(sys.argv, end.value.code, *capsys.readouterr())
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -123,16 +138,16 @@ def test_evaluate_two_processes_slide_scales_flip(model_dir, data, tmp_path):
     assert result["protocol"] == {"mode": "slide", "scales": [1.0, 1.5], "flip": True, "window": 33, "stride": 16}
 
 
-def test_evaluate_refuses(model_dir, data, tmp_path):
+def test_evaluate_refuses(model_dir, data, tmp_path, here):
     folder, _, _ = data
     assert "nowhere" in refused(start("evaluate.py", tmp_path / "nowhere", "--dataset", folder))
-    assert "nothing_here" in refused(start("evaluate.py", model_dir, "--dataset", tmp_path / "nothing_here"))
+    assert "nothing_here" in refused(here("evaluate.py", model_dir, "--dataset", tmp_path / "nothing_here"))
     write_data(tmp_path / "more", len(NAMES) + 2, ["one", "two", "three"])
-    line = refused(start("evaluate.py", model_dir, "--dataset", tmp_path / "more"))
+    line = refused(here("evaluate.py", model_dir, "--dataset", tmp_path / "more"))
     assert "4 classes" in line
     write_data(tmp_path / "escape", len(NAMES), ["one", "two", "../three"])
     masks = tmp_path / "deep" / "masks"
-    line = refused(start("evaluate.py", model_dir, "--dataset", tmp_path / "escape", "--save_predictions", masks))
+    line = refused(here("evaluate.py", model_dir, "--dataset", tmp_path / "escape", "--save_predictions", masks))
     assert "../three" in line
     assert not masks.exists()
 
@@ -163,19 +178,19 @@ def test_predict_any_size_folders_globs_and_exif(model_dir, tmp_path):
         assert mask.size == (37, 53)
 
 
-def test_predict_refuses(model_dir, tmp_path):
+def test_predict_refuses(model_dir, tmp_path, here):
     out = tmp_path / "out"
     (tmp_path / "broken.jpg").write_bytes(b"not a picture")
     assert "broken.jpg" in refused(start("predict.py", model_dir, tmp_path / "broken.jpg", "--output_dir", out))
-    assert "*.gif" in refused(start("predict.py", model_dir, tmp_path / "*.gif", "--output_dir", out))
+    assert "*.gif" in refused(here("predict.py", model_dir, tmp_path / "*.gif", "--output_dir", out))
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         Image.new("RGB", (8, 8)).save(tmp_path / folder / "same.png")
-    assert "same.png" in refused(start("predict.py", model_dir, tmp_path / "a", tmp_path / "b", "--output_dir", out))
+    assert "same.png" in refused(here("predict.py", model_dir, tmp_path / "a", tmp_path / "b", "--output_dir", out))
     other = tmp_path / "other"
     other.mkdir()
     (other / "config.json").write_text('{"model_type": "segformer"}')
-    assert "segformer" in refused(start("predict.py", other, tmp_path / "a", "--output_dir", out))
+    assert "segformer" in refused(here("predict.py", other, tmp_path / "a", "--output_dir", out))
     assert not out.exists()
 
 
