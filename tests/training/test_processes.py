@@ -13,7 +13,7 @@ from accelerate import PartialState
 from torch import nn
 
 from tests.method.test_step import make_batch, make_settings, make_student
-from tests.training.distributed import environment, on_two_processes
+from tests.training.distributed import environment, free_port, on_two_processes
 from tests.training.test_trainer import make_trainer
 from u2pl_hf.errors import InputError
 from u2pl_hf.method.step import Batch, build_step
@@ -162,13 +162,14 @@ REFUSED = {
 }
 
 
-def _be_refused(data: Path, folder: Path) -> None:
+def _be_refused(data: Path, folder: Path, second_port: int) -> None:
     """What the script does, with one mistake after the other."""
     os.environ |= {"ACCELERATE_USE_CPU": "false", "CUDA_VISIBLE_DEVICES": ""}
     endings = {"device": _ending(join_processes)}
     torch.distributed.destroy_process_group()
     PartialState._reset_state()
-    os.environ["ACCELERATE_USE_CPU"] = "true"
+    # At the first port one process may still meet what the other has not yet left.
+    os.environ |= {"ACCELERATE_USE_CPU": "true", "MASTER_PORT": str(second_port)}
     endings["alone"] = _ending(lambda: together(join_processes(), _give_up_alone))
     for name, (_, mistake) in REFUSED.items():
         argv = [str(DEMO), "--dataset", str(data), "--split", "1/4", "--crop_size", "65", "--max_steps", "1"]
@@ -179,7 +180,7 @@ def _be_refused(data: Path, folder: Path) -> None:
 
 
 def test_mistakes_end_both_processes_and_are_told_once(tiny_data, tmp_path):
-    on_two_processes(_be_refused, tiny_data, tmp_path)
+    on_two_processes(_be_refused, tiny_data, tmp_path, free_port())
     main, other = (json.loads((tmp_path / rank).read_text()) for rank in "01")
     assert set(other.values()) == {"left: 2"}
     for name, (message, _) in REFUSED.items():
