@@ -41,8 +41,9 @@ def test_layers(layer):
 
 
 def test_model_folder_is_copied_to_the_hub_as_it_is():
-    """Modelling and configuration import only each other, and by relative names."""
-    for name in ("configuration_u2pl.py", "modeling_u2pl.py"):
-        imports = imported_modules(PACKAGE / "model" / name)
+    """Modelling, configuration and image processor import only each other, and by relative names."""
+    names = {f"{part}_u2pl" for part in ("configuration", "backbone", "modeling", "image_processing")}
+    for name in names:
+        imports = imported_modules(PACKAGE / "model" / f"{name}.py")
         own = [i for i in imports if i.startswith("u2pl_hf")]
-        assert set(own) <= {"u2pl_hf.model.configuration_u2pl"}
+        assert set(own) <= {f"u2pl_hf.model.{other}" for other in names}

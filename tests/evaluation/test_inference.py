@@ -4,15 +4,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import nn
-from transformers import AutoImageProcessor
 
 from u2pl_hf.data.transforms import normalize
 from u2pl_hf.errors import InputError
 from u2pl_hf.evaluation import MeanIoU
 from u2pl_hf.evaluation.inference import (
-    build_image_processor,
     describe_protocol,
     evaluate_model,
     predict_image,
@@ -148,17 +145,6 @@ def test_wrong_options_are_told(options):
     with pytest.raises(InputError, match="pass") as error:
         segment(Pointwise(), torch.zeros(1, 3, 8, 8), **options)
     assert "\n" not in str(error.value)
-
-
-def test_image_processor_is_the_training_normalisation(tmp_path):
-    image = np.random.default_rng(0).integers(0, 256, (19, 23, 3)).astype(np.uint8)
-    build_image_processor().save_pretrained(tmp_path)
-    processor = AutoImageProcessor.from_pretrained(tmp_path)
-    expected = normalize(torch.from_numpy(image).permute(2, 0, 1)[None], None)
-    for given in (image, Image.fromarray(image)):
-        got = processor(given, return_tensors="pt")["pixel_values"]
-        assert got.dtype == torch.float32
-        torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
 
 
 def test_predict_image_restores_the_mode():

@@ -4,8 +4,9 @@ import torch.nn.functional as F
 from transformers import AutoConfig, AutoModel, AutoModelForSemanticSegmentation
 
 from u2pl_hf import U2PLConfig, U2PLForSemanticSegmentation
+from u2pl_hf.model.backbone_u2pl import BasicBlock, Bottleneck
 from u2pl_hf.model.convert import published_config, rename_published
-from u2pl_hf.model.modeling_u2pl import BasicBlock, Bottleneck, OutputConv
+from u2pl_hf.model.modeling_u2pl import OutputConv
 
 
 def narrow_config(**fields) -> U2PLConfig:

@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from u2pl_hf import U2PLConfig, U2PLForSemanticSegmentation
+from u2pl_hf import U2PLConfig, U2PLForSemanticSegmentation, U2PLImageProcessor
 from u2pl_hf.evaluation import MeanIoU
-from u2pl_hf.evaluation.inference import build_image_processor, predict_image
+from u2pl_hf.evaluation.inference import predict_image
 from u2pl_hf.evaluation.loading import load_model
 from u2pl_hf.evaluation.pictures import default_palette, overlay
 
@@ -50,7 +50,7 @@ def model_dir(tmp_path_factory):
         label2id={name: c for c, name in enumerate(NAMES)},
     )
     U2PLForSemanticSegmentation(config).save_pretrained(path)
-    build_image_processor().save_pretrained(path)
+    U2PLImageProcessor().save_pretrained(path)
     return path
 
 

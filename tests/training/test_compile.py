@@ -10,7 +10,7 @@ import torch
 
 from tests.method.test_step import make_settings, make_student
 from u2pl_hf.method.step import build_step
-from u2pl_hf.model import modeling_u2pl
+from u2pl_hf.model import backbone_u2pl
 from u2pl_hf.training.arguments import RunArguments
 from u2pl_hf.training.precision import tune_networks
 
@@ -18,7 +18,7 @@ from u2pl_hf.training.precision import tune_networks
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_generated_code_gives_the_same_logits(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setitem(modeling_u2pl._ARCHITECTURES, "resnet18", (modeling_u2pl.BasicBlock, (1, 1, 1, 1)))
+    monkeypatch.setitem(backbone_u2pl._ARCHITECTURES, "resnet18", (backbone_u2pl.BasicBlock, (1, 1, 1, 1)))
     student = make_student(representation=0, stem="plain").to(memory_format=torch.channels_last).eval()
     images = torch.randn(2, 3, 65, 65).contiguous(memory_format=torch.channels_last)
     names = student.state_dict().keys()

@@ -10,7 +10,7 @@ from torch._dynamo.utils import counters
 
 from tests.training.test_trainer import make_trainer
 from u2pl_hf.errors import InputError
-from u2pl_hf.model import modeling_u2pl
+from u2pl_hf.model import backbone_u2pl
 from u2pl_hf.training import precision
 from u2pl_hf.training.arguments import RunArguments
 from u2pl_hf.training.precision import build_sgd, prepare_device, set_tf32, without_tuning
@@ -168,7 +168,7 @@ def compiled_graphs() -> int:
 def quick_compiler(monkeypatch):
     """Captures graphs and differentiates them, but generates no code; and a network with one block a stage."""
     monkeypatch.setattr(precision, "COMPILER", "aot_eager")
-    monkeypatch.setitem(modeling_u2pl._ARCHITECTURES, "resnet18", (modeling_u2pl.BasicBlock, (1, 1, 1, 1)))
+    monkeypatch.setitem(backbone_u2pl._ARCHITECTURES, "resnet18", (backbone_u2pl.BasicBlock, (1, 1, 1, 1)))
     torch._dynamo.reset()
     counters.clear()
     yield

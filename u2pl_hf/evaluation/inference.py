@@ -14,23 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from u2pl_hf.data.transforms import IMAGE_MEAN, IMAGE_STD, normalize
+from u2pl_hf.data.transforms import normalize
 from u2pl_hf.errors import InputError
 from u2pl_hf.evaluation.mean_iou import IGNORE_INDEX, MeanIoU
 
 MODES = ("whole", "slide")
 # The other heads would be half of the decoder's work.
 LOGITS_ONLY = {"output_representation": False, "output_auxiliary": False}
-
-
-def build_image_processor():
-    """The image processor to save beside a model: RGB bytes of any size to what `transforms.normalize` gives."""
-    # Without torchvision, transformers warns as soon as this class is named.
-    from transformers import SegformerImageProcessor
-
-    return SegformerImageProcessor(
-        do_resize=False, do_rescale=True, do_normalize=True, image_mean=list(IMAGE_MEAN), image_std=list(IMAGE_STD)
-    )
 
 
 def describe_protocol(

@@ -24,11 +24,14 @@ def update_teacher(teacher: nn.Module, student: nn.Module, decay: float) -> None
 
 @contextmanager
 def batch_statistics(model: nn.Module) -> Iterator[None]:
-    """Train mode without Dropout: BatchNorm uses and updates batch statistics. Leaves the model in eval mode."""
-    model.train()
+    """BatchNorm uses and updates batch statistics; all else is in eval mode, so that nothing is dropped.
+
+    Leaves the whole model in eval mode.
+    """
+    model.eval()
     for module in model.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.eval()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.train()
     try:
         yield
     finally:

@@ -1,27 +1,46 @@
 """Configuration of the U2PL segmentation network: its architecture and nothing about training."""
 
+import copy
+
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101")
 OUTPUT_STRIDES = (8, 16)
 STEMS = ("deep", "plain")
+# Where people without this package find the classes: in the files that lie beside the weights.
+AUTO_MAP = {
+    "AutoConfig": "configuration_u2pl.U2PLConfig",
+    "AutoModel": "modeling_u2pl.U2PLForSemanticSegmentation",
+    "AutoModelForSemanticSegmentation": "modeling_u2pl.U2PLForSemanticSegmentation",
+    "AutoImageProcessor": "image_processing_u2pl.U2PLImageProcessor",
+}
 
 
 @strict
 class U2PLConfig(PreTrainedConfig):
-    r"""Architecture of a [`U2PLForSemanticSegmentation`]: DeepLabv3+ on a dilated ResNet with a representation head.
+    r"""Architecture of a [`U2PLForSemanticSegmentation`]: DeepLabv3+ with a representation head.
 
-    The defaults are the published ResNet-101 network. Classes are given as usual, by `num_labels` or `id2label`.
+    The defaults are the published network on a dilated ResNet-101. Classes are given as usual, by `num_labels` or
+    `id2label`.
 
-    backbone (`str`, *optional*, defaults to `"resnet101"`):
-        One of `resnet18`, `resnet34`, `resnet50`, `resnet101`.
+    backbone (`str` or `PreTrainedConfig`, *optional*, defaults to `"resnet101"`):
+        One of `resnet18`, `resnet34`, `resnet50`, `resnet101`: dilated ResNets of this package. Or the configuration of
+        a backbone of transformers (ConvNeXt, Swin, DINOv2 ...), which moves to `backbone_config`; this field then holds
+        its model type.
+    backbone_config (`PreTrainedConfig` or `dict`, *optional*):
+        Configuration of a backbone for `AutoBackbone`. The first of its `out_features` is the low-level branch, the
+        last goes to ASPP, the last but one to the auxiliary head. Where it names a single stage, as they do by default,
+        four are taken, spread over the depth.
+    backbone_image_mean, backbone_image_std (`list[float]`, *optional*):
+        What the weights of that backbone were trained with, for pixels in [0, 1], where it is not ImageNet's. The
+        model's input stays normalised with ImageNet's; the backbone's own is made of it inside.
     output_stride (`int`, *optional*, defaults to 8):
-        Input size over the size of the last backbone stage: 8 or 16.
+        Input size over the size of the last stage of a built-in ResNet: 8 or 16.
     stem (`str`, *optional*, defaults to `"deep"`):
-        `"deep"`: three 3x3 convolutions. `"plain"`: one 7x7 convolution.
+        Of a built-in ResNet. `"deep"`: three 3x3 convolutions. `"plain"`: one 7x7 convolution.
     base_width (`int`, *optional*, defaults to 64):
-        Channels of the first stage's 3x3 convolutions. The later stages have 2, 4 and 8 times as many.
+        Channels of a built-in ResNet's first 3x3 convolutions. The later stages have 2, 4 and 8 times as many.
     aspp_dilations (`list[int]`, *optional*, defaults to `(12, 24, 36)`):
         Dilations of the 3x3 branches of the spatial pyramid.
     head_channels (`int`, *optional*, defaults to 256):
@@ -29,7 +48,7 @@ class U2PLConfig(PreTrainedConfig):
     representation_channels (`int`, *optional*, defaults to 256):
         Channels of the representation; 0 builds no representation head (a supervised-only network).
     auxiliary_head (`bool`, *optional*, defaults to `False`):
-        Whether a second classifier sits on the third backbone stage.
+        Whether a second classifier sits on the last but one backbone stage.
     dropout (`float`, *optional*, defaults to 0.1):
         Probability of dropping a channel after each 3x3 convolution of the heads.
     semantic_loss_ignore_index (`int`, *optional*, defaults to 255):
@@ -40,7 +59,10 @@ class U2PLConfig(PreTrainedConfig):
 
     model_type = "u2pl"
 
-    backbone: str = "resnet101"
+    backbone: str | PreTrainedConfig = "resnet101"
+    backbone_config: PreTrainedConfig | dict | None = None
+    backbone_image_mean: list[float] | None = None
+    backbone_image_std: list[float] | None = None
     output_stride: int = 8
     stem: str = "deep"
     base_width: int = 64
@@ -54,14 +76,30 @@ class U2PLConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
+        # Written here because transformers writes an entry for one auto class only; one class serves two.
+        self.auto_map = dict(AUTO_MAP)
+        if isinstance(self.backbone, PreTrainedConfig):
+            self.backbone_config = self.backbone
+        if self.backbone_config is not None:
+            self.backbone_config = _with_several_stages(self.backbone_config)
+            self.backbone = self.backbone_config.model_type
         # Called here as well as by the base class, which would wrap the ValueError into an error of another type.
         self.validate_architecture()
 
     def validate_architecture(self):
         """Raise a ValueError, in one line, for an architecture that cannot be built."""
-        for name, choices in (("backbone", BACKBONES), ("output_stride", OUTPUT_STRIDES), ("stem", STEMS)):
+        if self.backbone_config is None and self.backbone not in BACKBONES:
+            known = ", ".join(BACKBONES)
+            raise ValueError(
+                f"backbone must be one of {known}, or a configuration for AutoBackbone, got {self.backbone!r}"
+            )
+        for name, choices in (("output_stride", OUTPUT_STRIDES), ("stem", STEMS)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {getattr(self, name)!r}")
+        for name in ("backbone_image_mean", "backbone_image_std"):
+            values = getattr(self, name)
+            if values is not None and (len(values) != 3 or min(values) <= 0):
+                raise ValueError(f"{name} must be three numbers above 0, for red, green and blue, got {values}")
         for name in ("base_width", "head_channels", "num_labels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -71,6 +109,30 @@ class U2PLConfig(PreTrainedConfig):
             raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
         if any(len(color) != 3 or not all(0 <= value <= 255 for value in color) for color in self.palette or []):
             raise ValueError("palette must hold one [red, green, blue] of 0 to 255 for each class")
+
+
+def _with_several_stages(config: PreTrainedConfig | dict) -> PreTrainedConfig:
+    """A configuration for AutoBackbone, with two or more `out_features`.
+
+    Raises a ValueError where it is of no backbone, or of one without several stages.
+    """
+    if isinstance(config, dict):
+        config = AutoConfig.for_model(**config)
+    if not hasattr(config, "out_indices"):
+        raise ValueError(f"backbone_config is a {type(config).__name__}, which AutoBackbone does not take")
+    if len(config.out_indices or ()) >= 2:
+        return config
+    config = copy.deepcopy(config)
+    if config.model_type == "timm_backbone":
+        # Its stages have no names before it is built. The last four have strides of 4 to 32 in most networks.
+        config._out_indices = [-4, -3, -2, -1]
+        return config
+    stages = [name for name in config.stage_names if name != "stem"]
+    wanted = min(4, len(stages))
+    if wanted < 2:
+        raise ValueError(f"backbone_config has stages {', '.join(config.stage_names)}: two besides the stem are needed")
+    config.out_features = [stages[len(stages) * (i + 1) // wanted - 1] for i in range(wanted)]
+    return config
 
 
 __all__ = ["U2PLConfig"]

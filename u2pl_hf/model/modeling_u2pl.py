@@ -1,11 +1,10 @@
-"""The U2PL network: DeepLabv3+ on a dilated ResNet, with a representation head beside the classifier.
+"""The U2PL network: DeepLabv3+ with a representation head beside the classifier.
 
-Shapes: B images, C classes, D representation channels, H x W input, h x w feature size (stride 4).
+Shapes: B images, C classes, D representation channels, H x W input, h x w size of the low-level features: stride 4 for
+ResNets and most others, the patch size for plain vision transformers.
 """
 
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
+from .backbone_u2pl import ClosingNorm, U2PLAutoBackbone, U2PLBackbone, conv_bn_relu
 from .configuration_u2pl import U2PLConfig
 
 
@@ -24,169 +24,13 @@ class U2PLOutput(ModelOutput):
     loss: scalar, where labels were given.
     logits: (B, C, h, w).
     representation: (B, D, h, w), not normalised; None where it was not asked for or the model has no such head.
-    aux_logits: (B, C, h', w') at the size of the third backbone stage; None likewise.
+    aux_logits: (B, C, h', w') at the size of the last but one backbone stage; None likewise.
     """
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     representation: torch.Tensor | None = None
     aux_logits: torch.Tensor | None = None
-
-
-class ClosingNorm(nn.BatchNorm2d):
-    """The BatchNorm that ends a residual branch: its weight starts at 0, so that a block starts as its shortcut.
-
-    It is known by its type because transformers shows `_init_weights` no module without parameters of its own when
-    the model is defined outside transformers: the block that holds it would never be seen.
-    """
-
-
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions, both dilated, and a shortcut."""
-
-    expansion = 1
-
-    def __init__(self, in_channels: int, planes: int, stride: int, dilation: int):
-        super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, planes, 3, stride, padding=dilation, dilation=dilation, bias=False)
-        self.bn1 = nn.BatchNorm2d(planes)
-        self.conv2 = nn.Conv2d(planes, planes, 3, padding=dilation, dilation=dilation, bias=False)
-        self.bn2 = ClosingNorm(planes)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample = _shortcut(in_channels, planes, stride)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, in, h, w) -> (B, planes, h / stride, w / stride)."""
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(out))
-        out += x if self.downsample is None else self.downsample(x)
-        return self.relu(out)
-
-
-class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions and a shortcut; stride and dilation sit on the 3x3."""
-
-    expansion = 4
-
-    def __init__(self, in_channels: int, planes: int, stride: int, dilation: int):
-        super().__init__()
-        out_channels = planes * self.expansion
-        self.conv1 = nn.Conv2d(in_channels, planes, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(planes)
-        self.conv2 = nn.Conv2d(planes, planes, 3, stride, padding=dilation, dilation=dilation, bias=False)
-        self.bn2 = nn.BatchNorm2d(planes)
-        self.conv3 = nn.Conv2d(planes, out_channels, 1, bias=False)
-        self.bn3 = ClosingNorm(out_channels)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample = _shortcut(in_channels, out_channels, stride)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, in, h, w) -> (B, 4 planes, h / stride, w / stride)."""
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.relu(self.bn2(self.conv2(out)))
-        out = self.bn3(self.conv3(out))
-        out += x if self.downsample is None else self.downsample(x)
-        return self.relu(out)
-
-
-# Block type and number of blocks in each stage.
-_ARCHITECTURES = {
-    "resnet18": (BasicBlock, (2, 2, 2, 2)),
-    "resnet34": (BasicBlock, (3, 4, 6, 3)),
-    "resnet50": (Bottleneck, (3, 4, 6, 3)),
-    "resnet101": (Bottleneck, (3, 4, 23, 3)),
-}
-# The last stage multiplies its dilation block by block (multi-grid); a stage of two blocks takes the first two.
-_MULTI_GRID = (2, 4, 8)
-
-
-def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
-    if stride == 1 and in_channels == out_channels:
-        return None
-    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
-
-
-def _stage_layout(blocks: tuple[int, ...], output_stride: int) -> list[tuple[int, list[int]]]:
-    """Stride of each stage and dilation of each of its blocks."""
-    early = [(1, [1] * blocks[0]), (2, [1] * blocks[1])]
-    if output_stride == 16:
-        return [*early, (2, [1] * blocks[2]), (1, list(_MULTI_GRID[: blocks[3]]))]
-    # The first block still sees the features of the undilated stage before it.
-    third = [1] + [2] * (blocks[2] - 1)
-    return [*early, (1, third), (1, [2 * grid for grid in _MULTI_GRID[: blocks[3]]])]
-
-
-class U2PLBackbone(nn.Module):
-    """Dilated ResNet whose parameters are named as in timm, so that ImageNet weights load by name."""
-
-    def __init__(self, config: U2PLConfig):
-        super().__init__()
-        self.gradient_checkpointing = False
-        block, blocks = _ARCHITECTURES[config.backbone]
-        width = config.base_width
-        if config.stem == "deep":
-            self.conv1 = nn.Sequential(
-                *_conv_bn_relu(3, width, 3, stride=2),
-                *_conv_bn_relu(width, width, 3),
-                nn.Conv2d(width, 2 * width, 3, padding=1, bias=False),
-            )
-            channels = 2 * width
-        else:
-            self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
-            channels = width
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True)
-        for i, (stride, dilations) in enumerate(_stage_layout(blocks, config.output_stride)):
-            planes = width * 2**i
-            stage = []
-            for j, dilation in enumerate(dilations):
-                stage.append(block(channels, planes, stride if j == 0 else 1, dilation))
-                channels = planes * block.expansion
-            self.add_module(f"layer{i + 1}", nn.Sequential(*stage))
-        self.low_level_channels = width * block.expansion
-        self.auxiliary_channels = 4 * width * block.expansion
-        self.out_channels = channels
-
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(B, 3, H, W) -> features of the first, third and fourth stage."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        low = self._run_stage(self.layer1, x)
-        third = self._run_stage(self.layer3, self._run_stage(self.layer2, low))
-        return low, third, self._run_stage(self.layer4, third)
-
-    def _run_stage(self, stage: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
-        if not (self.gradient_checkpointing and self.training):
-            return stage(x)
-        for block in stage:
-            # Only the non-reentrant kind can tell the second forward from the first.
-            x = self._gradient_checkpointing_func(
-                block, x, use_reentrant=False, context_fn=partial(_checkpoint_contexts, block)
-            )
-        return x
-
-
-def _checkpoint_contexts(block: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
-    return nullcontext(), _running_statistics_kept(block)
-
-
-@contextmanager
-def _running_statistics_kept(block: nn.Module):
-    """Let BatchNorm update copies of its buffers: the first forward has updated the real ones already.
-
-    It has to update something, for autograd to save as many tensors as in the first forward.
-    """
-    norms = [module for module in block.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    real = [dict(norm.named_buffers()) for norm in norms]
-    for norm, buffers in zip(norms, real, strict=True):
-        for name, buffer in buffers.items():
-            setattr(norm, name, buffer.clone())
-    try:
-        yield
-    finally:
-        for norm, buffers in zip(norms, real, strict=True):
-            for name, buffer in buffers.items():
-                setattr(norm, name, buffer)
 
 
 class OutputConv(nn.Conv2d):
@@ -196,22 +40,11 @@ class OutputConv(nn.Conv2d):
         super().__init__(in_channels, out_channels, 1)
 
 
-def _conv_bn_relu(
-    in_channels: int, out_channels: int, kernel: int, stride: int = 1, dilation: int = 1, bias: bool = False
-) -> list[nn.Module]:
-    padding = dilation * (kernel // 2)
-    return [
-        nn.Conv2d(in_channels, out_channels, kernel, stride, padding, dilation, bias=bias),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU(inplace=True),
-    ]
-
-
 def _head(in_channels: int, out_channels: int, convs: int, config: U2PLConfig) -> nn.Sequential:
     """`convs` times 3x3 convolution, BN, ReLU and Dropout, then a 1x1 convolution."""
     layers: list[nn.Module] = []
     for _ in range(convs):
-        layers += _conv_bn_relu(in_channels, config.head_channels, 3, bias=True)
+        layers += conv_bn_relu(in_channels, config.head_channels, 3, bias=True)
         layers.append(nn.Dropout2d(config.dropout))
         in_channels = config.head_channels
     return nn.Sequential(*layers, OutputConv(in_channels, out_channels))
@@ -223,12 +56,12 @@ class U2PLASPP(nn.Module):
     def __init__(self, in_channels: int, config: U2PLConfig):
         super().__init__()
         channels = config.head_channels
-        self.image_pooling = nn.Sequential(nn.AdaptiveAvgPool2d(1), *_conv_bn_relu(in_channels, channels, 1))
-        self.branches = nn.ModuleList([nn.Sequential(*_conv_bn_relu(in_channels, channels, 1))])
+        self.image_pooling = nn.Sequential(nn.AdaptiveAvgPool2d(1), *conv_bn_relu(in_channels, channels, 1))
+        self.branches = nn.ModuleList([nn.Sequential(*conv_bn_relu(in_channels, channels, 1))])
         for dilation in config.aspp_dilations:
-            self.branches.append(nn.Sequential(*_conv_bn_relu(in_channels, channels, 3, dilation=dilation)))
+            self.branches.append(nn.Sequential(*conv_bn_relu(in_channels, channels, 3, dilation=dilation)))
         self.project = nn.Sequential(
-            *_conv_bn_relu(channels * (1 + len(self.branches)), channels, 3), nn.Dropout2d(config.dropout)
+            *conv_bn_relu(channels * (1 + len(self.branches)), channels, 3), nn.Dropout2d(config.dropout)
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -277,9 +110,9 @@ class U2PLForSemanticSegmentation(U2PLPreTrainedModel):
         # from_pretrained(..., output_stride=32) sets the field after the configuration was checked.
         config.validate_architecture()
         channels = config.head_channels
-        self.backbone = U2PLBackbone(config)
+        self.backbone = (U2PLBackbone if config.backbone_config is None else U2PLAutoBackbone)(config)
         self.aspp = U2PLASPP(self.backbone.out_channels, config)
-        self.low_level = nn.Sequential(*_conv_bn_relu(self.backbone.low_level_channels, channels, 1, bias=True))
+        self.low_level = nn.Sequential(*conv_bn_relu(self.backbone.low_level_channels, channels, 1, bias=True))
         self.classifier = _head(2 * channels, config.num_labels, 2, config)
         self.representation_head = None
         if config.representation_channels:

@@ -55,15 +55,26 @@ class RunArguments:
     cpu_threads: int = _field(0, "threads per process when training on a CPU; 0: its cores shared by all processes")
 
     # Model
-    backbone: str = _field("resnet101", "dilated ResNet", BACKBONES)
-    stem: str = _field("deep", "three 3x3 convolutions (deep) or one 7x7 (plain)", ("deep", "plain"))
-    base_width: int = _field(64, "channels of the first stage; 64 is the published ResNet")
-    output_stride: int = _field(8, "stride of the backbone's last stage", (8, 16))
+    backbone: str = _field(
+        "resnet101",
+        "dilated ResNet (resnet18, resnet34, resnet50, resnet101), or folder or Hub id of a backbone of transformers "
+        "(ConvNeXt, Swin, DINOv2 ...)",
+    )
+    backbone_revision: str | None = _field(None, "revision of a backbone on the Hub")
+    backbone_stages: list[str] = _field(
+        [], "stages that a backbone of transformers gives, such as stage1 stage3 stage4; default: four over its depth"
+    )
+    backbone_weights: str | None = _field(
+        None, "where a backbone of transformers finds its weights; default: where --backbone is; none: fresh ones"
+    )
+    stem: str = _field("deep", "of a ResNet: three 3x3 convolutions (deep) or one 7x7 (plain)", ("deep", "plain"))
+    base_width: int = _field(64, "channels of a ResNet's first stage; 64 is the published one")
+    output_stride: int = _field(8, "stride of a ResNet's last stage", (8, 16))
     head_channels: int = _field(256, "channels of ASPP, decoder and heads")
     representation_channels: int = _field(256, "D, channels of the representation")
     aspp_dilations: list[int] = _field([12, 24, 36], "dilations of the three ASPP branches")
     dropout: float = _field(0.1, "Dropout2d in ASPP and heads")
-    auxiliary_head: bool = _field(False, "second classifier on layer3 (Cityscapes)")
+    auxiliary_head: bool = _field(False, "second classifier on the last but one stage (Cityscapes)")
 
     # Method
     method: str = _field("u2pl", "training method", METHODS)

@@ -6,15 +6,17 @@ import torch
 from u2pl_hf import U2PLConfig, U2PLForSemanticSegmentation
 from u2pl_hf.evaluation.pictures import default_palette
 from u2pl_hf.training.arguments import RunArguments
+from u2pl_hf.training.backbones import backbone_config, backbone_normalisation, load_backbone
 from u2pl_hf.training.precision import build_sgd
 
 
 def build_model(
     args: RunArguments, class_names: list[str], palette: list[list[int]] | None = None
 ) -> U2PLForSemanticSegmentation:
-    """The student with fresh weights; SupOnly has no representation head."""
+    """The student before training; SupOnly has no representation head."""
+    other = backbone_config(args)
     config = U2PLConfig(
-        backbone=args.backbone,
+        backbone=args.backbone if other is None else other,
         stem=args.stem,
         base_width=args.base_width,
         output_stride=args.output_stride,
@@ -26,8 +28,12 @@ def build_model(
         id2label=dict(enumerate(class_names)),
         label2id={name: i for i, name in enumerate(class_names)},
         palette=palette or default_palette(len(class_names)),
+        **({} if other is None else backbone_normalisation(args)),
     )
-    return U2PLForSemanticSegmentation(config)
+    student = U2PLForSemanticSegmentation(config)
+    if other is not None:
+        load_backbone(student, args)
+    return student
 
 
 def build_optimizer(args: RunArguments, model: U2PLForSemanticSegmentation) -> torch.optim.SGD:

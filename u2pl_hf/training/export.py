@@ -4,7 +4,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from u2pl_hf.evaluation.inference import build_image_processor
+from u2pl_hf import U2PLImageProcessor
 from u2pl_hf.hub.model_card import render_card
 from u2pl_hf.training.checkpoint import write_atomically, write_json
 from u2pl_hf.training.run_folder import RunFolder
@@ -15,7 +15,7 @@ def export_model(folder: Path, model: PreTrainedModel, results: dict) -> None:
 
     def write(path: Path) -> None:
         model.save_pretrained(path)
-        build_image_processor().save_pretrained(path)
+        U2PLImageProcessor().save_pretrained(path)
         (path / "README.md").write_text(render_card(results))
 
     write_atomically(folder, write)

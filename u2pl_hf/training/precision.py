@@ -126,8 +126,14 @@ def tune_networks(args: RunArguments, student: nn.Module, method: nn.Module) -> 
         with warnings.catch_warnings():
             # The newer name is not in all versions of transformers that we run with.
             warnings.filterwarnings("ignore", ".*gradient_checkpointing_enable", FutureWarning)
-            # No block draws random numbers, so there is no generator state to restore.
-            student.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+            # No block of the built-in ResNets draws random numbers, so there is no generator state to restore.
+            draws = student.config.backbone_config is not None
+            try:
+                student.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": draws})
+            except ValueError as error:
+                raise InputError(
+                    f"--gradient_checkpointing true: the backbone {student.config.backbone} cannot do it; leave it out"
+                ) from error
     if args.compile:
         for network in (student, *(child for child in method.children() if isinstance(child, PreTrainedModel))):
             # In place, so that names of parameters stay, and whoever holds the network calls the compiled forward.

@@ -71,12 +71,17 @@ def joined_processes() -> Iterator[PartialState]:
             torch.distributed.destroy_process_group()
 
 
-def start_accelerator(**options) -> Accelerator:
-    """Join the other processes, if a launcher started some; `options` go to Accelerator."""
+def start_accelerator(unused_parameters: bool = False, **options) -> Accelerator:
+    """Join the other processes, if a launcher started some; `options` go to Accelerator.
+
+    unused_parameters: whether the network may have parameters that no loss depends on.
+    """
     # Running statistics are made equal by us (average_running_statistics), not overwritten by the first process's.
     # torch 2.13 has a newer name for this, which accelerate does not pass on.
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    ddp = DistributedDataParallelKwargs(
+        broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=unused_parameters
+    )
     return Accelerator(kwargs_handlers=[ddp], **options)
 
 

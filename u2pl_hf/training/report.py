@@ -53,7 +53,7 @@ def gather_results(trainer, last: dict) -> dict:
         "batch_size_unlabelled": trainer.images_per_step[1] or None,
         "gradient_accumulation_steps": args.gradient_accumulation_steps,
         "learning_rate": trainer.learning_rate,
-        "backbone": args.backbone,
+        "backbone": trainer.student.config.backbone,
         "parameters": sum(p.numel() for p in trainer.student.parameters()),
         "seconds": round(trainer.seconds, 1),
         "seconds_of": {what: round(seconds, 2) for what, seconds in trainer.seconds_of.items()},

@@ -14,7 +14,7 @@ from u2pl_hf.evaluation.inference import evaluate_model
 from u2pl_hf.evaluation.pictures import picture_grid
 from u2pl_hf.method.schedules import poly_factor
 from u2pl_hf.method.step import Batch, MethodSettings, StepOutput, build_step
-from u2pl_hf.training.arguments import RunArguments
+from u2pl_hf.training.arguments import BACKBONES, RunArguments
 from u2pl_hf.training.build import build_model, build_optimizer, seed_draws
 from u2pl_hf.training.checkpoint import load_checkpoint, save_checkpoint
 from u2pl_hf.training.experiment import ExperimentTrackers, choose_trackers
@@ -57,7 +57,11 @@ class Trainer:
         together(processes, lambda: prepare_device(args, processes.device))
         trackers = together(processes, lambda: choose_trackers(args))
         self.accelerator = start_accelerator(
-            mixed_precision=args.mixed_precision, log_with=trackers, project_dir=args.output_dir
+            # Such as the mask token of DINOv2, and what comes after the last chosen stage.
+            unused_parameters=args.backbone not in BACKBONES,
+            mixed_precision=args.mixed_precision,
+            log_with=trackers,
+            project_dir=args.output_dir,
         )
         self.folder = RunFolder(args)
         together(self.accelerator, self.folder.check)
