@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -8,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.model.test_modeling import narrow_model, scramble
+from tests.scripts.test_train import run_script
 from u2pl_hf.errors import InputError
 from u2pl_hf.evaluation import onnx_export
 from u2pl_hf.evaluation.onnx_export import export_onnx
@@ -23,8 +22,7 @@ def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("onnx")
     model.save_pretrained(folder / "run")
     path = folder / "deep" / "model.onnx"
-    script = [sys.executable, "training_scripts/export_onnx.py", str(folder / "run"), str(path)]
-    done = subprocess.run(script, capture_output=True, text=True)
+    done = run_script("export_onnx.py", folder / "run", path)
     assert done.returncode == 0, done.stderr
     return model, path, json.loads(done.stdout)
 
