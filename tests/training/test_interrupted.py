@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from tests.training.distributed import environment, free_port
 from tests.training.test_trainer import make_trainer
@@ -192,6 +193,19 @@ def test_resumed_under_another_recipe_is_refused(tiny_data, tmp_path):
     with pytest.raises(InputError, match=r"step-000002 belongs to another run: temperature is 0.5 there and 0.4 here"):
         other.train()
     assert not (tmp_path / "other").exists()
+
+
+def test_recipe_of_an_older_version_lacks_newer_fields(tiny_data, tmp_path):
+    make_trainer(tiny_data, tmp_path / "run").train()
+    recipe = tmp_path / "run" / "recipe.yaml"
+    fields = yaml.safe_load(recipe.read_text())
+    del fields["backbone_stages"]
+    recipe.write_text(yaml.safe_dump(fields))
+    make_trainer(tiny_data, tmp_path / "run")
+    del fields["temperature"]
+    recipe.write_text(yaml.safe_dump(fields))
+    with pytest.raises(InputError, match=r"temperature is 0.5 there and 0.4 here"):
+        make_trainer(tiny_data, tmp_path / "run", temperature=0.4)
 
 
 def test_loss_that_is_not_finite_stops_with_step_losses_and_images(tiny_data, tmp_path):

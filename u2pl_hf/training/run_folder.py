@@ -182,11 +182,13 @@ class RunFolder:
 
     def _compare(self, other: dict, where: Path) -> None:
         mine = self.args.recipe()
+        # What a recipe of an older version does not name had no other value yet.
+        other = RunArguments().recipe() | other
         skipped = LAYOUT if self.args.change_processes else ()
-        changed = [name for name in mine if name not in skipped and mine[name] != other.get(name)]
+        changed = [name for name in mine if name not in skipped and mine[name] != other[name]]
         if changed:
             raise InputError(
-                f"{where} belongs to another run: {changed[0]} is {other.get(changed[0])} there and "
+                f"{where} belongs to another run: {changed[0]} is {other[changed[0]]} there and "
                 f"{mine[changed[0]]} here; pass another --output_dir"
             )
 
