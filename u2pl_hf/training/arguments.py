@@ -64,6 +64,14 @@ class RunArguments:
     aspp_dilations: list[int] = _field([12, 24, 36], "dilations of the three ASPP branches")
     dropout: float = _field(0.1, "Dropout2d in ASPP and heads")
     auxiliary_head: bool = _field(False, "second classifier on layer3 (Cityscapes)")
+    backbone_weights: str | None = _field(
+        None,
+        "ResNet weights of timm or torchvision that the backbone starts from: a Hub id (timm/resnet101s.gluon_in1k), a "
+        "folder or a file; default: fresh weights",
+    )
+    backbone_weights_revision: str | None = _field(None, "revision of --backbone_weights on the Hub")
+    initial_model: str | None = _field(None, "trained U2PL model to start from: an exported folder or a Hub id")
+    initial_model_revision: str | None = _field(None, "revision of --initial_model on the Hub")
 
     # Method
     method: str = _field("u2pl", "training method", METHODS)
@@ -173,6 +181,7 @@ class RunArguments:
             self._require(self.reference_batch_size >= 1, "reference_batch_size", "must be at least 1")
         if self.num_labels is not None:
             self._require(2 <= self.num_labels <= 255, "num_labels", "must lie in 2..255")
+        self._check_initial_weights()
         if self.batch_size == 1 and (self.method == "suponly" or self.warmup_steps):
             raise InputError(
                 "--batch_size 1 gives BatchNorm no statistics while only labelled images are used: pass 2 or more"
@@ -189,6 +198,14 @@ class RunArguments:
             self._require(
                 self.warmup_steps < self.max_steps, "warmup_steps", f"must be below max_steps {self.max_steps}"
             )
+
+    def _check_initial_weights(self) -> None:
+        if self.backbone_weights is not None and self.initial_model is not None:
+            raise InputError("--backbone_weights and --initial_model both say where to start: pass one of them")
+        for name in ("backbone_weights", "initial_model"):
+            self._require(getattr(self, name) != "", name, "is empty: pass a Hub id, a folder or a file")
+            if getattr(self, f"{name}_revision") is not None and getattr(self, name) is None:
+                raise InputError(f"--{name}_revision needs --{name}, the Hub id that it belongs to")
 
     def _require(self, holds: bool, name: str, rule: str) -> None:
         if not holds:
