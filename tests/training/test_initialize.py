@@ -96,7 +96,12 @@ def test_backbones_that_do_not_fit(tiny_data, tmp_path):
     attention = deep | {"layer1.0.se.fc1.weight": torch.zeros(1)}
     deeper = {name.replace("layer3.0", "layer3.6"): t for name, t in deep.items()} | deep
     cases = [
-        (plain, DEEP, "has backbone resnet18, this run resnet50: pass --backbone resnet18"),
+        (plain, PLAIN | {"backbone": "resnet50"}, "has backbone resnet18, this run resnet50: pass --backbone resnet18"),
+        (
+            plain,
+            DEEP,
+            "stem plain, this run resnet50, deep: pass --backbone resnet18 --stem plain",
+        ),
         (plain, PLAIN | {"stem": "deep"}, "has stem plain, this run deep: pass --stem plain"),
         (plain, PLAIN | {"base_width": 64}, "has base_width 8, this run 64: pass --base_width 8"),
         (half_stem, DEEP, "shape of conv1.0.weight is [4, 3, 3, 3], not [8, 3, 3, 3]; the deep stem is that of timm"),

@@ -128,12 +128,13 @@ def _fill_model(student: PreTrainedModel, name: str, revision: str | None) -> di
 
 
 def _require_equal(fields: Mapping[str, object], config, where: str) -> None:
-    """Refuse weights of another architecture; the first field that differs is named."""
-    for field, theirs in fields.items():
-        if theirs != getattr(config, field):
-            raise InputError(
-                f"{where} has {field} {theirs}, this run {getattr(config, field)}: pass --{field} {theirs}"
-            )
+    """Refuse weights of another architecture, naming what differs."""
+    differ = {field: theirs for field, theirs in fields.items() if theirs != getattr(config, field)}
+    if differ:
+        theirs = ", ".join(f"{field} {value}" for field, value in differ.items())
+        ours = ", ".join(str(getattr(config, field)) for field in differ)
+        options = " ".join(f"--{field} {value}" for field, value in differ.items())
+        raise InputError(f"{where} has {theirs}, this run {ours}: pass {options}")
 
 
 def _fresh_heads(needed: Mapping[str, Tensor], fitting: Mapping[str, Tensor]) -> list[str]:

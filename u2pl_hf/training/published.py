@@ -87,12 +87,7 @@ def convert_checkpoint(
     classes, whose = own_list, Path(class_names).name if class_names else None
     if classes is None:
         classes, whose = known_classes(model.config.num_labels, dataset)
-    if len(classes.names) != model.config.num_labels:
-        named = f"--class_names {class_names}" if class_names else f"--dataset {dataset}"
-        raise InputError(f"{named} has {len(classes.names)} classes, the checkpoint {model.config.num_labels}")
-    model.config.id2label = dict(enumerate(classes.names))
-    model.config.label2id = {name: i for i, name in enumerate(classes.names)}
-    model.config.palette = _palette(classes)
+    _name_classes(model, classes, f"--class_names {class_names}" if class_names else f"--dataset {dataset}")
     origin = {
         "file": path.name,
         "sha256": sha256_of(path),
@@ -237,8 +232,11 @@ def known_classes(num_labels: int, dataset: str | None) -> tuple[ClassList, str 
     return ClassList(tuple(f"class_{i}" for i in range(num_labels))), None
 
 
-def _palette(classes: ClassList) -> list[list[int]]:
-    """The list's colours where they are red, green and blue; else those of any model."""
-    if classes.colours is None or len(classes.colours[0]) != 3:
-        return default_palette(len(classes.names))
-    return [list(colour) for colour in classes.colours]
+def _name_classes(model: U2PLForSemanticSegmentation, classes: ClassList, option: str) -> None:
+    config = model.config
+    if len(classes.names) != config.num_labels:
+        raise InputError(f"{option} has {len(classes.names)} classes, the checkpoint {config.num_labels}")
+    config.id2label = dict(enumerate(classes.names))
+    config.label2id = {name: i for i, name in enumerate(classes.names)}
+    has_rgb = classes.colours is not None and len(classes.colours[0]) == 3
+    config.palette = [list(colour) for colour in classes.colours] if has_rgb else default_palette(config.num_labels)
