@@ -17,6 +17,7 @@ TRAINING_FACTS = {
     "variant": "variant",
     "split": "split",
     "seed": "seed",
+    "initialised_with": "started from",
     "max_steps": "steps",
     "batch_size_labelled": "labelled images per step",
     "batch_size_unlabelled": "unlabelled images per step",
@@ -33,8 +34,10 @@ def render_card(results: dict) -> str:
         results: what a run writes to results.json. Read are: method, variant, dataset, subset, split, num_labelled,
             num_unlabelled, seed, max_steps, batch_size_labelled, batch_size_unlabelled, seconds, hardware,
             versions, protocol, class_names, command, last and best (each with step, mean_iou, accuracy,
-            per_class_iou), pictures (path relative to the card), backbone, parameters, and model_name and repo_id
-            where the model has one. IoU and accuracy are fractions; missing keys and None leave their line out.
+            per_class_iou), pictures (path relative to the card), backbone, parameters, initialised_with (what training
+            started from), converted_from (file, sha256, weights, epoch, best_miou, class_names_of, output_stride,
+            aspp_dilations), and model_name and repo_id where the model has one. IoU and accuracy are fractions;
+            missing keys and None leave their line out.
 
     Returns:
         The card; `huggingface_hub.ModelCard(text).data` reads the metadata back.
@@ -49,6 +52,7 @@ def render_card(results: dict) -> str:
         "dataset": _dataset_name(known),
         "facts": _facts(known),
         **{key: known.get(key) for key in ("backbone", "parameters", "pictures", "command", "repo_id", "protocol")},
+        "origin": known.get("converted_from"),
     }
     card = str(ModelCard.from_template(_metadata(known, name), template_path=str(TEMPLATE), **context))
     # Parts that were left out leave their blank lines behind.
@@ -58,7 +62,8 @@ def render_card(results: dict) -> str:
 def _metadata(results: dict, name: str) -> ModelCardData:
     dataset = results.get("dataset", "")
     return ModelCardData(
-        license="apache-2.0",
+        # Whose weights were converted is not known here.
+        license=None if "converted_from" in results else "apache-2.0",
         library_name="transformers",
         pipeline_tag="image-segmentation",
         tags=["u2pl", "semi-supervised", "semantic-segmentation"],
