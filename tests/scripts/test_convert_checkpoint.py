@@ -123,8 +123,9 @@ def test_r101_as_published(tmp_path, run, case, form, prefix, dataset):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("prefix", ["module.", ""])
-@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+@pytest.mark.parametrize(
+    ("kind", "prefix"), [("zip", "module."), ("zip", ""), ("legacy", "module."), ("safetensors", "module.")]
+)
 def test_every_form_of_a_file(tmp_path, narrow, form, prefix, kind):
     student = {name: tensor + 1 for name, tensor in narrow.items()}
     networks = [prefixed(network, prefix) for network in (narrow, student)]

@@ -111,6 +111,7 @@ def test_backbones_that_do_not_fit(tiny_data, tmp_path):
         ({"blocks.0.weight": torch.zeros(1)}, DEEP, "no ResNet in the names of timm and torchvision, but blocks.0"),
         ({"fc.weight": torch.zeros(1)}, DEEP, "but nothing"),
         ({"state_dict": deep}, DEEP, "a.pth is no state dict"),
+        ({0: torch.zeros(1)}, DEEP, "a.pth is no state dict"),
         (torch.nn.Linear(1, 1), DEEP, "torch.nn.modules.linear.Linear, and loading that would run code"),
     ]
     path = tmp_path / "a.pth"

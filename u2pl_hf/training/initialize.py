@@ -26,7 +26,7 @@ from u2pl_hf.training.arguments import FRESH, RunArguments
 from u2pl_hf.training.backbones import load_backbone
 from u2pl_hf.training.checkpoint import read_state, sha256_of
 from u2pl_hf.training.run_folder import RunFolder
-from u2pl_hf.training.weights_file import read_weights_file
+from u2pl_hf.training.weights_file import is_state_dict, read_weights_file
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ def _fill_backbone(student: PreTrainedModel, name: str, revision: str | None) ->
         if path is None:
             raise InputError(f"{where}: no {' or '.join(WEIGHT_FILES)} in it; pass the file")
     content = read_weights_file(path)
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not is_state_dict(content):
         raise InputError(f"{where}: {path.name} is no state dict; save the network's state dict alone and pass that")
     # The classifier of ImageNet's classes.
     weights = {key: tensor for key, tensor in content.items() if not key.startswith("fc.")}

@@ -17,7 +17,7 @@ from u2pl_hf.model.convert import load_published
 from u2pl_hf.model.modeling_u2pl import U2PLForSemanticSegmentation
 from u2pl_hf.training.checkpoint import sha256_of
 from u2pl_hf.training.export import EXPORTED, export_model
-from u2pl_hf.training.weights_file import read_weights_file
+from u2pl_hf.training.weights_file import is_state_dict, read_weights_file
 
 logger = logging.getLogger(__name__)
 
@@ -155,12 +155,12 @@ def read_published(path: Path, weights: str = "auto") -> PublishedCheckpoint:
     content = _nested(content)
     networks = {name: content[key] for name, key in NETWORKS.items() if content.get(key) is not None}
     if not networks:
-        if not _is_state_dict(content):
+        if not is_state_dict(content):
             entries = ", ".join(map(str, list(content)[:5])) or "nothing"
             raise InputError(f"{path} is no published checkpoint: no {' or '.join(NETWORKS.values())}, but {entries}")
         networks = {"unnamed": content}
     chosen = _choose(path, networks, weights)
-    if not _is_state_dict(networks[chosen]):
+    if not is_state_dict(networks[chosen]):
         raise InputError(f"{path}: {NETWORKS[chosen]} is no state dict of tensors")
     epoch, best_miou = _number(content.get("epoch"), int), _number(content.get("best_miou"), float)
     return PublishedCheckpoint(networks[chosen], chosen, epoch, best_miou)
@@ -195,14 +195,6 @@ def _count_classes(network) -> int | None:
     names = (f"{prefix}decoder.classifier.8.weight" for prefix in ("module.", ""))
     last = next((network[name] for name in names if name in network), None) if isinstance(network, dict) else None
     return last.shape[0] if isinstance(last, Tensor) and last.ndim else None
-
-
-def _is_state_dict(content) -> bool:
-    return (
-        isinstance(content, dict)
-        and bool(content)
-        and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items())
-    )
 
 
 def _number(value, kind: type):

@@ -43,6 +43,13 @@ def read_weights_file(path: Path):
         raise InputError(f"{path} cannot be read ({error.strerror or error})") from error
 
 
+def is_state_dict(content) -> bool:
+    """Whether it is a dict from names to tensors, and not empty."""
+    if not isinstance(content, dict) or not content:
+        return False
+    return all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items())
+
+
 def _read_torch_file(path: Path):
     # Files of torch before 1.6 are no zip archives, and cannot be mapped.
     is_zip = zipfile.is_zipfile(path)
