@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import socket
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 USER, TOKEN = "user", "hf_test_token"
 LFS_SUFFIXES = (".parquet", ".safetensors", ".bin", ".zip", ".tar")
 LFS_SIZE = 10_000_000
+DROPPED = -1
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class HubServer:
         self.sent: Counter[str] = Counter()
         self.requests: list[str] = []
         self.lock = threading.Lock()
-        self._failures: list[int] = []
+        self._failures: list[tuple[int, str]] = []
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -99,13 +101,20 @@ class HubServer:
         quiet = {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         return {**kept, "HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", **secret, **quiet}
 
-    def fail_next(self, count: int, status: int = 503):
-        """Answer the next `count` requests with an error, whatever they ask for."""
-        self._failures += [status] * count
+    def fail_next(self, count: int, status: int = 503, asked: str = ""):
+        """Answer the next `count` requests whose "METHOD path" has `asked` in it with an error."""
+        self._failures += [(status, asked)] * count
 
-    def failure(self) -> int | None:
+    def drop_next(self, count: int, asked: str = ""):
+        """Close the connection of the next such requests before all of their content has come, without an answer."""
+        self.fail_next(count, DROPPED, asked)
+
+    def failure(self, request: str) -> int | None:
         with self.lock:
-            return self._failures.pop(0) if self._failures else None
+            found = next((failure for failure in self._failures if failure[1] in request), None)
+            if found:
+                self._failures.remove(found)
+            return found[0] if found else None
 
     def store(self, content: bytes, lfs: bool) -> File:
         digest = hashlib.sha256(content).hexdigest()
@@ -147,10 +156,15 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815
 
     def _answer(self):
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self.hub.requests.append(f"{self.command} {self.path}")
+        request, length = f"{self.command} {self.path}", int(self.headers.get("Content-Length") or 0)
+        self.hub.requests.append(request)
+        status = self.hub.failure(request)
+        if status == DROPPED:
+            self.rfile.read(length // 2)
+            return self.connection.shutdown(socket.SHUT_RDWR)
+        body = self.rfile.read(length)
         try:
-            if status := self.hub.failure():
+            if status:
                 raise HubError(status, "told to fail")
             path, _, query = self.path.partition("?")
             self._route(urlsplit(path).path, parse_qs(query), body)

@@ -45,15 +45,19 @@ def parse_arguments() -> argparse.Namespace:
 @exits_on_input_error
 def main() -> None:
     """Check, push, print the result."""
-    options = vars(parse_arguments())
-    is_dry, options["folder"], options["others"] = (
-        options.pop("dry_run"),
-        options.pop("output_dir"),
-        options.pop("other_runs"),
+    args = parse_arguments()
+    push = RunPush(
+        args.output_dir,
+        args.repo_id,
+        revision=args.revision,
+        private=args.private,
+        best=args.best,
+        with_checkpoint=args.with_checkpoint,
+        commit_message=args.commit_message,
+        others=args.other_runs,
     )
-    push = RunPush(**options)
     result = push.plan()
-    if not is_dry:
+    if not args.dry_run:
         check_can_push(push.repo_id)
         result = push.push()
     print(json.dumps(result))

@@ -174,7 +174,7 @@ def _facts(results: dict) -> dict:
             }
             for which in scored
         ],
-        "weights_of": "last" if "last" in scored else "best",
+        "is_last": "last" in scored,
         "architecture": _words(results.get("architecture", {})).replace("_", " "),
         "per_class": [
             (name, [_percent(results[which].get("per_class_iou", {}).get(name)) for which in scored])
