@@ -1,7 +1,7 @@
 """A small Hub for tests: real HTTP, real commits, files in a folder.
 
-It speaks what huggingface_hub, datasets and transformers use to create, fill, list and read model and dataset
-repositories, with LFS and without Xet. Clients read HF_ENDPOINT when they are imported: run them in a process with
+It speaks what huggingface_hub, datasets and transformers use to create, fill, list and read models, data sets and
+Spaces, with LFS and without Xet. Clients read HF_ENDPOINT when they are imported: run them in a process with
 `HubServer.environment`.
 """
 
@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import socket
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 USER, TOKEN = "user", "hf_test_token"
 LFS_SUFFIXES = (".parquet", ".safetensors", ".bin", ".zip", ".tar")
 LFS_SIZE = 10_000_000
+DROPPED = -1
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class HubServer:
 
     Attributes:
         url: for HF_ENDPOINT.
-        repos: by (kind, "user/name"), kind "model" or "dataset".
+        repos: by (kind, "user/name"), kind "model", "dataset" or "space".
         sent: bytes of file content sent so far, by "user/name".
         requests: "METHOD path" of all requests so far.
     """
@@ -79,7 +81,7 @@ class HubServer:
         self.sent: Counter[str] = Counter()
         self.requests: list[str] = []
         self.lock = threading.Lock()
-        self._failures: list[int] = []
+        self._failures: list[tuple[int, str]] = []
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -99,13 +101,20 @@ class HubServer:
         quiet = {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         return {**kept, "HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", **secret, **quiet}
 
-    def fail_next(self, count: int, status: int = 503):
-        """Answer the next `count` requests with an error, whatever they ask for."""
-        self._failures += [status] * count
+    def fail_next(self, count: int, status: int = 503, asked: str = ""):
+        """Answer the next `count` requests whose "METHOD path" has `asked` in it with an error."""
+        self._failures += [(status, asked)] * count
 
-    def failure(self) -> int | None:
+    def drop_next(self, count: int, asked: str = ""):
+        """Close the connection of the next such requests before all of their content has come, without an answer."""
+        self.fail_next(count, DROPPED, asked)
+
+    def failure(self, request: str) -> int | None:
         with self.lock:
-            return self._failures.pop(0) if self._failures else None
+            found = next((failure for failure in self._failures if failure[1] in request), None)
+            if found:
+                self._failures.remove(found)
+            return found[0] if found else None
 
     def store(self, content: bytes, lfs: bool) -> File:
         digest = hashlib.sha256(content).hexdigest()
@@ -125,9 +134,14 @@ class HubServer:
         return commit, repo.commits[commit]
 
 
-REPO_API = re.compile(r"/api/(model|dataset)s/([^/]+/[^/]+)(?:/([^/]+))?(?:/([^/]+))?(?:/(.+))?")
-LFS_BATCH = re.compile(r"/(datasets/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch")
-RESOLVE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
+REPO_API = re.compile(r"/api/(model|dataset|space)s/([^/]+/[^/]+)(?:/([^/]+))?(?:/([^/]+))?(?:/(.+))?")
+LFS_BATCH = re.compile(r"/(datasets/|spaces/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch")
+RESOLVE = re.compile(r"/(datasets/|spaces/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
+
+
+def _kind(prefix: str | None) -> str:
+    """ "datasets/", as in an address, as "dataset"; models have no prefix."""
+    return prefix.rstrip("s/") if prefix else "model"
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -142,10 +156,15 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815
 
     def _answer(self):
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self.hub.requests.append(f"{self.command} {self.path}")
+        request, length = f"{self.command} {self.path}", int(self.headers.get("Content-Length") or 0)
+        self.hub.requests.append(request)
+        status = self.hub.failure(request)
+        if status == DROPPED:
+            self.rfile.read(length // 2)
+            return self.connection.shutdown(socket.SHUT_RDWR)
+        body = self.rfile.read(length)
         try:
-            if status := self.hub.failure():
+            if status:
                 raise HubError(status, "told to fail")
             path, _, query = self.path.partition("?")
             self._route(urlsplit(path).path, parse_qs(query), body)
@@ -185,12 +204,12 @@ class _Handler(BaseHTTPRequestHandler):
                 raise HubError(404, "NotFound")
             handle(repo, revision or "main", rest, query, body)
         elif match := LFS_BATCH.fullmatch(path):
-            self._authorise(self.hub.repo("dataset" if match[1] else "model", match[2]), write=True)
+            self._authorise(self.hub.repo(_kind(match[1]), match[2]), write=True)
             self._lfs_batch(json.loads(body))
         elif path.startswith("/lfs/"):
             self._lfs_object(path.split("/")[2], body)
         elif match := RESOLVE.fullmatch(path):
-            repo = self.hub.repo("dataset" if match[1] else "model", match[2])
+            repo = self.hub.repo(_kind(match[1]), match[2])
             self._authorise(repo)
             self._resolve(repo, unquote(match[3]), unquote(match[4]))
         else:
@@ -201,13 +220,15 @@ class _Handler(BaseHTTPRequestHandler):
         kind, name = asked.get("type", "model"), f"{asked.get('organization') or USER}/{asked['name']}"
         if (kind, name) in self.hub.repos:
             raise HubError(409, "RepoExists", url=self._page(self.hub.repos[kind, name]))
+        if kind == "space" and "sdk" not in asked:
+            raise HubError(400, "a Space needs an sdk")
         private = asked.get("visibility") == "private" or asked.get("private", False)
         repo = self.hub.repos[kind, name] = Repo(kind, name, private)
         repo.commit("main", {})
         self._send(200, {"url": self._page(repo)})
 
     def _page(self, repo: Repo) -> str:
-        return f"{self.hub.url}/{'datasets/' if repo.kind == 'dataset' else ''}{repo.name}"
+        return f"{self.hub.url}/{'' if repo.kind == 'model' else f'{repo.kind}s/'}{repo.name}"
 
     def _repo_revision(self, repo: Repo, revision: str, rest: None, query: dict, body: bytes):
         commit, files = self.hub.files(repo, revision)

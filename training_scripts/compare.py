@@ -18,7 +18,10 @@ def read_results(folder: Path) -> dict:
     path = folder / "results.json"
     if not path.is_file():
         raise InputError(f"{folder} holds no finished run (no results.json); train it first")
-    return json.loads(path.read_text())
+    results = json.loads(path.read_text())
+    if results["last"] is None:
+        raise InputError(f"{folder} is the best model of a run; pass the run's own folder")
+    return results
 
 
 def table(runs: dict[str, dict]) -> str:

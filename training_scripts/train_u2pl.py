@@ -10,9 +10,10 @@ accelerate from putting its own traceback behind an error message.
 import json
 import sys
 
-from u2pl_hf.errors import exits_on_input_error
+from u2pl_hf.errors import TrainingError, exits_on_input_error
 from u2pl_hf.training.arguments import parse_arguments
 from u2pl_hf.training.processes import joined_processes, together
+from u2pl_hf.training.push import push_finished
 from u2pl_hf.training.trainer import Trainer
 
 
@@ -25,8 +26,13 @@ def main() -> None:
         stdout, sys.stdout = sys.stdout, sys.stderr
         trainer = Trainer(args)
         result = trainer.plan() if args.plan else trainer.train()
-        if processes.is_main_process:
-            print(json.dumps(result), file=stdout, flush=True)
+    # The other processes have gone: an upload may take longer than they would wait.
+    if processes.is_main_process:
+        if args.push_to_hub and not args.plan:
+            result |= push_finished(args)
+        print(json.dumps(result), file=stdout, flush=True)
+        if result.get("hub_error"):
+            raise TrainingError(f"the run is finished, but {result['hub_error']}")
 
 
 if __name__ == "__main__":

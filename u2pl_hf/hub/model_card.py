@@ -1,9 +1,15 @@
 """The model card: a template filled with what results.json says. A fact that is not there is left out."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from u2pl_hf.hub.other_runs import compare_runs
+from u2pl_hf.hub.public_facts import public_facts
+from u2pl_hf.hub.published import published_row
 
 # Beside this file, so that an installed package has it; model_cards/template.md is a link to it.
 TEMPLATE = Path(__file__).with_name("template.md")
@@ -19,48 +25,86 @@ TRAINING_FACTS = {
     "seed": "seed",
     "initialised_with": "started from",
     "max_steps": "steps",
+    "warmup_steps": "of these, supervised only",
+    "crop_size": "crop, pixels",
     "batch_size_labelled": "labelled images per step",
     "batch_size_unlabelled": "unlabelled images per step",
+    "learning_rate": "learning rate",
     "seconds": "seconds",
     "hardware": "hardware",
     "versions": "versions",
+    "date": "finished",
 }
+# What stands in the card for the model's place; `addressed_card` knows it.
+PLACE = '"PATH_OR_ID_OF_THIS_FOLDER"'
 
 
-def render_card(results: dict) -> str:
+def render_card(results: dict, *, others: Sequence[dict] = ()) -> str:
     """Markdown with YAML metadata for the README.md of an exported model.
 
     Args:
-        results: what a run writes to results.json. Read are: method, variant, dataset, subset, split, num_labelled,
-            num_unlabelled, seed, max_steps, batch_size_labelled, batch_size_unlabelled, seconds, hardware,
-            versions, protocol, class_names, command, last and best (each with step, mean_iou, accuracy,
-            per_class_iou), pictures (path relative to the card), backbone, parameters, initialised_with (what training
-            started from), converted_from (file, sha256, weights, epoch, best_miou, class_names_of, output_stride,
-            aspp_dilations), and model_name and repo_id where the model has one. IoU and accuracy are fractions;
-            missing keys and None leave their line out.
+        results: what a run writes to results.json. Read are: method, variant, dataset, dataset_on_hub, dataset_license,
+            subset, split, num_labelled, num_unlabelled, num_evaluation, seed, max_steps, warmup_steps, crop_size,
+            batch_size_labelled, batch_size_unlabelled, learning_rate, seconds, hardware, versions, date, protocol,
+            class_names, command, last and best (each with step, mean_iou, accuracy, per_class_iou), pictures and curves
+            (paths relative to the card), backbone, architecture, parameters, initialised_with (what training started
+            from), converted_from (file, sha256, weights, epoch, best_miou,
+            class_names_of, output_stride, aspp_dilations), and model_name, repo_id and revision where the model has
+            them. IoU and accuracy are fractions; missing keys and None leave their line out. Paths of this machine
+            are reduced to names.
+        others: results of further runs, such as of other seeds, splits or methods. Those on the same data are shown
+            beside this one, with mean and standard deviation where runs differ in nothing but the seed.
 
     Returns:
         The card; `huggingface_hub.ModelCard(text).data` reads the metadata back.
     """
-    known = {key: value for key, value in results.items() if value is not None}
+    known = {key: value for key, value in public_facts(results).items() if value is not None}
     name = known.get("model_name") or _default_name(known)
+    plain = ("backbone", "parameters", "pictures", "curves", "command", "protocol", "dataset", "dataset_license",
+             "num_labelled", "num_unlabelled")  # fmt: skip
     context = {
         "title": name,
         "class_names": known.get("class_names", []),
-        "num_labelled": known.get("num_labelled"),
-        "num_unlabelled": known.get("num_unlabelled"),
-        "dataset": _dataset_name(known),
         "facts": _facts(known),
-        **{key: known.get(key) for key in ("backbone", "parameters", "pictures", "command", "repo_id", "protocol")},
         "origin": known.get("converted_from"),
+        "place": _place(known["repo_id"], known.get("revision")) if "repo_id" in known else PLACE,
+        "runs": compare_runs(known, [public_facts(other) for other in others]),
+        "published": published_row(known),
+        **{key: known.get(key) for key in plain},
     }
     card = str(ModelCard.from_template(_metadata(known, name), template_path=str(TEMPLATE), **context))
     # Parts that were left out leave their blank lines behind.
     return re.sub(r"\n{3,}", "\n\n", card).rstrip() + "\n"
 
 
+def addressed_card(card: str, repo_id: str, revision: str | None = None) -> str:
+    """A finished card, perhaps edited by hand, that says how to load the model from the Hub."""
+    return card.replace(PLACE, _place(repo_id, revision))
+
+
+def eval_results_yaml(results: dict) -> str | None:
+    """The mean IoU of the model's weights, in the form of `.eval_results/*.yaml`; None if the data are not on the Hub.
+
+    The Hub shows it where the data set is registered as a benchmark with a task "default". The score is that of `last`,
+    or of `best` where `last` is missing: the best model's own folder has no other.
+    """
+    known = {key: value for key, value in public_facts(results).items() if value is not None}
+    scored = known.get("last") or known.get("best") or {}
+    if not known.get("dataset_on_hub") or scored.get("mean_iou") is None:
+        return None
+    told = {"subset": known.get("subset"), "split": known.get("split"), "step": scored.get("step")}
+    entry = {"dataset": {"id": known["dataset"], "task_id": "default"}, "value": scored["mean_iou"]}
+    if "dataset_revision" in known:
+        entry["dataset"]["revision"] = known["dataset_revision"]
+    if "date" in known:
+        entry["date"] = known["date"]
+    entry["notes"] = f"mean IoU as a fraction; {_words(told | known.get('protocol', {}))}"
+    # As huggingface_hub.eval_result_entries_to_yaml writes it, which versions before 1.4 do not have.
+    return yaml.safe_dump([entry], sort_keys=False, allow_unicode=True)
+
+
 def _metadata(results: dict, name: str) -> ModelCardData:
-    dataset = results.get("dataset", "")
+    base_model, relation = _base_model(results)
     return ModelCardData(
         # Whose weights were converted is not known here.
         license=None if "converted_from" in results else "apache-2.0",
@@ -68,23 +112,35 @@ def _metadata(results: dict, name: str) -> ModelCardData:
         pipeline_tag="image-segmentation",
         tags=["u2pl", "semi-supervised", "semantic-segmentation"],
         # Only a Hub id belongs into `datasets`; a folder's path means nothing elsewhere.
-        datasets=[dataset] if _is_hub_id(dataset) else None,
+        datasets=[results["dataset"]] if results.get("dataset_on_hub") else None,
+        base_model=base_model,
+        base_model_relation=relation,
         model_name=name,
         eval_results=_eval_results(results) or None,
     )
 
 
+def _base_model(results: dict) -> tuple[str | None, str | None]:
+    """Hub id of the weights that training started from, and how the model came from it."""
+    started = results.get("initialised_with") or {}
+    if "commit" in started:
+        # Only what was fetched from the Hub has a commit.
+        return started.get("model") or started.get("backbone"), "finetune"
+    return None, None
+
+
 def _eval_results(results: dict) -> list[EvalResult]:
-    dataset = _dataset_name(results)
+    dataset = results.get("dataset")
     if dataset is None:
         return []
     return [
         EvalResult(
             task_type="image-segmentation",
             task_name="Semantic segmentation",
-            dataset_type=results["dataset"] if _is_hub_id(results["dataset"]) else dataset,
+            dataset_type=dataset,
             dataset_name=dataset,
             dataset_split=results.get("subset"),
+            dataset_revision=results.get("dataset_revision"),
             metric_type="mean_iou",
             metric_name=f"mIoU ({which}, step {results[which]['step']})",
             metric_value=results[which]["mean_iou"],
@@ -98,7 +154,9 @@ def _facts(results: dict) -> dict:
     """What the template prints that needs more than a look-up; numbers are formatted here."""
     scored = [which for which in ("best", "last") if results.get(which, {}).get("mean_iou") is not None]
     method = results.get("method", "")
-    where = [str(part) for part in (_dataset_name(results), results.get("subset")) if part]
+    where = [str(part) for part in (results.get("dataset"), results.get("subset")) if part]
+    if results.get("num_evaluation"):
+        where.append(f"{results['num_evaluation']} images")
     return {
         "method_words": METHODS.get(method, "A model"),
         "semi_supervised": method.startswith("u2pl"),
@@ -113,32 +171,30 @@ def _facts(results: dict) -> dict:
             }
             for which in scored
         ],
+        "is_last": "last" in scored,
+        "architecture": _words(results.get("architecture", {})).replace("_", " "),
         "per_class": [
             (name, [_percent(results[which].get("per_class_iou", {}).get(name)) for which in scored])
             for name in results.get("class_names", [])
             if any("per_class_iou" in results[which] for which in scored)
         ],
         "training": [
-            (label, _words(results[key])) for key, label in TRAINING_FACTS.items() if results.get(key) not in (None, {})
+            (label, _words(results[key]))
+            for key, label in TRAINING_FACTS.items()
+            if results.get(key) not in (None, {}, 0) or (key == "seed" and key in results)
         ],
     }
 
 
 def _default_name(results: dict) -> str:
-    dataset = (_dataset_name(results) or "").rpartition("/")[2] or None
+    dataset = (results.get("dataset") or "").rpartition("/")[2] or None
     parts = [results.get("method"), results.get("backbone"), dataset, results.get("num_labelled")]
     return "-".join(str(part) for part in parts if part is not None) or "u2pl"
 
 
-def _dataset_name(results: dict) -> str | None:
-    dataset = results.get("dataset")
-    return dataset if not dataset or _is_hub_id(dataset) else Path(dataset).name
-
-
-def _is_hub_id(dataset: str) -> bool:
-    """Whether it reads like owner/name and no such folder lies here."""
-    owner, slash, name = dataset.partition("/")
-    return bool(owner.strip(".") and slash and name and "/" not in name) and not Path(dataset).exists()
+def _place(repo_id: str, revision: str | None) -> str:
+    """The arguments of from_pretrained."""
+    return f'"{repo_id}"' + (f', revision="{revision}"' if revision else "")
 
 
 def _percent(fraction: float | None) -> str:

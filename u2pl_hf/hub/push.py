@@ -5,10 +5,10 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from huggingface_hub import HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
@@ -16,7 +16,8 @@ from u2pl_hf.errors import InputError
 
 log = logging.getLogger(__name__)
 
-REPO_TYPES = ("model", "dataset")
+REPO_TYPES = ("model", "dataset", "space")
+BRANCH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 # Seconds before the second, third and fourth try.
 BACK_OFF = (1, 5, 20)
 # What huggingface_hub raises where the network or the server fails: HTTPError is the base of both; a failed upload
@@ -24,19 +25,17 @@ BACK_OFF = (1, 5, 20)
 PUSH_ERRORS = (HTTPError, OSError, RuntimeError, ValueError)
 
 
-def check_can_push(repo_id: str, repo_type: str = "model") -> None:
+def check_can_push(repo_id: str, repo_type: str = "model", *, revision: str | None = None) -> None:
     """Find out before long work whether a push has a name to go to and a token to go with.
 
     Raises:
-        InputError: the name has not the form USER/NAME, there is no token, or the Hub does not accept it.
+        InputError: the name has not the form USER/NAME, the branch cannot be one, there is no token, or the Hub does
+            not accept it.
     """
     if repo_type not in REPO_TYPES:
         raise InputError(f"repository type '{repo_type}' is not one of {', '.join(REPO_TYPES)}")
-    try:
-        validate_repo_id(repo_id)
-        user, name = repo_id.split("/")
-    except ValueError as error:
-        raise InputError(f"'{repo_id}' is not the name of a repository on the Hub; pass USER/NAME") from error
+    check_names(repo_id, revision)
+    user, name = repo_id.split("/")
     try:
         account = _persistent(HfApi().whoami)
     except LocalTokenNotFoundError as error:
@@ -45,6 +44,33 @@ def check_can_push(repo_id: str, repo_type: str = "model") -> None:
         raise InputError(f"cannot log in to push to {repo_id}: {_reason(error)}") from error
     if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise InputError(f"the token can only read, so {repo_id} cannot be pushed: make one that can write")
+    if user not in {account.get("name"), *(group.get("name") for group in account.get("orgs", []))}:
+        # A warning, since tokens may be limited in what they tell.
+        log.warning("the token belongs to %s, who may not be allowed to push to %s", account.get("name"), repo_id)
+
+
+def check_names(repo_id: str, revision: str | None = None) -> None:
+    """Refuse a repository or a branch that cannot have this name.
+
+    Raises:
+        InputError: what to pass instead.
+    """
+    try:
+        validate_repo_id(repo_id)
+        _user, _name = repo_id.split("/")
+    except ValueError as error:
+        raise InputError(f"'{repo_id}' is not the name of a repository on the Hub; pass USER/NAME") from error
+    if revision is None:
+        return
+    # Of what git allows, as much as needs no quotes anywhere.
+    wrong = not BRANCH.fullmatch(revision) or ".." in revision or revision.endswith((".", ".lock"))
+    if wrong or revision.startswith("refs/"):
+        raise InputError(
+            f"'{revision}' cannot be the name of a branch: pass letters, digits, '-', '_', '.' and '/', such as "
+            "voc_732-seed0"
+        )
+    if re.fullmatch(r"[0-9a-f]{40}", revision):
+        raise InputError(f"'{revision}' is a commit, and one pushes to a branch; pass the branch's name")
 
 
 def push_folder(
@@ -73,25 +99,77 @@ def push_folder(
     target = {"repo_id": repo_id, "repo_type": repo_type}
 
     def upload() -> str:
-        api = HfApi()
-        api.create_repo(**target, private=private, exist_ok=True)
-        if revision is not None:
-            api.create_branch(**target, branch=revision, exist_ok=True)
+        api = _open_repository(**target, private=private, revision=revision)
         options = {"revision": revision, "commit_message": commit_message, "allow_patterns": allow_patterns}
         # upload_folder adds to the list that it is given.
         ignored = list(ignore_patterns or [])
         return api.upload_folder(**target, folder_path=folder, ignore_patterns=ignored, **options).commit_url
 
+    flags = {"--repo-type": [repo_type], "--revision": [revision] if revision else [],
+             "--include": allow_patterns or [], "--exclude": ignore_patterns or []}  # fmt: skip
+    words = ["hf", "upload", repo_id, str(folder), ".", *(["--private"] if private else [])]
+    words += [word for flag, values in flags.items() for value in values for word in (flag, value)]
+    return _push(upload, repo_id, f"{folder} is kept, to push it later run `{shlex.join(words)}`")
+
+
+def push_files(
+    files: Mapping[str, Path | bytes],
+    repo_id: str,
+    *,
+    private: bool = False,
+    commit_message: str,
+    revision: str | None = None,
+    nothing_else: bool = False,
+    later: str,
+) -> str:
+    """Upload files to a model repository in one commit, creating repository and branch `revision` where missing.
+
+    What is there already is not sent again, and where nothing changes there is no commit.
+
+    Args:
+        files: path in the repository -> file on this disk, or content.
+        private: of a new repository; one that is there must be so.
+        nothing_else: remove all other files of the branch.
+        later: for the error message, how to push later.
+
+    Returns:
+        The web address of the commit.
+
+    Raises:
+        InputError: the push failed for good, or would make public what was to be private.
+    """
+
+    def upload() -> str:
+        api = _open_repository(repo_id, "model", private=private, revision=revision)
+        operations: list = [CommitOperationAdd(name, content) for name, content in sorted(files.items())]
+        if nothing_else:
+            there = api.list_repo_files(repo_id, revision=revision)
+            operations += [CommitOperationDelete(name) for name in there if name not in (*files, ".gitattributes")]
+        return api.create_commit(repo_id, operations, commit_message=commit_message, revision=revision).commit_url
+
+    return _push(upload, repo_id, later)
+
+
+def _open_repository(repo_id: str, repo_type: str, *, private: bool, revision: str | None) -> HfApi:
+    """The Hub, with the repository and the branch in place."""
+    api, target = HfApi(), {"repo_id": repo_id, "repo_type": repo_type}
+    sdk = {"space_sdk": "gradio"} if repo_type == "space" else {}
+    api.create_repo(**target, **sdk, private=private, exist_ok=True)
+    if private and not api.repo_info(**target).private:
+        # The Hub leaves a repository that is there as it is.
+        raise InputError(f"{repo_id} is there already and public; make it private in its settings, or push without")
+    if revision is not None:
+        api.create_branch(**target, branch=revision, exist_ok=True)
+    return api
+
+
+def _push(upload: Callable[[], str], repo_id: str, later: str) -> str:
     try:
         return _persistent(upload)
+    except InputError:
+        raise
     except PUSH_ERRORS as error:
-        flags = {"--repo-type": [repo_type], "--revision": [revision] if revision else [],
-                 "--include": allow_patterns or [], "--exclude": ignore_patterns or []}  # fmt: skip
-        words = ["hf", "upload", repo_id, str(folder), ".", *(["--private"] if private else [])]
-        words += [word for flag, values in flags.items() for value in values for word in (flag, value)]
-        raise InputError(
-            f"cannot push to {repo_id}: {_reason(error)}; {folder} is kept, to push it later run `{shlex.join(words)}`"
-        ) from error
+        raise InputError(f"cannot push to {repo_id}: {_reason(error)}; {later}") from error
 
 
 def _persistent(call: Callable):
@@ -109,6 +187,8 @@ def _persistent(call: Callable):
 
 
 def _may_pass(error: BaseException) -> bool:
+    if isinstance(error, InputError):
+        return False
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code >= 500 or error.response.status_code == 429
     if isinstance(error, RuntimeError):
@@ -129,5 +209,9 @@ def _reason(error: BaseException) -> str:
         error = error.__cause__
     if _is_about_token(error):
         return "the token is not one word of plain letters"
+    if isinstance(error, HfHubHTTPError) and error.response.status_code == 401:
+        return "the Hub does not accept the token (401); make one that can write, then `hf auth login` or HF_TOKEN"
     text = re.sub(r"For more information check: \S+", "", str(error))
+    # Addresses to upload to carry a signature.
+    text = re.sub(r"(https?://[^\s?]+)\?\S+", r"\1", text)
     return " ".join(text.split())[:300] or type(error).__name__

@@ -151,6 +151,10 @@ class RunArguments:
     save_steps: int = _field(500, "checkpoint every n steps, besides at evaluations; 0: only there")
     keep_checkpoints: int = _field(2, "newest checkpoints to keep")
     picture_samples: int = _field(4, "validation images in the picture grid; 0: no pictures")
+    push_to_hub: str | None = _field(None, "USER/NAME on the Hub that the finished model is pushed to")
+    hub_revision: str | None = _field(None, "branch for --push_to_hub; default: main")
+    hub_private: bool = _field(False, "make the new repository private")
+    hub_checkpoint: bool = _field(False, "push the last checkpoint as well, to a branch of its own")
     output_dir: str = _field("runs/u2pl", "run folder: finished model, metrics, pictures, checkpoints")
     resume: str = _field("auto", "auto: go on where output_dir stopped; never; or the path of a checkpoint")
     change_processes: bool = _field(
@@ -202,6 +206,9 @@ class RunArguments:
                 "--watch_pseudo_labels needs a method with pseudo-labels, and labels at hand: it goes neither with "
                 "--method suponly nor with --streaming nor with --unlabelled_dataset"
             )
+        hub_options = [name for name in ("hub_revision", "hub_private", "hub_checkpoint") if getattr(self, name)]
+        if hub_options and self.push_to_hub is None:
+            raise InputError(f"--{hub_options[0]} needs --push_to_hub USER/NAME")
         if self.compile and self.gradient_checkpointing:
             raise InputError("--compile and --gradient_checkpointing do not go together: pass one of them")
         if self.method == "u2pl":
@@ -237,7 +244,8 @@ class RunArguments:
     def recipe(self) -> dict:
         """The fields that decide the result; a run is resumed only where these are equal."""
         housekeeping = {"output_dir", "resume", "plan", "num_workers", "cpu_threads", "logging_steps", "save_steps",
-                        "watch_pseudo_labels", "keep_checkpoints", "change_processes", "trackers"}  # fmt: skip
+                        "watch_pseudo_labels", "keep_checkpoints", "change_processes", "trackers",
+                        "push_to_hub", "hub_revision", "hub_private", "hub_checkpoint"}  # fmt: skip
         return {name: value for name, value in asdict(self).items() if name not in housekeeping}
 
 

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HTTPError,
@@ -175,7 +175,8 @@ def _described_other(args: RunArguments) -> dict:
     if path.exists():
         return _described("backbone", name, path / WEIGHT_FILES[0] if path.is_dir() else path, None)
     revision = args.backbone_revision if args.backbone_weights is None else args.backbone_weights_revision
-    return {"backbone": name} | ({"revision": revision} if revision else {})
+    config = try_to_load_from_cache(name, "config.json", revision=revision)
+    return {"backbone": name, "commit": extract_commit_hash(str(config), None)}
 
 
 def locate(where: str, name: str, revision: str | None = None) -> tuple[Path, str | None]:

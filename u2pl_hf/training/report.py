@@ -3,18 +3,22 @@
 import platform
 import shlex
 import sys
+from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 
 from u2pl_hf.data.sources import Source
 from u2pl_hf.data.transforms import normalize
 from u2pl_hf.evaluation.inference import describe_protocol
 from u2pl_hf.evaluation.loading import library_versions
+from u2pl_hf.hub.dataset_license import dataset_license
 from u2pl_hf.method.pseudo_labels import IGNORE, masked_quantile, pixel_entropy, resize_logits, split_at
-from u2pl_hf.training.arguments import RunArguments
+from u2pl_hf.training.arguments import BACKBONES, RunArguments
+from u2pl_hf.training.backbones import FRESH
 
 
 def hardware(device: torch.device, processes: int) -> dict:
@@ -36,24 +40,35 @@ def segment_options(args: RunArguments) -> dict:
     return {"mode": args.eval_mode} | ({"window": args.eval_window} if args.eval_mode == "slide" else {})
 
 
-def gather_results(trainer, last: dict) -> dict:
-    """Everything results.json and the card say; every number comes from the run."""
+def gather_results(trainer, last: dict | None) -> dict:
+    """Everything results.json and the card say; every number comes from the run.
+
+    last: the last evaluation; None for the best model, whose own is `trainer.best`.
+    """
     args, data, processes = trainer.args, trainer.data, trainer.accelerator.num_processes
     return {
         "method": args.method,
         "variant": args.variant if args.method != "suponly" else None,
         "dataset": args.dataset,
+        "dataset_on_hub": args.dataset != "demo" and not Path(args.dataset).exists(),
+        "dataset_revision": args.dataset_revision,
+        "dataset_license": dataset_license(args.dataset, args.dataset_revision),
         "subset": args.eval_subset,
         "split": args.split,
         "num_labelled": len(data.labelled),
         "num_unlabelled": len(data.unlabelled),
+        "num_evaluation": len(data.evaluation.ids),
         "seed": args.seed,
         "max_steps": args.max_steps,
+        "warmup_steps": args.warmup_steps if args.method != "suponly" else None,
+        "crop_size": args.crop_size,
         "batch_size_labelled": trainer.images_per_step[0],
         "batch_size_unlabelled": trainer.images_per_step[1] or None,
         "gradient_accumulation_steps": args.gradient_accumulation_steps,
         "learning_rate": trainer.learning_rate,
         "backbone": trainer.student.config.backbone,
+        "architecture": _resnet(trainer.student.config),
+        "backbone_weights": _backbone_weights(args),
         "parameters": sum(p.numel() for p in trainer.student.parameters()),
         "initialised_with": trainer.initialised_with,
         "seconds": round(trainer.seconds, 1),
@@ -66,9 +81,23 @@ def gather_results(trainer, last: dict) -> dict:
         "skipped_unlabelled": len(trainer.skipped),
         "last": last,
         "best": trainer.best,
-        "pictures": f"pictures/step-{last['step']:06d}.png" if args.picture_samples else None,
+        "pictures": f"pictures/step-{(last or trainer.best)['step']:06d}.png" if args.picture_samples else None,
+        "curves": "curves.png",
         "output_dir": args.output_dir,
+        "date": datetime.now(timezone.utc).date().isoformat(),
     }
+
+
+def _resnet(config: PreTrainedConfig) -> dict | None:
+    """What "backbone" leaves open, where it is a ResNet of this package."""
+    names = ("stem", "base_width", "output_stride")
+    return {name: getattr(config, name) for name in names} if config.backbone_config is None else None
+
+
+def _backbone_weights(args: RunArguments) -> str | None:
+    """Where a backbone of transformers got its weights."""
+    name = args.backbone_weights or args.backbone
+    return None if args.backbone in BACKBONES or name == FRESH else name
 
 
 def describe_plan(trainer) -> dict:

@@ -2,8 +2,8 @@
 
 output_dir/
   config.json model.safetensors preprocessor_config.json README.md   the finished model (last step)
-  best/                                                              the same, of the best evaluation
-  recipe.yaml labeled.txt metrics.jsonl results.json pictures/
+  best/                                                              the same, of the best evaluation, with its facts
+  recipe.yaml labeled.txt metrics.jsonl results.json curves.png pictures/
   checkpoints/step-000200/                                           see checkpoint.py
 """
 

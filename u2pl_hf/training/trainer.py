@@ -18,7 +18,7 @@ from u2pl_hf.training.arguments import BACKBONES, RunArguments
 from u2pl_hf.training.build import build_model, build_optimizer, seed_draws
 from u2pl_hf.training.checkpoint import load_checkpoint, save_checkpoint
 from u2pl_hf.training.experiment import ExperimentTrackers, choose_trackers
-from u2pl_hf.training.export import export_finished, export_model
+from u2pl_hf.training.export import export_best, export_finished
 from u2pl_hf.training.failures import failures_in_one_line
 from u2pl_hf.training.finite import FiniteLosses
 from u2pl_hf.training.initialize import find_starting_point
@@ -34,6 +34,7 @@ from u2pl_hf.training.processes import (
     synchronize_batchnorm,
     together,
 )
+from u2pl_hf.training.push import check_push
 from u2pl_hf.training.report import describe_plan, gather_results, picture_samples, score, segment_options
 from u2pl_hf.training.run_folder import RunFolder
 from u2pl_hf.training.stopping import Stopped, StopRequest
@@ -65,6 +66,7 @@ class Trainer:
             project_dir=args.output_dir,
         )
         self.folder = RunFolder(args)
+        together(self.accelerator, lambda: check_push(args, self.accelerator.is_main_process))
         together(self.accelerator, self.folder.check)
         if self.accelerator.device.type == "cpu":
             # Launchers set one thread per process, which would leave cores idle.
@@ -301,10 +303,7 @@ class Trainer:
         return result
 
     def _show(self, model: nn.Module, step: int, tracker: Tracker, best: dict | None) -> None:
-        """Export the model if it is the best so far, and draw what it sees."""
-        if best is not None:
-            results = gather_results(self, best) | {"pictures": None, "last": None}
-            export_model(self.folder.path / "best", model, results)
+        """Draw what the model sees, and export it if it is the best so far."""
         if self.args.picture_samples:
             with self._timed("pictures"), without_tuning(self.args):
                 samples = picture_samples(
@@ -313,6 +312,8 @@ class Trainer:
                 picture = picture_grid(samples, model.config.palette, self.data.class_names)
                 self.folder.save_picture(picture, step)
                 tracker.picture(step, picture)
+        if best is not None:
+            export_best(self.folder, model, gather_results(self, None))
 
     def _save_checkpoint(self, step: int, evaluation_is_due: bool) -> None:
         if not self.accelerator.is_main_process:
