@@ -1,7 +1,7 @@
 """A small Hub for tests: real HTTP, real commits, files in a folder.
 
-It speaks what huggingface_hub, datasets and transformers use to create, fill, list and read model and dataset
-repositories, with LFS and without Xet. Clients read HF_ENDPOINT when they are imported: run them in a process with
+It speaks what huggingface_hub, datasets and transformers use to create, fill, list and read models, data sets and
+Spaces, with LFS and without Xet. Clients read HF_ENDPOINT when they are imported: run them in a process with
 `HubServer.environment`.
 """
 
@@ -67,7 +67,7 @@ class HubServer:
 
     Attributes:
         url: for HF_ENDPOINT.
-        repos: by (kind, "user/name"), kind "model" or "dataset".
+        repos: by (kind, "user/name"), kind "model", "dataset" or "space".
         sent: bytes of file content sent so far, by "user/name".
         requests: "METHOD path" of all requests so far.
     """
@@ -125,9 +125,14 @@ class HubServer:
         return commit, repo.commits[commit]
 
 
-REPO_API = re.compile(r"/api/(model|dataset)s/([^/]+/[^/]+)(?:/([^/]+))?(?:/([^/]+))?(?:/(.+))?")
-LFS_BATCH = re.compile(r"/(datasets/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch")
-RESOLVE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
+REPO_API = re.compile(r"/api/(model|dataset|space)s/([^/]+/[^/]+)(?:/([^/]+))?(?:/([^/]+))?(?:/(.+))?")
+LFS_BATCH = re.compile(r"/(datasets/|spaces/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch")
+RESOLVE = re.compile(r"/(datasets/|spaces/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
+
+
+def _kind(prefix: str | None) -> str:
+    """ "datasets/", as in an address, as "dataset"; models have no prefix."""
+    return prefix.rstrip("s/") if prefix else "model"
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -185,12 +190,12 @@ class _Handler(BaseHTTPRequestHandler):
                 raise HubError(404, "NotFound")
             handle(repo, revision or "main", rest, query, body)
         elif match := LFS_BATCH.fullmatch(path):
-            self._authorise(self.hub.repo("dataset" if match[1] else "model", match[2]), write=True)
+            self._authorise(self.hub.repo(_kind(match[1]), match[2]), write=True)
             self._lfs_batch(json.loads(body))
         elif path.startswith("/lfs/"):
             self._lfs_object(path.split("/")[2], body)
         elif match := RESOLVE.fullmatch(path):
-            repo = self.hub.repo("dataset" if match[1] else "model", match[2])
+            repo = self.hub.repo(_kind(match[1]), match[2])
             self._authorise(repo)
             self._resolve(repo, unquote(match[3]), unquote(match[4]))
         else:
@@ -201,13 +206,15 @@ class _Handler(BaseHTTPRequestHandler):
         kind, name = asked.get("type", "model"), f"{asked.get('organization') or USER}/{asked['name']}"
         if (kind, name) in self.hub.repos:
             raise HubError(409, "RepoExists", url=self._page(self.hub.repos[kind, name]))
+        if kind == "space" and "sdk" not in asked:
+            raise HubError(400, "a Space needs an sdk")
         private = asked.get("visibility") == "private" or asked.get("private", False)
         repo = self.hub.repos[kind, name] = Repo(kind, name, private)
         repo.commit("main", {})
         self._send(200, {"url": self._page(repo)})
 
     def _page(self, repo: Repo) -> str:
-        return f"{self.hub.url}/{'datasets/' if repo.kind == 'dataset' else ''}{repo.name}"
+        return f"{self.hub.url}/{'' if repo.kind == 'model' else f'{repo.kind}s/'}{repo.name}"
 
     def _repo_revision(self, repo: Repo, revision: str, rest: None, query: dict, body: bytes):
         commit, files = self.hub.files(repo, revision)

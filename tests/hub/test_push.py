@@ -149,7 +149,7 @@ def test_missing_or_wrong_token_is_one_line(hub, monkeypatch, token):
 
 
 def test_wrong_arguments(hub, tmp_path):
-    with pytest.raises(InputError, match="not one of model, dataset"):
-        check_can_push("user/noise", "space")
+    with pytest.raises(InputError, match="not one of model, dataset, space"):
+        check_can_push("user/noise", "bucket")
     with pytest.raises(InputError, match="is not a folder"):
         push_folder(tmp_path / "nowhere", "user/noise")

@@ -16,7 +16,7 @@ from u2pl_hf.errors import InputError
 
 log = logging.getLogger(__name__)
 
-REPO_TYPES = ("model", "dataset")
+REPO_TYPES = ("model", "dataset", "space")
 # Seconds before the second, third and fourth try.
 BACK_OFF = (1, 5, 20)
 # What huggingface_hub raises where the network or the server fails: HTTPError is the base of both; a failed upload
@@ -74,7 +74,8 @@ def push_folder(
 
     def upload() -> str:
         api = HfApi()
-        api.create_repo(**target, private=private, exist_ok=True)
+        sdk = {"space_sdk": "gradio"} if repo_type == "space" else {}
+        api.create_repo(**target, **sdk, private=private, exist_ok=True)
         if revision is not None:
             api.create_branch(**target, branch=revision, exist_ok=True)
         options = {"revision": revision, "commit_message": commit_message, "allow_patterns": allow_patterns}
