@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
+import yaml
 from huggingface_hub import ModelCard, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 
 from u2pl_hf.evaluation.pictures import default_palette
 
 # Missing file, no network, YAML or metadata that cannot be read.
-NO_CARD = (HfHubHTTPError, OSError, ValueError)
+NO_CARD = (HfHubHTTPError, OSError, ValueError, yaml.YAMLError)
 
 
 def model_title(name: str) -> str:
@@ -51,7 +52,8 @@ def card_scores(name: str, revision: str | None = None) -> list[str]:
     return [
         f"{100 * result.metric_value:.1f} % {result.metric_name or 'mIoU'} on {_where(result)}"
         for result in results
-        if result.metric_type == "mean_iou"
+        # Cards are written by hand as well.
+        if result.metric_type == "mean_iou" and isinstance(result.metric_value, int | float)
     ]
 
 

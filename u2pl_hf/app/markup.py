@@ -69,8 +69,8 @@ def entropy_scale(gamma: float, unreliable: float, num_labels: int) -> str:
 
 
 def per_cent(share: float) -> str:
-    """A share as text; what is there but rounds to nothing says so."""
-    return "< 0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"
+    """A share as HTML text; what is there but rounds to nothing says so."""
+    return "&lt; 0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"
 
 
 def _rgb(colour: Sequence[int]) -> str:

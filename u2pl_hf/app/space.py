@@ -22,7 +22,7 @@ from u2pl_hf.errors import InputError
 
 # What the page imports, directly or through this package. Gradio comes from the Hub, as README.md says.
 REQUIREMENTS = ("torch", "transformers", "huggingface-hub", "evaluate", "datasets", "albumentations",
-                "opencv-python-headless", "safetensors", "pillow", "numpy", "tqdm")  # fmt: skip
+                "opencv-python-headless", "safetensors", "pillow", "numpy", "pyyaml", "tqdm")  # fmt: skip
 # Spaces without a GPU would otherwise download gigabytes of CUDA.
 CPU_TORCH = "--extra-index-url https://download.pytorch.org/whl/cpu"
 MODEL_FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "README.md")
