@@ -134,6 +134,12 @@ def test_in_a_browser(server, browser, photo, tmp_path):
     def upload(path):
         wait(lambda: all_of("input[type=file]"))[0].send_keys(str(path))
 
+    def moved(slider):
+        """Waits for the one picture that a slider draws anew."""
+        shown = pictures()
+        slider.send_keys(Keys.ARROW_RIGHT)
+        wait(lambda: len(set(pictures()) - set(shown)) == 1)
+
     url, log = server
     before = predictions(log)
     browser.get(url)
@@ -141,21 +147,26 @@ def test_in_a_browser(server, browser, photo, tmp_path):
     upload(photo)
     legend = wait(lambda: all_of(".u2pl-legend"))[0].text
     assert "%" in legend and any(name in legend for name in NAMES)
+    wait(lambda: len(pictures()) == 6)  # four, and two examples
     opacity, alpha = all_of("input[type=range]")
-    shown = wait(lambda: len(pictures()) >= 4 and pictures())
-    opacity.send_keys(Keys.ARROW_RIGHT)
-    wait(lambda: len(set(pictures()) - set(shown)) == 1)
-    shown = pictures()
-    alpha.send_keys(Keys.ARROW_RIGHT)
-    wait(lambda: len(set(pictures()) - set(shown)) == 1)
-    assert predictions(log, before + 1) == before + 1
+    moved(opacity)
+    moved(alpha)
     assert browser.save_screenshot(str(tmp_path / "page.png"))
-    assert all(address.startswith(url) for address in requested(browser))
-    assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
-    browser.get(url)
+    # An example, a photograph in its place: one prediction each.
+    all_of(".gallery-item")[1].click()
+    wait(lambda: "64 x 64 pixels" in all_of("body")[0].text)
+    Image.new("L", (50, 20)).save(tmp_path / "other.png")
+    upload(tmp_path / "other.png")
+    wait(lambda: "50 x 20 pixels" in all_of("body")[0].text)
+    moved(alpha)
+    assert predictions(log, before + 3) == before + 3
     (tmp_path / "fake.jpg").write_text("not a picture")
     upload(tmp_path / "fake.jpg")
     wait(lambda: any("fake.jpg: not an image" in toast.text for toast in all_of(".toast-body")))
+    wait(lambda: not all_of(".u2pl-legend"))
+    assert all(address.startswith(url) for address in requested(browser))
+    severe = [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    assert not severe
 
 
 def test_script_refuses(refused, model_dir, tmp_path):

@@ -9,6 +9,8 @@ from u2pl_hf.evaluation.pictures import BORDER_COLOUR, ENTROPY_COLOURS
 # Gradio's own variables, so that light and dark both fit.
 STYLE = """
 .u2pl-title h1 { font-size: 1.5rem; font-weight: 600; margin: 0 0 .2rem; overflow-wrap: anywhere; }
+.u2pl-picture :is(.image-frame, .upload-container) { width: 100% !important; }
+.u2pl-picture img { width: 100%; max-height: 38rem; object-fit: contain; }
 .u2pl-quiet { opacity: .75; margin: 0; }
 .prose .u2pl-legend { width: 100%; margin: 0; border: 0; }
 .prose .u2pl-legend :is(th, tr, td) { border: 0; padding: .2rem .3rem; vertical-align: middle; background: none; }

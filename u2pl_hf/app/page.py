@@ -9,6 +9,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 # Read when Gradio is imported; the page is to work without any network.
@@ -96,12 +97,19 @@ def build_page(model, title: str, facts: Sequence[str] = (), examples: Sequence[
         found = gr.State(time_to_live=KEPT)
         with gr.Row():
             with gr.Column(min_width=300):
-                photo = gr.Image(label="Photograph", type="filepath", sources=["upload", "clipboard"])
-                # Gradio would decode the file here, and answer with its own error where it cannot.
+                # With a mode, Gradio would convert the file.
+                photo = gr.Image(
+                    label="Photograph",
+                    type="filepath",
+                    image_mode=None,
+                    sources=["upload", "clipboard"],
+                    elem_classes="u2pl-picture",
+                )
+                # It would also open the file, and answer with its own error where it cannot.
                 photo.preprocess = lambda payload: payload and payload.path
                 size = gr.HTML(padding=False)
                 if examples:
-                    gr.Examples([str(path) for path in examples], photo, label="Examples", cache_examples=False)
+                    chosen = _add_examples([str(path) for path in examples], photo)
                 legend = gr.HTML(padding=False)
             with gr.Column(min_width=300):
                 over = _picture("Overlay", "jpeg")
@@ -111,20 +119,35 @@ def build_page(model, title: str, facts: Sequence[str] = (), examples: Sequence[
                 entropy = _picture("Entropy", "png")
                 alpha = gr.Slider(0, 1, ALPHA_0, step=0.01, label="Share of unreliable pixels (alpha)")
                 scale = gr.HTML(padding=False)
-        photo.change(
-            page.segment,
-            [photo, opacity, alpha],
-            [found, size, over, classes, legend, entropy, scale],
-            api_name="segment",
-        )
+        shown = [found, size, over, classes, legend, entropy, scale]
+
+        def run_on(trigger, **options) -> None:
+            done = trigger(page.segment, [photo, opacity, alpha], shown, show_progress_on=[over, entropy], **options)
+            # Or the last photograph's pictures would stay beside one that was refused.
+            done.failure(lambda: (None,) * len(shown), None, shown, api_visibility="private", show_progress="hidden")
+
+        # `change` would fire twice where an upload replaces a photograph.
+        run_on(partial(gr.on, [photo.upload, photo.clear]), api_name="segment", trigger_mode="always_last")
+        if examples:
+            run_on(chosen.then, api_visibility="private")
         redraw = {"show_progress": "hidden", "trigger_mode": "always_last"}
         opacity.input(page.draw_overlay, [found, opacity], over, api_name="overlay", **redraw)
         alpha.input(page.draw_entropy, [found, alpha], [entropy, scale], api_name="reliability", **redraw)
     return blocks
 
 
+def _add_examples(files: list[str], photo):
+    """Thumbnails to choose the photograph from; returns the event of a choice."""
+    # These files, wherever they lie, may be shown; no others.
+    gr.set_static_paths(files)
+    # gr.Examples would replace the component, and `preprocess` with it.
+    examples = gr.Dataset(components=[photo], samples=[[file] for file in files], type="index", label="Examples")
+    return examples.click(files.__getitem__, examples, photo, api_visibility="private", show_progress="hidden")
+
+
 def _picture(label: str, format: str):
-    return gr.Image(label=label, format=format, interactive=False, buttons=["download", "fullscreen"])
+    buttons = ["download", "fullscreen"]
+    return gr.Image(label=label, format=format, interactive=False, buttons=buttons, elem_classes="u2pl-picture")
 
 
 def _size(image) -> str:
