@@ -18,7 +18,7 @@ from u2pl_hf.method.pseudo_labels import masked_quantile, pixel_entropy, split_a
 # Decoded, this many pixels are 300 MB.
 MAX_PIXELS = 100_000_000
 LONGEST_SIDE = 1024
-# Share of unreliable pixels at the start of training (paper, section 4.1).
+# The paper's share of unreliable pixels at the start of training; it falls to 0.
 ALPHA_0 = 0.2
 
 

@@ -7,7 +7,6 @@ model/ the model where it is a folder and not on the Hub.
 
 import importlib.metadata
 import json
-import logging
 import shutil
 import sys
 import threading
@@ -18,7 +17,7 @@ from huggingface_hub import SpaceCardData
 
 from u2pl_hf.app.explain import LONGEST_SIDE
 from u2pl_hf.app.facts import model_title
-from u2pl_hf.errors import InputError
+from u2pl_hf.errors import InputError, exits_on_input_error
 
 # What the page imports, directly or through this package. Gradio comes from the Hub, as README.md says.
 REQUIREMENTS = ("torch", "transformers", "huggingface-hub", "evaluate", "datasets", "albumentations",
@@ -100,6 +99,7 @@ def _version(name: str) -> str:
         raise InputError(f"a Space needs {name}, which is not installed here: pip install 'u2pl_hf[app]'") from error
 
 
+@exits_on_input_error
 def serve(app_file: str) -> None:
     """What app.py of a Space does: show the page until the process ends.
 
@@ -107,7 +107,6 @@ def serve(app_file: str) -> None:
     """
     from u2pl_hf.app.page import launch_page, open_model
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     here = Path(app_file).resolve().parent
     settings = json.loads((here / "settings.json").read_text())
     model = settings.pop("model") or str(here / "model")
