@@ -1,35 +1,13 @@
 """A tiny model, and the scripts: in this process, or as a server in one of its own."""
 
-import contextlib
-import json
 import os
 import runpy
-import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
-import torch
 
-from u2pl_hf import U2PLConfig, U2PLForSemanticSegmentation
+from tests.app_server import ROOT, serving, tiny_model
 from u2pl_hf.evaluation.inference import build_image_processor
-
-ROOT = Path(__file__).resolve().parents[2]
-NAMES = ["wall", "tree", "car <b>", "sky"]
-
-
-def tiny_model(names=NAMES):
-    torch.manual_seed(0)
-    config = U2PLConfig(
-        backbone="resnet18",
-        base_width=8,
-        head_channels=8,
-        representation_channels=8,
-        id2label=dict(enumerate(names)),
-        label2id={name: c for c, name in enumerate(names)},
-    )
-    return U2PLForSemanticSegmentation(config).eval()
 
 
 @pytest.fixture(scope="session")
@@ -70,20 +48,6 @@ def refused(here):
     return run
 
 
-@contextlib.contextmanager
-def serving(log: Path, command: list, **options):
-    """The address that a command's one JSON line names, while it runs; its stderr goes to `log`."""
-    with log.open("w") as errors, subprocess.Popen(
-        [sys.executable, *map(str, command)], stdout=subprocess.PIPE, stderr=errors, text=True, **options
-    ) as process:  # fmt: skip
-        try:
-            line = process.stdout.readline()
-            assert line, log.read_text()
-            yield json.loads(line)["url"]
-        finally:
-            process.terminate()
-
-
 @pytest.fixture(scope="module")
 def server(model_dir, tiny_data, tmp_path_factory):
     """(address, log file) of app.py with the tiny model."""
@@ -92,13 +56,3 @@ def server(model_dir, tiny_data, tmp_path_factory):
     command = [ROOT / "training_scripts" / "app.py", model_dir, "--dataset", tiny_data, "--num_examples", 2]
     with serving(log, [*command, "--port", 0, "--device", "cpu"], env=environment) as url:
         yield url, log
-
-
-def predictions(log: Path, at_least: int = 0) -> int:
-    """How often the network ran; waits for the log to say so."""
-    for _ in range(50):
-        count = log.read_text().count("predicted ")
-        if count >= at_least:
-            break
-        time.sleep(0.1)
-    return count

@@ -3,9 +3,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import NAMES, tiny_model
 from PIL import Image
 
+from tests.app_server import NAMES, tiny_model
 from u2pl_hf.app import explain as app
 from u2pl_hf.app import facts, markup
 from u2pl_hf.app.examples import find_examples

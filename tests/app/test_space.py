@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, serving
 from huggingface_hub import RepoCard
 from PIL import Image
 
+from tests.app_server import ROOT, serving
 from u2pl_hf.app.space import REQUIREMENTS, write_space
 from u2pl_hf.evaluation.inference import predict_image
 from u2pl_hf.evaluation.loading import load_model

@@ -28,8 +28,8 @@ except ImportError as error:
     raise InputError("the page needs Gradio: pip install 'u2pl_hf[app]'") from error
 
 logger = logging.getLogger(__name__)
-# Visitors' photographs and results, in seconds.
-KEPT = 3600
+# Visitors' photographs and results: for how many seconds, and of how many visitors. One takes about 8 MB.
+KEPT, MAX_VISITORS = 3600, 200
 MAX_FILE_SIZE = "50mb"
 
 
@@ -168,7 +168,15 @@ def open_model(name: str, *, revision: str | None = None, device: str = "auto", 
 def launch_page(blocks, **options) -> str:
     """Serve the page from a thread of its own; returns its address. `options` are those of `gr.Blocks.launch`."""
     theme = gr.themes.Default(font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace"))
-    own = {"quiet": True, "prevent_thread_lock": True, "ssr_mode": False, "max_file_size": MAX_FILE_SIZE,
-           "footer_links": ["api", "gradio"], "theme": theme, "css": markup.STYLE}  # fmt: skip
+    own = {
+        "quiet": True,
+        "prevent_thread_lock": True,
+        "ssr_mode": False,
+        "max_file_size": MAX_FILE_SIZE,
+        "state_session_capacity": MAX_VISITORS,
+        "footer_links": ["api", "gradio"],
+        "theme": theme,
+        "css": markup.STYLE,
+    }
     _, local, shared = blocks.launch(**own | options)
     return shared or local
