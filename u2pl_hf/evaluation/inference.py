@@ -77,7 +77,9 @@ def _predict(
     images: Sequence[np.ndarray], model, device, segment_options: dict, with_confidence: bool = False, progress=None
 ) -> tuple[Tensor, Tensor | None]:
     """Ids and confidence as for `predict_images`, on the device."""
-    stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(device)
+    # A photograph may be large: alone it is not copied, unless torch would warn that it cannot be written to.
+    stacked = images[0][None] if len(images) == 1 and images[0].flags.writeable else np.stack(images)
+    stacked = torch.from_numpy(stacked).permute(0, 3, 1, 2).to(device)
     ids = torch.empty((len(stacked), *stacked.shape[-2:]), dtype=torch.uint8, device=device)
     confidence = torch.empty_like(ids) if with_confidence else None
     are_logits = len(views_of(describe_protocol(**segment_options))) == 1

@@ -6,11 +6,13 @@ import re
 from pathlib import Path
 
 import torch
+from huggingface_hub import HfApi
 from transformers import AutoConfig, AutoModelForSemanticSegmentation
 
 from u2pl_hf.errors import InputError
 
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+MAX_CLASSES = 255
 PACKAGES = ("u2pl_hf", "torch", "transformers", "datasets", "huggingface_hub", "numpy")
 
 
@@ -49,6 +51,10 @@ def load_model(name: str, *, device: str = "auto", revision: str | None = None):
         # Without this, a file with other names would evaluate random weights.
         first = min(report["missing_keys"])
         raise InputError(f"model {name}: {len(report['missing_keys'])} weights are not in its file, such as {first}")
+    if config.num_labels > MAX_CLASSES:
+        raise InputError(
+            f"model {name}: it has {config.num_labels} classes, and masks are 8-bit: at most {MAX_CLASSES}"
+        )
     # As in training: the same kernels, so the same numbers to the last bit.
     return model.to(chosen, memory_format=torch.channels_last).eval()
 
@@ -64,6 +70,16 @@ def pick_device(name: str = "auto") -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {name}: not available here; pass auto or cpu ({_line(error)})") from error
     return device
+
+
+def dataset_commit(name: str, revision: str | None = None) -> str | None:
+    """The commit of a data set on the Hub; None for a local one, or where the Hub cannot be asked."""
+    if name == "demo" or Path(name).exists():
+        return None
+    try:
+        return HfApi().dataset_info(name, revision=revision).sha
+    except Exception:  # no connection, offline mode, no permission: the data came from the cache
+        return None
 
 
 def library_versions() -> dict[str, str]:

@@ -66,9 +66,10 @@ def slide_rows(
                 last = min(first + PIECE, done)
                 count = over_row[y + first : y + last, None] * over_column
                 yield image, y + first, band[:, first:last].div_(count)
-            # What later windows will add to moves up.
-            band[:, : tall - done] = band[:, done:].clone()
-            band[:, tall - done :] = 0
+            # What later windows will add to moves up; class by class, as a copy of all would be as large again.
+            for scores in band:
+                scores[: tall - done] = scores[done:].clone()
+                scores[tall - done :] = 0
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
