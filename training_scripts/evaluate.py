@@ -1,136 +1,187 @@
-"""Evaluate a trained model: mIoU, per-class IoU and accuracy on the images of a data set.
+"""Evaluate a trained model: mIoU, IoU and accuracy per class on the images of a data set.
 
     python training_scripts/evaluate.py runs/demo_u2pl --dataset demo --subset validation
 
 A table goes to stderr; the last line of stdout is one JSON object, IoU as fractions. The papers' protocols are the
-default (VOC: whole images) and `--mode slide --window 769` (Cityscapes).
+default (VOC: whole images) and `--mode slide --window 769` (Cityscapes). Several processes, started by torchrun or
+accelerate, share the images and give the same numbers.
 """
 
 import argparse
 import json
+import logging
 import os
 import sys
+import time
 from pathlib import Path
 
-import torch
-from PIL import Image
+import numpy as np
 
 import u2pl_hf  # noqa: F401 - registers the model classes
-from u2pl_hf.data.sources import load_source
+from u2pl_hf.data.sources import Source, load_source
 from u2pl_hf.errors import InputError, exits_on_input_error
-from u2pl_hf.evaluation.inference import describe_protocol, evaluate_model
-from u2pl_hf.evaluation.loading import library_versions, load_model
-from u2pl_hf.evaluation.options import add_segment_arguments, segment_options
+from u2pl_hf.evaluation.compute import compile_model, computing
+from u2pl_hf.evaluation.inference import class_names, count_pixels, describe_protocol, named_scores
+from u2pl_hf.evaluation.loading import dataset_commit, library_versions, load_model, model_commit, pick_device
+from u2pl_hf.evaluation.options import OneLineParser, add_segment_arguments, segment_options
+from u2pl_hf.evaluation.outputs import check_free, check_ids, save_png
+from u2pl_hf.evaluation.pictures import default_palette, overlay
+from u2pl_hf.training.checkpoint import write_atomically
+from u2pl_hf.training.precision import check_compiler, check_number_type
+from u2pl_hf.training.processes import joined_processes, together
+from u2pl_hf.training.report import hardware
+
+logger = logging.getLogger("u2pl_hf.evaluate")
+FOLDERS = ("save_predictions", "save_overlays")
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """The command line, checked."""
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="folder that training exported, or a Hub id")
     parser.add_argument("--model_revision", help="branch, tag or commit of a model on the Hub")
     parser.add_argument("--dataset", required=True, help="'demo', a local folder or a Hub id, as for training")
-    parser.add_argument("--subset", default="validation", help="which part of the data set (default: validation)")
+    parser.add_argument("--subset", default="validation", help="which part of the data set (validation)")
     parser.add_argument("--dataset_revision", help="branch, tag or commit of a data set on the Hub")
-    parser.add_argument("--id_column", default="id", help="column of the image ids (default: id)")
-    parser.add_argument("--image_column", default="image", help="column of the images (default: image)")
-    parser.add_argument("--label_column", default="label", help="column of the label masks (default: label)")
+    parser.add_argument("--id_column", default="id", help="column of the image ids (id)")
+    parser.add_argument("--image_column", default="image", help="column of the images (image)")
+    parser.add_argument("--label_column", default="label", help="column of the label masks (label)")
     parser.add_argument("--streaming", action="store_true", help="read parquet files where they lie, Hub or disk")
     add_segment_arguments(parser)
-    parser.add_argument("--batch_size", type=int, default=1, help="neighbouring images of equal size share a pass")
+    parser.add_argument("--batch_size", type=int, default=1, help="neighbouring images of equal size share a pass (1)")
     parser.add_argument("--save_predictions", metavar="DIR", help="write each prediction as 8-bit ids to DIR/<id>.png")
-    parser.add_argument("--output_file", metavar="JSON", help="write the result to this file as well")
-    return parser.parse_args()
+    parser.add_argument("--save_overlays", metavar="DIR", help="write prediction and ground truth, side by side")
+    parser.add_argument("--overwrite", action="store_true", help="write into folders that hold pictures already")
+    parser.add_argument("--output_file", metavar="JSON", help="write the result, with the confusion matrix, as well")
+    args = parser.parse_args()
+    describe_protocol(**segment_options(args))
+    if args.batch_size < 1:
+        raise InputError(f"--batch_size is {args.batch_size}: pass at least 1")
+    return args
 
 
 @exits_on_input_error
 def main() -> None:
     """Evaluate and report."""
-    args = parse_arguments()
-    options = segment_options(args)
-    protocol = describe_protocol(**options)
-    if args.batch_size < 1:
-        raise InputError(f"--batch_size is {args.batch_size}: pass at least 1")
-    rank, world_size = join_processes()
+    started = time.perf_counter()
+    if device_asked_for() == "cpu":
+        # Processes meet before the options are checked, so that a wrong one is told once; this says where.
+        os.environ.setdefault("ACCELERATE_USE_CPU", "true")
+    with joined_processes() as processes:
+        args = together(processes, parse_arguments)
+        model, source, device = together(processes, lambda: prepare(args))
+        metric = together(processes, lambda: count(args, model, source, device, processes))
+        if processes.num_processes > 1:
+            metric.all_reduce()
+        if processes.is_main_process:
+            result = named_scores(metric, class_names(model)) | {
+                "model": args.model,
+                "model_revision": model_commit(args.model, args.model_revision) or args.model_revision,
+                "dataset": args.dataset,
+                "dataset_revision": dataset_commit(args.dataset, args.dataset_revision) or args.dataset_revision,
+                "subset": args.subset,
+                "num_images": len(source.ids),
+                "protocol": describe_protocol(**segment_options(args)),
+                "precision": args.precision,
+                "compile": args.compile,
+                "versions": library_versions(),
+                "hardware": hardware(device, processes.num_processes),
+                "seconds": round(time.perf_counter() - started, 1),
+            }
+            report(result, metric.confusion.tolist(), args.output_file)
+
+
+def device_asked_for() -> str | None:
+    """The value of --device, before anything else is known."""
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    parser.add_argument("--device")
+    try:
+        return parser.parse_known_args()[0].device
+    except argparse.ArgumentError:
+        return None
+
+
+def prepare(args: argparse.Namespace):
+    """Model, data and device; everything that can be refused is refused here."""
+    device = pick_device(args.device)
+    check_number_type(args.precision, device, "--precision")
+    if args.compile:
+        check_compiler(device, "install it or leave out --compile")
+    for name in FOLDERS:
+        if getattr(args, name):
+            check_free(getattr(args, name), f"--{name}", overwrite=args.overwrite)
     model = load_model(args.model, device=args.device, revision=args.model_revision)
-    source = load_source(
-        args.dataset,
-        args.subset,
-        id_column=args.id_column,
-        image_column=args.image_column,
-        label_column=args.label_column,
-        revision=args.dataset_revision,
-        streaming=args.streaming,
-    )
-    if len(source.ids) == 0:
-        raise InputError(f"data set {args.dataset}, subset {args.subset}: no images")
-    result = evaluate_model(
-        model,
-        source,
-        range(len(source.ids)),
-        device=next(model.parameters()).device,
-        batch_size=args.batch_size,
-        on_sample=prediction_writer(args.save_predictions, source.ids) if args.save_predictions else None,
-        progress=True,
-        rank=rank,
-        world_size=world_size,
-        **options,
-    )
-    if rank == 0:
-        result |= {
-            "model": args.model,
-            "model_revision": getattr(model.config, "_commit_hash", None),
-            "dataset": args.dataset,
-            "subset": args.subset,
-            "num_images": len(source.ids),
-            "protocol": protocol,
-            "versions": library_versions(),
-        }
-        report(result, args.output_file)
-    if world_size > 1:
-        torch.distributed.destroy_process_group()
+    columns = {name: getattr(args, name) for name in ("id_column", "image_column", "label_column")}
+    source = load_source(args.dataset, args.subset, **columns, revision=args.dataset_revision, streaming=args.streaming)
+    check_classes(class_names(model), source.class_names, args.dataset)
+    for folder in filter(None, (getattr(args, name) for name in FOLDERS)):
+        check_ids(source.ids, folder)
+    if args.compile:
+        compile_model(model)
+    return model, source, device
 
 
-def join_processes() -> tuple[int, int]:
-    """(rank, world size); under torchrun the processes meet, each scores its share of the images."""
-    world_size = int(os.environ.get("WORLD_SIZE", 1))
-    if world_size > 1:
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-        torch.distributed.init_process_group()
-    return int(os.environ.get("RANK", 0)), world_size
-
-
-def prediction_writer(folder: str, ids: list[str]):
-    """A hook for `evaluate_model` that writes <folder>/<id>.png; an id with slashes makes sub-folders.
+def check_classes(ours: list[str], theirs: list[str] | None, dataset: str) -> None:
+    """Refuse a data set with another number of classes; warn if they have other names.
 
     Raises:
-        InputError: an id would leave the folder; nothing has been computed by then.
+        InputError: the numbers differ.
     """
-    root = Path(folder)
-    for sample_id in ids:
-        parts = sample_id.split("/")
-        if not sample_id or any(part in ("", ".", "..") for part in parts) or "\\" in sample_id:
-            raise InputError(f"id {sample_id!r}: cannot name a file below {folder}; rename it in the data set")
+    if theirs is None or ours == theirs:
+        return
+    if len(ours) != len(theirs):
+        raise InputError(
+            f"the model has {len(ours)} classes and data set {dataset} has {len(theirs)}: "
+            "evaluate on the data set it was trained for"
+        )
+    place = next(c for c in range(len(ours)) if ours[c] != theirs[c])
+    logger.warning(
+        "class names differ: class %d is %s in the model and %s in the data set", place, ours[place], theirs[place]
+    )
 
-    def write(sample_id, image, label, prediction):
-        path = root / f"{sample_id}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(prediction).save(path)
 
-    return write
+def count(args: argparse.Namespace, model, source: Source, device, processes):
+    """The confusion matrix of this process's share; writes its predictions."""
+    palette = model.config.palette or source.palette or default_palette(model.config.num_labels)
+    with computing(args.precision, device):
+        return count_pixels(
+            model,
+            source,
+            range(len(source.ids))[processes.process_index :: processes.num_processes],
+            device=device,
+            batch_size=args.batch_size,
+            on_sample=lambda *sample: save(args, palette, *sample),
+            progress=processes.is_main_process,
+            **segment_options(args),
+        )
 
 
-def report(result: dict, output_file: str | None) -> None:
-    """The table on stderr, then JSON: to the file, and as the last line of stdout."""
-    width = max(map(len, [*result["per_class_iou"], "mean accuracy"]))
-    rows = [*result["per_class_iou"].items(), ("mIoU", result["mean_iou"])]
-    rows += [("pixel accuracy", result["accuracy"]), ("mean accuracy", result["mean_accuracy"])]
-    for name, value in rows:
-        print(f"{name:<{width + 1}} {'absent' if value is None else f'{100 * value:6.2f}'}", file=sys.stderr)
+def save(args: argparse.Namespace, palette: list, sample_id: str, image, label, prediction) -> None:
+    """Write what was asked for, an id with slashes into sub-folders."""
+    if args.save_predictions:
+        save_png(Path(args.save_predictions) / f"{sample_id}.png", prediction)
+    if args.save_overlays:
+        pair = [overlay(image, ids, palette) for ids in (prediction, label)]
+        save_png(Path(args.save_overlays) / f"{sample_id}.png", np.hstack(pair))
+
+
+def report(result: dict, confusion: list[list[int]], output_file: str | None) -> None:
+    """The table on stderr, then JSON: with the confusion matrix to the file, and as the last line of stdout."""
+    rows = [(name, iou, result["per_class_accuracy"][name]) for name, iou in result["per_class_iou"].items()]
+    rows.append(("mean", result["mean_iou"], result["mean_accuracy"]))
+    rows.append(("all pixels", None, result["accuracy"]))
+    width = max(len(name) for name, *_ in rows)
+    print(f"{'':<{width}}     IoU  accuracy", file=sys.stderr)
+    for name, *values in rows:
+        iou, accuracy = ("-" if value is None else f"{100 * value:.2f}" for value in values)
+        print(f"{name:<{width}}  {iou:>6}  {accuracy:>8}", file=sys.stderr)
+    if result["absent_classes"]:
+        print(f"neither in the images nor predicted: {', '.join(result['absent_classes'])}", file=sys.stderr)
     if output_file:
-        path = Path(output_file)
+        path, content = Path(output_file), result | {"confusion": confusion}
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=2) + "\n")
+        lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in content.items())
+        write_atomically(path, lambda p: p.write_text(f"{{\n{lines}\n}}\n"))
     print(json.dumps(result), flush=True)
 
 

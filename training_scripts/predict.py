@@ -3,118 +3,139 @@
     python training_scripts/predict.py runs/demo_u2pl photo.jpg "holiday/*.png" --output_dir predictions
 
 For each image of any size: `<name>_mask.png`, 8-bit class ids, and `<name>_overlay.png`, the image with the classes'
-colours over it. The last line of stdout is one JSON object with the files written.
+colours over it. Large images are predicted by sliding windows, in bounded memory. The last line of stdout is one JSON
+object with the files written, and how each was predicted.
 """
 
 import argparse
-import glob
 import json
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+import torch
 from tqdm.auto import tqdm
 
 import u2pl_hf  # noqa: F401 - registers the model classes
 from u2pl_hf.errors import InputError, exits_on_input_error
-from u2pl_hf.evaluation.inference import describe_protocol, predict_image
-from u2pl_hf.evaluation.loading import load_model
-from u2pl_hf.evaluation.options import add_segment_arguments, segment_options
+from u2pl_hf.evaluation.compute import compile_model, computing
+from u2pl_hf.evaluation.inference import describe_protocol, predict_images
+from u2pl_hf.evaluation.loading import load_model, pick_device
+from u2pl_hf.evaluation.options import OneLineParser, add_segment_arguments, segment_options
+from u2pl_hf.evaluation.outputs import save_png
+from u2pl_hf.evaluation.photographs import Photograph, find_photographs, read_headers, same_size_batches
 from u2pl_hf.evaluation.pictures import default_palette, overlay
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+from u2pl_hf.training.precision import check_compiler, check_number_type
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """The command line, checked."""
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="folder that training exported, or a Hub id")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, folders of them, or globs")
-    parser.add_argument("--output_dir", required=True, help="where to write; made if it is missing")
+    parser.add_argument("--output_dir", required=True, type=Path, help="where to write; made if it is missing")
+    parser.add_argument("--recursive", action="store_true", help="also take what lies in sub-folders of folders")
+    parser.add_argument("--skip_existing", action="store_true", help="leave out images whose results are there")
+    parser.add_argument("--save_confidence", action="store_true", help="write <name>_confidence.png: 255 = sure")
     parser.add_argument("--model_revision", help="branch, tag or commit of a model on the Hub")
-    parser.add_argument("--opacity", type=float, default=0.5, help="of the colours in the overlay (default: 0.5)")
-    add_segment_arguments(parser)
-    return parser.parse_args()
+    parser.add_argument("--opacity", type=float, default=0.5, help="of the colours in the overlay (0.5)")
+    parser.add_argument("--batch_size", type=int, default=1, help="neighbouring images of equal size share a pass (1)")
+    add_segment_arguments(parser, auto=True)
+    args = parser.parse_args()
+    if not 0 <= args.opacity <= 1:
+        raise InputError(f"--opacity is {args.opacity}: pass a number from 0 to 1")
+    for name, smallest in (("batch_size", 1), ("max_whole_pixels", 0)):
+        if getattr(args, name) < smallest:
+            raise InputError(f"--{name} is {getattr(args, name)}: pass at least {smallest}")
+    return args
 
 
 @exits_on_input_error
 def main() -> None:
     """Predict every image."""
     args = parse_arguments()
+    protocol = protocol_of(args)
+    device = pick_device(args.device)
+    check_number_type(args.precision, device, "--precision")
+    if args.compile:
+        check_compiler(device, "install it or leave out --compile")
+    photographs = find_photographs(args.images, recursive=args.recursive, output_dir=args.output_dir)
+    check_outputs(photographs, args)
+    todo = [p for p in photographs if not (args.skip_existing and all(f.exists() for f in outputs(p, args).values()))]
+    todo, written = read_headers(todo), []
+    if todo:
+        model = load_model(args.model, device=args.device, revision=args.model_revision)
+        if args.compile:
+            compile_model(model)
+        try:
+            with computing(args.precision, device):
+                predict(model, todo, args, device, written)
+        except InputError as error:
+            kept = f"{len(written)} of {len(todo)} are done; without this file, --skip_existing goes on from there"
+            raise InputError(f"{error}; {kept}") from error
+    skipped = len(photographs) - len(todo)
+    facts = {"model": args.model, "protocol": protocol, "precision": args.precision, "skipped": skipped}
+    print(json.dumps(facts | {"files": written}), flush=True)
+
+
+def protocol_of(args: argparse.Namespace) -> dict:
+    """The checked options that decide the result; with --mode auto those of sliding, and from which size on."""
     options = segment_options(args)
-    protocol = describe_protocol(**options)
-    if not 0 <= args.opacity <= 1:
-        raise InputError(f"--opacity is {args.opacity}: pass a number from 0 to 1")
-    paths = find_images(args.images)
-    outputs = name_outputs(paths, Path(args.output_dir))
-    for path in paths:
-        check_header(path)
-    model = load_model(args.model, device=args.device, revision=args.model_revision)
+    if args.mode != "auto":
+        return describe_protocol(**options)
+    return describe_protocol(**options | {"mode": "slide"}) | {
+        "mode": "auto",
+        "max_whole_pixels": args.max_whole_pixels,
+    }
+
+
+def outputs(photograph: Photograph, args: argparse.Namespace) -> dict[str, Path]:
+    """The files to write for an image."""
+    kinds = ["overlay", *(["confidence"] if args.save_confidence else []), "mask"]
+    return {kind: args.output_dir / f"{photograph.name}_{kind}.png" for kind in kinds}
+
+
+def check_outputs(photographs: list[Photograph], args: argparse.Namespace) -> None:
+    """Refuse to write over an image that is to be read, or over another image's results."""
+    inputs = {photograph.path.resolve() for photograph in photographs}
+    for photograph in photographs:
+        for path in outputs(photograph, args).values():
+            if path.resolve() in inputs:
+                raise InputError(f"{path} is one of the images and would be overwritten: pass another --output_dir")
+
+
+def predict(
+    model, photographs: list[Photograph], args: argparse.Namespace, device: torch.device, written: list[dict]
+) -> None:
+    """Predict and write; puts the facts of each image that is done into `written`."""
     palette = model.config.palette or default_palette(model.config.num_labels)
-    device = next(model.parameters()).device
-    written = []
-    for path, (mask_path, overlay_path) in zip(tqdm(paths, desc="predict"), outputs, strict=True):
-        image = read_image(path)
-        ids = predict_image(model, image, device, **options)
-        mask_path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(ids).save(mask_path)
-        Image.fromarray(overlay(image, ids, palette, args.opacity)).save(overlay_path)
-        written.append({"image": str(path), "mask": str(mask_path), "overlay": str(overlay_path)})
-    print(json.dumps({"model": args.model, "protocol": protocol, "files": written}), flush=True)
+    total = sum(photograph.pixels for photograph in photographs)
+    with tqdm(total=total, desc="predict", unit="px", unit_scale=True) as bar:
+        for batch in same_size_batches(photographs, args.batch_size):
+            bar.set_postfix_str(f"{len(written)}/{len(photographs)} images")
+            mode = args.mode
+            if mode == "auto":
+                mode = "whole" if batch[0][0].pixels <= args.max_whole_pixels else "slide"
+            ids, confidence = predict_images(
+                model,
+                [pixels for _, pixels in batch],
+                device,
+                with_confidence=args.save_confidence,
+                progress=bar.update,
+                **segment_options(args) | {"mode": mode},
+            )
+            for place, (photograph, pixels) in enumerate(batch):
+                files = outputs(photograph, args)
+                pictures = {"mask": ids[place], "overlay": overlay(pixels, ids[place], palette, args.opacity)}
+                if confidence is not None:
+                    pictures["confidence"] = confidence[place]
+                written.append(write(photograph, files, pictures) | {"mode": mode})
 
 
-def find_images(patterns: list[str]) -> list[Path]:
-    """Files, the image files of folders, and what globs match, in the order given, each once.
-
-    Raises:
-        InputError: one of them names no image.
-    """
-    found: dict[Path, None] = {}
-    for pattern in patterns:
-        path = Path(pattern)
-        if path.is_dir():
-            matches = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
-        elif path.is_file():
-            matches = [path]
-        else:
-            matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True)) if Path(match).is_file()]
-        if not matches:
-            raise InputError(f"{pattern}: no image there; pass image files, a folder of them, or a glob in quotes")
-        found.update(dict.fromkeys(matches))
-    return list(found)
-
-
-def name_outputs(paths: list[Path], output_dir: Path) -> list[tuple[Path, Path]]:
-    """(mask, overlay) file of each image; images of one name in two folders are refused, as are inputs overwritten."""
-    by_name: dict[str, Path] = {}
-    for path in paths:
-        if path.stem in by_name:
-            raise InputError(f"{by_name[path.stem]} and {path} would share output names: predict them separately")
-        by_name[path.stem] = path
-    outputs = [(output_dir / f"{path.stem}_mask.png", output_dir / f"{path.stem}_overlay.png") for path in paths]
-    inputs = {path.resolve() for path in paths}
-    for output in (output for pair in outputs for output in pair):
-        if output.resolve() in inputs:
-            raise InputError(f"{output} is one of the images and would be overwritten: pass another --output_dir")
-    return outputs
-
-
-def check_header(path: Path) -> None:
-    """Refuse what is no image before any time goes into prediction."""
-    try:
-        with Image.open(path):
-            pass
-    except (OSError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: not an image that can be read ({str(error).splitlines()[0]})") from error
-
-
-def read_image(path: Path) -> np.ndarray:
-    """RGB (H,W,3) uint8, turned the way its EXIF orientation says."""
-    try:
-        with Image.open(path) as image:
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{path}: damaged image ({str(error).splitlines()[0]})") from error
+def write(photograph: Photograph, files: dict[str, Path], pictures: dict[str, np.ndarray]) -> dict:
+    """Write an image's results, the mask last; returns their names."""
+    for kind, path in files.items():
+        save_png(path, pictures[kind])
+    return {"image": str(photograph.path)} | {kind: str(path) for kind, path in files.items()}
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def test_slide_is_whole_where_the_window_holds_the_image(window):
     x = images(2, 3, 13, 20)
     whole = segment(model, x)
     model.sizes.clear()
-    torch.testing.assert_close(segment(model, x, mode="slide", window=window), whole)
+    torch.testing.assert_close(segment(model, x, mode="slide", window=window, window_batch=4), whole)
     assert model.sizes == [(2, 3, 13, 20)]  # not padded
 
 

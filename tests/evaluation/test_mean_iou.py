@@ -73,6 +73,7 @@ def test_everything_ignored_gives_none():
         "per_class_iou": [None, None],
         "accuracy": None,
         "mean_accuracy": None,
+        "per_class_accuracy": [None, None],
         "absent_classes": [0, 1],
     }
 

@@ -5,6 +5,7 @@ import os
 import runpy
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import datasets
@@ -27,12 +28,13 @@ NAMES = ["wall", "tree", "car", "sky"]
 def here(monkeypatch, capsys):
     """Runs a script in this process: many starts of Python would take long."""
 
-    def run(script: str, *arguments) -> subprocess.CompletedProcess:
+    def run(script: str, *arguments, code: int | None = 2) -> subprocess.CompletedProcess:
         path = ROOT / "training_scripts" / script
         monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
+        monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+        with nullcontext() if code is None else pytest.raises(SystemExit):
             runpy.run_path(str(path), run_name="__main__")
-        return subprocess.CompletedProcess(sys.argv, end.value.code, *capsys.readouterr())
+        return subprocess.CompletedProcess(sys.argv, code, *capsys.readouterr())
 
     return run
 
@@ -54,11 +56,13 @@ def model_dir(tmp_path_factory):
     return path
 
 
-def write_data(path, num_labels, ids):
+def write_data(path, num_labels, ids, wrong=None):
     rng = np.random.default_rng(0)
     sizes = [(40, 48), (40, 48), (33, 57)]
     images = [rng.integers(0, 256, (*size, 3)).astype(np.uint8) for size in sizes]
     labels = [rng.choice([*range(num_labels), 255], size).astype(np.uint8) for size in sizes]
+    if wrong is not None:
+        labels[wrong] = labels[wrong][1:]
     features = datasets.Features({"id": datasets.Value("string"), "image": datasets.Image(), "label": datasets.Image()})
     rows = {"id": ids, "image": list(map(Image.fromarray, images)), "label": list(map(Image.fromarray, labels))}
     path.mkdir(parents=True)
@@ -107,49 +111,95 @@ def score(folder, ids, labels):
     return metric.compute()
 
 
-def test_evaluate_scores_what_it_saves(model_dir, data, tmp_path):
+def test_evaluate_scores_what_it_saves(model_dir, data, tmp_path, here):
     folder, images, labels = data
     arguments = [model_dir, "--dataset", folder, "--subset", "validation", "--device", "cpu", "--batch_size", 2]
-    done = start(
-        "evaluate.py", *arguments, "--save_predictions", tmp_path / "masks", "--output_file", tmp_path / "r.json"
-    )
+    writes = ["--save_predictions", tmp_path / "masks", "--save_overlays", tmp_path / "overlays"]
+    done = start("evaluate.py", *arguments, *writes, "--output_file", tmp_path / "r.json")
     result = result_of(done)
     expected = score(tmp_path / "masks", ["one", "town/two", "town/three"], labels)
     assert result["mean_iou"] == expected["mean_iou"]
     assert result["per_class_iou"] == dict(zip(NAMES, expected["per_class_iou"], strict=True))
+    assert result["per_class_accuracy"] == dict(zip(NAMES, expected["per_class_accuracy"], strict=True))
     assert result["accuracy"] == expected["accuracy"]
     assert result["protocol"] == {"mode": "whole", "scales": [1.0], "flip": False}
-    assert (result["num_images"], result["subset"]) == (3, "validation")
+    assert (result["num_images"], result["subset"], result["precision"]) == (3, "validation", "no")
     assert {"torch", "transformers"} <= set(result["versions"])
-    assert json.loads((tmp_path / "r.json").read_text()) == result
-    assert all(name in done.stderr for name in [*NAMES, "mIoU"])
+    assert result["hardware"]["device"] == "cpu" and result["hardware"]["processes"] == 1
+    assert result["dataset_revision"] is result["model_revision"] is None and result["seconds"] > 0
+    stored = json.loads((tmp_path / "r.json").read_text())
+    confusion = torch.tensor(stored.pop("confusion"))
+    assert stored == result
+    assert confusion.sum() == sum((label != 255).sum() for label in labels)
+    assert (confusion.diagonal().sum() / confusion.sum()).item() == pytest.approx(result["accuracy"])
+    assert all(name in done.stderr for name in [*NAMES, "mean", "all pixels"])
     model = load_model(str(model_dir), device="cpu")
     with Image.open(tmp_path / "masks" / "town" / "three.png") as mask:
-        assert np.array_equal(np.array(mask), predict_image(model, images[2], "cpu"))
+        ids = np.array(mask)
+    assert np.array_equal(ids, predict_image(model, images[2], "cpu"))
+    with Image.open(tmp_path / "overlays" / "town" / "three.png") as pair:
+        pair = np.array(pair)
+    palette = default_palette(len(NAMES))
+    assert np.array_equal(pair[:, :57], overlay(images[2], ids, palette))
+    assert np.array_equal(pair[:, 57:], overlay(images[2], labels[2], palette))
+    again = [*arguments, "--save_overlays", tmp_path / "overlays"]
+    assert "--overwrite" in refused(here("evaluate.py", *again))
+
+
+def two_processes(script, *arguments, **environment):
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    return start(script, *arguments, launcher=launcher, CUDA_VISIBLE_DEVICES="", **environment)
 
 
 def test_evaluate_two_processes_slide_scales_flip(model_dir, data, tmp_path):
     folder, _, labels = data
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     options = ["--mode", "slide", "--window", 33, "--stride", 16, "--scales", 1, 1.5, "--flip", "--device", "cpu"]
     arguments = [model_dir, "--dataset", folder, *options, "--save_predictions", tmp_path]
-    result = result_of(start("evaluate.py", *arguments, launcher=launcher, CUDA_VISIBLE_DEVICES=""))
+    result = result_of(two_processes("evaluate.py", *arguments))
     assert result["mean_iou"] == score(tmp_path, ["one", "town/two", "town/three"], labels)["mean_iou"]
     assert result["protocol"] == {"mode": "slide", "scales": [1.0, 1.5], "flip": True, "window": 33, "stride": 16}
+    assert result["hardware"]["processes"] == 2
+
+
+def test_two_processes_tell_an_error_once(model_dir, tmp_path):
+    """The second image, which is the second process's, has a label that does not fit."""
+    write_data(tmp_path / "wrong", len(NAMES), ["one", "two", "three"], wrong=1)
+    done = two_processes("evaluate.py", model_dir, "--dataset", tmp_path / "wrong", ACCELERATE_USE_CPU="true")
+    assert done.returncode != 0 and not done.stdout
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert "id two: the image is 48x40 and its label 48x39" in line
 
 
 def test_evaluate_refuses(model_dir, data, tmp_path, here):
     folder, _, _ = data
     assert "nowhere" in refused(start("evaluate.py", tmp_path / "nowhere", "--dataset", folder))
     assert "nothing_here" in refused(here("evaluate.py", model_dir, "--dataset", tmp_path / "nothing_here"))
+    assert "--dataset" in refused(here("evaluate.py", model_dir))
+    arguments = ["evaluate.py", model_dir, "--device", "cpu", "--dataset"]
+    assert "fp16 needs" in refused(here(*arguments, folder, "--precision", "fp16"))
     write_data(tmp_path / "more", len(NAMES) + 2, ["one", "two", "three"])
-    line = refused(here("evaluate.py", model_dir, "--dataset", tmp_path / "more"))
-    assert "4 classes" in line
+    assert "4 classes" in refused(here(*arguments, tmp_path / "more"))
+    (tmp_path / "more" / "class_names.txt").write_text("wall\ntree\ncar\nsky\ncat\ndog\n")
+    line = refused(here(*arguments, tmp_path / "more"))
+    assert "the model has 4 classes" in line and "has 6" in line
     write_data(tmp_path / "escape", len(NAMES), ["one", "two", "../three"])
     masks = tmp_path / "deep" / "masks"
-    line = refused(here("evaluate.py", model_dir, "--dataset", tmp_path / "escape", "--save_predictions", masks))
-    assert "../three" in line
+    assert "../three" in refused(here(*arguments, tmp_path / "escape", "--save_predictions", masks))
     assert not masks.exists()
+
+
+def test_other_class_names_are_warned_of_and_bf16_is_close(model_dir, tmp_path, here, caplog):
+    write_data(tmp_path / "named", len(NAMES), ["one", "two", "three"])
+    (tmp_path / "named" / "class_names.txt").write_text("wall\ntree\nlorry\nsky\n")
+    options = ["--dataset", tmp_path / "named", "--device", "cpu"]
+    exact = json.loads(here("evaluate.py", model_dir, *options, code=None).stdout.splitlines()[-1])
+    assert "class 2 is car in the model and lorry in the data set" in caplog.text
+    assert exact["absent_classes"] == [name for name, iou in exact["per_class_iou"].items() if iou is None]
+    short = json.loads(
+        here("evaluate.py", model_dir, *options, "--precision", "bf16", code=None).stdout.splitlines()[-1]
+    )
+    assert short["precision"] == "bf16"
+    assert short["accuracy"] == pytest.approx(exact["accuracy"], abs=0.05)
 
 
 def test_predict_any_size_folders_globs_and_exif(model_dir, tmp_path):
@@ -163,11 +213,12 @@ def test_predict_any_size_folders_globs_and_exif(model_dir, tmp_path):
     Image.fromarray(pixels[..., 0]).save(tmp_path / "folder" / "grey.PNG")
     (tmp_path / "folder" / "notes.txt").write_text("no image")
     out = tmp_path / "out"
-    done = start(
-        "predict.py", model_dir, tmp_path / "*.jpg", tmp_path / "folder", "--output_dir", out, "--device", "cpu"
-    )
-    files = result_of(done)["files"]
+    arguments = [model_dir, tmp_path / "*.jpg", tmp_path / "folder", "--output_dir", out, "--device", "cpu"]
+    result = result_of(start("predict.py", *arguments, "--batch_size", 2, "--max_whole_pixels", 36 * 53))
+    files = result["files"]
     assert [Path(file["mask"]).name for file in files] == ["turned_mask.png", "colour_mask.png", "grey_mask.png"]
+    assert {file["mode"] for file in files} == {"slide"}
+    assert result["protocol"]["mode"] == "auto" and result["protocol"]["window"] == 769
     model = load_model(str(model_dir), device="cpu")
     with Image.open(out / "colour_mask.png") as mask, Image.open(out / "colour_overlay.png") as laid_over:
         ids = np.array(mask)
@@ -176,6 +227,50 @@ def test_predict_any_size_folders_globs_and_exif(model_dir, tmp_path):
         assert np.array_equal(np.array(laid_over), overlay(pixels, ids, default_palette(len(NAMES))))
     with Image.open(out / "turned_mask.png") as mask:
         assert mask.size == (37, 53)
+    assert not list(out.rglob(".*"))
+
+
+def photographs(folder, *names):
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (20, 24, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+
+
+def test_predict_keeps_sub_folders_and_goes_on(model_dir, tmp_path, here):
+    root = tmp_path / "photos"
+    photographs(root, "a.png", "may/a.png", "june/a.png", ".hidden/b.png")
+    out = root / "results"  # inside the folder that is searched
+    arguments = ["predict.py", model_dir, root, "--recursive", "--output_dir", out, "--device", "cpu"]
+    first = json.loads(here(*arguments, "--save_confidence", code=None).stdout.splitlines()[-1])
+    expected = {f"{name}_{kind}.png" for name in ("a", "may/a", "june/a") for kind in ("mask", "overlay", "confidence")}
+    assert {path.relative_to(out).as_posix() for path in out.rglob("*.png")} == expected
+    assert [file["mode"] for file in first["files"]] == ["whole"] * 3 and first["skipped"] == 0
+    (out / "june" / "a_mask.png").unlink()
+    kept = (out / "a_mask.png").stat().st_mtime_ns
+    again = json.loads(here(*arguments, "--skip_existing", code=None).stdout.splitlines()[-1])
+    assert [Path(file["mask"]).relative_to(out).as_posix() for file in again["files"]] == ["june/a_mask.png"]
+    assert again["skipped"] == 2 and (out / "a_mask.png").stat().st_mtime_ns == kept
+    glob = tmp_path / "by_glob"
+    here("predict.py", model_dir, root / "*" / "a.png", "--output_dir", glob, "--device", "cpu", code=None)
+    assert {path.relative_to(glob).as_posix() for path in glob.rglob("*_mask.png")} == {
+        "june/a_mask.png",
+        "may/a_mask.png",
+    }
+
+
+def test_predict_ends_at_a_damaged_body_and_keeps_what_is_done(model_dir, tmp_path, here):
+    photographs(tmp_path / "in", "1.png", "2.png", "3.png")
+    whole = (tmp_path / "in" / "2.png").read_bytes()
+    (tmp_path / "in" / "2.png").write_bytes(whole[: len(whole) // 2])
+    out = tmp_path / "out"
+    arguments = ["predict.py", model_dir, tmp_path / "in", "--output_dir", out, "--device", "cpu", "--batch_size", 3]
+    line = refused(here(*arguments))
+    assert "2.png: damaged image" in line and "--skip_existing" in line
+    assert sorted(path.name for path in out.iterdir()) == ["1_mask.png", "1_overlay.png"]
+    (tmp_path / "in" / "2.png").write_bytes(whole)
+    again = json.loads(here(*arguments, "--skip_existing", code=None).stdout.splitlines()[-1])
+    assert len(again["files"]) == 2 and again["skipped"] == 1
 
 
 def test_predict_refuses(model_dir, tmp_path, here):
@@ -187,6 +282,20 @@ def test_predict_refuses(model_dir, tmp_path, here):
         (tmp_path / folder).mkdir()
         Image.new("RGB", (8, 8)).save(tmp_path / folder / "same.png")
     assert "same.png" in refused(here("predict.py", model_dir, tmp_path / "a", tmp_path / "b", "--output_dir", out))
+    line = refused(here("predict.py", model_dir, tmp_path / "a", "--output_dir", tmp_path / "a"))
+    assert "is also a folder of images" in line
+    (tmp_path / "outer" / "inner").mkdir(parents=True)
+    assert "--recursive" in refused(here("predict.py", model_dir, tmp_path / "outer", "--output_dir", out))
+    photographs(tmp_path / "own", "x.png", "x_mask.png")
+    line = refused(here("predict.py", model_dir, tmp_path / "own" / "x*.png", "--output_dir", tmp_path / "own"))
+    assert "x_mask.png" in line and "overwritten" in line
+    Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "float.tif")
+    line = refused(here("predict.py", model_dir, tmp_path / "float.tif", "--output_dir", out))
+    assert "float.tif: pixels of type F" in line
+    arguments = ["predict.py", model_dir, tmp_path / "a", "--output_dir", out, "--device", "cpu"]
+    assert "fp16 needs" in refused(here(*arguments, "--precision", "fp16"))
+    assert "--opacity" in refused(here(*arguments, "--opacity", 2))
+    assert "--batch_size" in refused(here(*arguments, "--batch_size", 0))
     other = tmp_path / "other"
     other.mkdir()
     (other / "config.json").write_text('{"model_type": "segformer"}')

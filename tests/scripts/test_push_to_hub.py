@@ -130,6 +130,7 @@ def test_a_run_is_pushed_and_read_back(hub, run, tiny_data, tmp_path, here):
     code, own, _ = here("evaluate.py", run, "--dataset", tiny_data)
     assert code == 0 and evaluated["mean_iou"] == own["mean_iou"]
     assert evaluated["per_class_iou"] == own["per_class_iou"]
+    assert evaluated["model_revision"] == hub.repos["model", "user/net"].branches["seed/0"]
     assert (tmp_path / "out" / "photo_mask.png").is_file()
 
 

@@ -1,159 +1,99 @@
-"""Prediction of whole images and sliding windows, and the one evaluation that training and evaluate.py share.
+"""Prediction of images, and the one evaluation that training and evaluate.py share; `segment` lies beside it.
 
 Shapes: B images of 3 x H x W, C classes.
 """
 
 import contextlib
-import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from u2pl_hf.data.transforms import normalize
 from u2pl_hf.errors import InputError
 from u2pl_hf.evaluation.mean_iou import IGNORE_INDEX, MeanIoU
+from u2pl_hf.evaluation.segmentation import describe_protocol, segment, segment_rows, views_of
 
-MODES = ("whole", "slide")
-# The other heads would be half of the decoder's work.
-LOGITS_ONLY = {"output_representation": False, "output_auxiliary": False}
-
-
-def describe_protocol(
-    *,
-    mode: str = "whole",
-    window: int = 769,
-    stride: int | None = None,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
-    window_batch: int = 4,
-) -> dict:
-    """The options of `segment` that decide the score, checked, with the stride filled in; window only when sliding.
-
-    Raises:
-        InputError: an option is out of range; the message says which.
-    """
-    if mode not in MODES:
-        raise InputError(f"mode is {mode!r}: pass 'whole' or 'slide'")
-    if not scales or min(scales) <= 0:
-        raise InputError(f"scales are {list(scales)}: pass one or more numbers above 0")
-    if window_batch < 1:
-        raise InputError(f"window_batch is {window_batch}: pass at least 1")
-    protocol = {"mode": mode, "scales": [float(scale) for scale in scales], "flip": bool(flip)}
-    if mode == "slide":
-        stride = math.ceil(window * 2 / 3) if stride is None else stride
-        if window < 1 or not 1 <= stride <= window:
-            raise InputError(f"window {window} and stride {stride}: pass 1 <= stride <= window, or pixels are missed")
-        protocol |= {"window": window, "stride": stride}
-    return protocol
-
-
-@torch.no_grad()
-def segment(
-    model,
-    pixel_values: Tensor,
-    *,
-    mode: str = "whole",
-    window: int = 769,
-    stride: int | None = None,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
-    window_batch: int = 4,
-) -> Tensor:
-    """Class scores at input size; the model's train/eval mode is the caller's.
-
-    Args:
-        model: U2PLForSemanticSegmentation, or what gives `.logits` (b,C,h,w) for float images (b,3,H,W) likewise.
-        pixel_values: (B,3,H,W), float, normalised, on the model's device.
-        mode: "whole", or "slide": square windows whose last row and column are shifted inside the image; logits are
-            summed and divided by how many windows saw the pixel. An image smaller than the window is not padded.
-        window: side of a window in pixels.
-        stride: step of the windows; by default two thirds of the window, rounded up.
-        scales: the image is resized by each factor (bilinear), predicted, and the scores are brought back.
-        flip: predict the mirror image as well.
-        window_batch: windows per forward pass.
-
-    Returns:
-        Float32 (B,C,H,W): logits for one scale without flip. With several views, the average over the views of the
-        softmax probabilities, so that no view counts more because its logits are larger. The argmax is the class.
-
-    Raises:
-        InputError: an option is out of range.
-    """
-    options = describe_protocol(
-        mode=mode, window=window, stride=stride, scales=scales, flip=flip, window_batch=window_batch
-    )
-    size = pixel_values.shape[-2:]
-    views = list(itertools.product(scales, (False, True) if flip else (False,)))
-    total = None
-    for scale, mirrored in views:
-        view = _resize(pixel_values, [max(1, round(n * scale)) for n in size])
-        view = view.flip(-1) if mirrored else view
-        if mode == "slide":
-            logits = _slide(model, view, window, options["stride"], window_batch)
-        else:
-            logits = _resize(model(view, **LOGITS_ONLY).logits.float(), view.shape[-2:])
-        logits = _resize(logits.flip(-1) if mirrored else logits, size)
-        if len(views) == 1:
-            return logits
-        probability = logits.softmax(dim=1)
-        total = probability if total is None else total.add_(probability)
-    return total / len(views)
-
-
-def _resize(maps: Tensor, size: Sequence[int]) -> Tensor:
-    if tuple(maps.shape[-2:]) == tuple(size):
-        return maps
-    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=True)
-
-
-def _slide(model, pixel_values: Tensor, window: int, stride: int, window_batch: int) -> Tensor:
-    """Mean logits (B,C,H,W) of all windows over each pixel."""
-    batch, _, height, width = pixel_values.shape
-    tall, wide = min(window, height), min(window, width)
-    corners = list(itertools.product(range(batch), _starts(height, tall, stride), _starts(width, wide, stride)))
-    total, count = None, pixel_values.new_zeros(batch, 1, height, width, dtype=torch.float32)
-    for first in range(0, len(corners), window_batch):
-        chunk = corners[first : first + window_batch]
-        crops = torch.stack([pixel_values[b, :, y : y + tall, x : x + wide] for b, y, x in chunk])
-        logits = _resize(model(crops, **LOGITS_ONLY).logits.float(), (tall, wide))
-        if total is None:
-            total = logits.new_zeros(batch, logits.shape[1], height, width)
-        for (b, y, x), scores in zip(chunk, logits, strict=True):
-            total[b, :, y : y + tall, x : x + wide] += scores
-            count[b, :, y : y + tall, x : x + wide] += 1
-    return total.div_(count)
-
-
-def _starts(length: int, window: int, stride: int) -> list[int]:
-    """Where windows begin along one side; the last one ends with the image."""
-    return [*range(0, length - window, stride), length - window]
+__all__ = [
+    "class_names",
+    "count_pixels",
+    "describe_protocol",
+    "evaluate_model",
+    "evaluating",
+    "named_scores",
+    "predict_image",
+    "predict_images",
+    "score_image",
+    "segment",
+]
 
 
 def predict_image(model, image: np.ndarray, device: torch.device | str, **segment_options) -> np.ndarray:
     """Class ids (H,W) uint8 of one RGB image (H,W,3) uint8; options as for `segment`."""
+    return predict_images(model, [image], device, **segment_options)[0][0]
+
+
+def predict_images(
+    model,
+    images: Sequence[np.ndarray],
+    device: torch.device | str,
+    *,
+    with_confidence: bool = False,
+    progress: Callable[[int], None] | None = None,
+    **segment_options,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Class ids, and how sure the model is of them, of images of one size; see `segment_rows` for the memory.
+
+    Args:
+        model: U2PLForSemanticSegmentation on `device`; train/eval modes are restored afterwards.
+        images: RGB (H,W,3) uint8, all of one size.
+        device: where to compute.
+        with_confidence: also give the confidence 1 - entropy / log C of the class probabilities.
+        progress: called with the number of pixels done since the last call.
+        **segment_options: options of `segment`.
+
+    Returns:
+        Ids (B,H,W) uint8, and the confidence (B,H,W) uint8 from 0, all classes alike, to 255, sure; else None.
+    """
     with evaluating(model):
-        return _predict([image], model, device, segment_options)[0].cpu().numpy().astype(np.uint8)
+        ids, confidence = _predict(images, model, device, segment_options, with_confidence, progress)
+    return ids.cpu().numpy(), None if confidence is None else confidence.cpu().numpy()
 
 
 def score_image(model, image: np.ndarray, device: torch.device | str, **segment_options) -> Tensor:
     """Class scores (C,H,W) float32, on the device, of one RGB image (H,W,3) uint8; what they are, `segment` says."""
+    pixels = torch.from_numpy(np.stack([image])).permute(0, 3, 1, 2).contiguous().to(device)
     with evaluating(model):
-        return _score([image], model, device, segment_options)[0]
+        return segment(model, normalize(pixels, None), **segment_options)[0]
 
 
-def _predict(images: Sequence[np.ndarray], model, device, segment_options: dict) -> Tensor:
-    """Class ids (B,H,W), int64, on the device, of RGB images (H,W,3) uint8 of one size."""
-    return _score(images, model, device, segment_options).argmax(dim=1)
+def _predict(
+    images: Sequence[np.ndarray], model, device, segment_options: dict, with_confidence: bool = False, progress=None
+) -> tuple[Tensor, Tensor | None]:
+    """Ids and confidence as for `predict_images`, on the device."""
+    # A photograph may be large: alone it is not copied, unless torch would warn that it cannot be written to.
+    stacked = images[0][None] if len(images) == 1 and images[0].flags.writeable else np.stack(images)
+    stacked = torch.from_numpy(stacked).permute(0, 3, 1, 2).to(device)
+    ids = torch.empty((len(stacked), *stacked.shape[-2:]), dtype=torch.uint8, device=device)
+    confidence = torch.empty_like(ids) if with_confidence else None
+    are_logits = len(views_of(describe_protocol(**segment_options))) == 1
+    for image, first, scores in segment_rows(model, stacked, **segment_options):
+        rows = slice(first, first + scores.shape[1])
+        ids[image, rows] = scores.argmax(dim=0)
+        if confidence is not None:
+            confidence[image, rows] = _confidence(scores.softmax(dim=0) if are_logits else scores)
+        if progress is not None:
+            progress(scores[0].numel())
+    return ids, confidence
 
 
-def _score(images: Sequence[np.ndarray], model, device, segment_options: dict) -> Tensor:
-    stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous().to(device)
-    return segment(model, normalize(stacked, None), **segment_options)
+def _confidence(probability: Tensor) -> Tensor:
+    """1 - entropy / log C of probabilities (C,H,W), as bytes (H,W); a single class is sure."""
+    entropy = torch.special.entr(probability).sum(dim=0) / math.log(max(len(probability), 2))
+    return (255 * (1 - entropy)).round().clamp(0, 255).to(torch.uint8)
 
 
 @contextlib.contextmanager
@@ -199,29 +139,59 @@ def evaluate_model(
         **segment_options: mode, window, stride, scales, flip, window_batch of `segment`.
 
     Returns:
-        The result of `MeanIoU.compute`, with `per_class_iou` as {class name: fraction or None} and
-        `absent_classes` as names.
+        `named_scores` of all processes' counts.
 
     Raises:
         InputError: a label does not fit its image or the model's classes; the message names the id.
     """
+    metric = count_pixels(
+        model,
+        source,
+        list(indices)[rank::world_size],
+        device=device,
+        batch_size=batch_size,
+        on_sample=on_sample,
+        progress=bool(progress) and rank == 0,
+        **segment_options,
+    )
+    if world_size > 1:
+        metric.all_reduce()
+    return named_scores(metric, class_names(model))
+
+
+def count_pixels(
+    model, source, indices: Sequence[int], *, device, batch_size=1, on_sample=None, progress=False, **segment_options
+) -> MeanIoU:
+    """The confusion matrix of this process's images; arguments as for `evaluate_model`.
+
+    Raises:
+        InputError: as there. Other processes may be told before the matrices are summed (`MeanIoU.all_reduce`).
+    """
     describe_protocol(**segment_options)
-    names = [model.config.id2label[c] for c in range(model.config.num_labels)]
-    metric = MeanIoU(len(names), IGNORE_INDEX, device=device)
-    mine = list(indices)[rank::world_size]
-    with evaluating(model), tqdm(total=len(mine), desc="evaluate", disable=not progress or rank > 0) as bar:
-        for batch in _same_size_batches(source, mine, len(names), batch_size):
-            predictions = _predict([image for _, image, _ in batch], model, device, segment_options)
+    num_labels = model.config.num_labels
+    metric = MeanIoU(num_labels, IGNORE_INDEX, device=device)
+    with evaluating(model), tqdm(total=len(indices), desc="evaluate", disable=not progress) as bar:
+        for batch in _same_size_batches(source, indices, num_labels, batch_size):
+            predictions, _ = _predict([image for _, image, _ in batch], model, device, segment_options)
             labels = torch.from_numpy(np.stack([label for _, _, label in batch])).to(device)
             metric.update(predictions, labels)
             if on_sample is not None:
                 for (sample_id, image, label), ids in zip(batch, predictions.cpu().numpy(), strict=True):
-                    on_sample(sample_id, image, label, ids.astype(np.uint8))
+                    on_sample(sample_id, image, label, ids)
             bar.update(len(batch))
-    if world_size > 1:
-        metric.all_reduce()
+    return metric
+
+
+def class_names(model) -> list[str]:
+    """The model's classes in the order of their ids."""
+    return [model.config.id2label[c] for c in range(model.config.num_labels)]
+
+
+def named_scores(metric: MeanIoU, names: Sequence[str]) -> dict:
+    """The result of `MeanIoU.compute`, with numbers per class as {name: fraction or None}, absent classes as names."""
     result = metric.compute()
-    result["per_class_iou"] = dict(zip(names, result["per_class_iou"], strict=True))
+    for key in ("per_class_iou", "per_class_accuracy"):
+        result[key] = dict(zip(names, result[key], strict=True))
     result["absent_classes"] = [names[c] for c in result["absent_classes"]]
     return result
 

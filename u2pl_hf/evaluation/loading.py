@@ -6,11 +6,14 @@ import re
 from pathlib import Path
 
 import torch
+from huggingface_hub import HfApi, try_to_load_from_cache
 from transformers import AutoConfig, AutoModelForSemanticSegmentation
+from transformers.utils.hub import extract_commit_hash
 
 from u2pl_hf.errors import InputError
 
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+MAX_CLASSES = 255
 PACKAGES = ("u2pl_hf", "torch", "transformers", "datasets", "huggingface_hub", "numpy")
 
 
@@ -49,6 +52,10 @@ def load_model(name: str, *, device: str = "auto", revision: str | None = None):
         # Without this, a file with other names would evaluate random weights.
         first = min(report["missing_keys"])
         raise InputError(f"model {name}: {len(report['missing_keys'])} weights are not in its file, such as {first}")
+    if config.num_labels > MAX_CLASSES:
+        raise InputError(
+            f"model {name}: it has {config.num_labels} classes, and masks are 8-bit: at most {MAX_CLASSES}"
+        )
     # As in training: the same kernels, so the same numbers to the last bit.
     return model.to(chosen, memory_format=torch.channels_last).eval()
 
@@ -64,6 +71,24 @@ def pick_device(name: str = "auto") -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {name}: not available here; pass auto or cpu ({_line(error)})") from error
     return device
+
+
+def model_commit(name: str, revision: str | None = None) -> str | None:
+    """The commit of a model that was loaded from the Hub; None for a folder."""
+    if Path(name).exists():
+        return None
+    # transformers 5 does not tell it any more; the path in the cache does.
+    return extract_commit_hash(str(try_to_load_from_cache(name, "config.json", revision=revision)), None)
+
+
+def dataset_commit(name: str, revision: str | None = None) -> str | None:
+    """The commit of a data set on the Hub; None for a local one, or where the Hub cannot be asked."""
+    if name == "demo" or Path(name).exists():
+        return None
+    try:
+        return HfApi().dataset_info(name, revision=revision).sha
+    except Exception:  # no connection, offline mode, no permission: the data came from the cache
+        return None
 
 
 def library_versions() -> dict[str, str]:

@@ -22,7 +22,7 @@ Args:
     num_labels: number of classes C (to `compute`, or to `evaluate.load`).
     ignore_index: ground truth with this id never counts (255).
 Returns:
-    mean_iou, per_class_iou, accuracy, mean_accuracy as fractions or None, and absent_classes.
+    mean_iou, per_class_iou, accuracy, mean_accuracy, per_class_accuracy as fractions or None, and absent_classes.
 """
 
 
@@ -99,7 +99,8 @@ def scores(confusion: Tensor) -> dict:
     Returns:
         `mean_iou` over the classes that occur in the prediction or the ground truth; `per_class_iou`, C entries, None
         for a class that occurs in neither; these classes' ids as `absent_classes`; `accuracy` over all pixels;
-        `mean_accuracy` over the classes of the ground truth. A mean over nothing is None (so that JSON can hold it).
+        `mean_accuracy` over the classes of the ground truth; `per_class_accuracy`, C entries, the share of a class's
+        pixels that were found, None where the ground truth has none. A mean over nothing is None, as JSON can hold it.
     """
     confusion = confusion.cpu().double()
     hit, truth, predicted = confusion.diagonal(), confusion.sum(dim=1), confusion.sum(dim=0)
@@ -111,6 +112,7 @@ def scores(confusion: Tensor) -> dict:
         "per_class_iou": iou,
         "accuracy": _ratio(hit.sum().item(), truth.sum().item()),
         "mean_accuracy": _mean(recall),
+        "per_class_accuracy": recall,
         "absent_classes": [c for c, value in enumerate(iou) if value is None],
     }
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from u2pl_hf.data.transforms import IMAGE_MEAN, IMAGE_STD
 from u2pl_hf.errors import InputError
-from u2pl_hf.evaluation.inference import LOGITS_ONLY
+from u2pl_hf.evaluation.sliding import LOGITS_ONLY
 
 INPUT = "pixel_values"
 OUTPUTS = ("logits", "ids")

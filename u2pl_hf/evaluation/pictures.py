@@ -16,6 +16,7 @@ INK, PAPER = (20, 20, 20), (255, 255, 255)
 # Dark blue (certain) over green to yellow (uncertain): lightness grows with entropy, so it reads in grey as well.
 ENTROPY_COLOURS = np.array([(24, 20, 72), (34, 86, 140), (38, 146, 132), (130, 200, 82), (250, 226, 60)], float)
 COLUMNS = ("image", "ground truth", "prediction", "pseudo-label", "entropy")
+BAND = 256  # rows whose colours are mixed at a time: doubles of a whole photograph would be a gigabyte
 GAP, TITLE_HEIGHT, FONT_SIZE, SWATCH = 6, 22, 13, 14
 
 
@@ -42,8 +43,12 @@ def colour_mask(ids: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray
 
 def overlay(image: np.ndarray, ids: np.ndarray, palette: Sequence[Sequence[int]], opacity: float = 0.5) -> np.ndarray:
     """The image (H,W,3) with class colours laid over it; opacity in [0, 1]; ignored pixels show the bare image."""
-    mixed = (1 - opacity) * image + opacity * colour_mask(ids, palette)
-    return np.where((ids == IGNORE)[..., None], image, mixed.round().astype(np.uint8))
+    mixed = np.empty_like(image)
+    for first in range(0, len(image), BAND):
+        rows = slice(first, first + BAND)
+        colours = (1 - opacity) * image[rows] + opacity * colour_mask(ids[rows], palette)
+        mixed[rows] = np.where((ids[rows] == IGNORE)[..., None], image[rows], colours.round().astype(np.uint8))
+    return mixed
 
 
 def entropy_map(

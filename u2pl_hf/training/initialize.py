@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HTTPError,
@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from transformers.utils.hub import extract_commit_hash
 
 from u2pl_hf.errors import InputError
-from u2pl_hf.evaluation.loading import HUB_ID, load_model
+from u2pl_hf.evaluation.loading import HUB_ID, load_model, model_commit
 from u2pl_hf.model.convert import misfit, resnet_architecture
 from u2pl_hf.training.arguments import FRESH, RunArguments
 from u2pl_hf.training.backbones import load_backbone
@@ -175,8 +175,7 @@ def _described_other(args: RunArguments) -> dict:
     if path.exists():
         return _described("backbone", name, path / WEIGHT_FILES[0] if path.is_dir() else path, None)
     revision = args.backbone_revision if args.backbone_weights is None else args.backbone_weights_revision
-    config = try_to_load_from_cache(name, "config.json", revision=revision)
-    return {"backbone": name, "commit": extract_commit_hash(str(config), None)}
+    return {"backbone": name, "commit": model_commit(name, revision)}
 
 
 def locate(where: str, name: str, revision: str | None = None) -> tuple[Path, str | None]:

@@ -32,9 +32,9 @@ def prepare_device(args: RunArguments, device: torch.device) -> None:
     Raises:
         InputError: the device has no such number type, or nothing to compile with.
     """
-    _check_number_type(args.mixed_precision, device)
+    check_number_type(args.mixed_precision, device)
     if args.compile:
-        _check_compiler(device)
+        check_compiler(device)
     if args.deterministic:
         # cuBLAS reads this when its first handle is made: before the first matrix product or convolution, that is.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -48,22 +48,26 @@ def prepare_device(args: RunArguments, device: torch.device) -> None:
         set_tf32(args.tf32)
 
 
-def _check_number_type(mixed_precision: str, device: torch.device) -> None:
-    if mixed_precision == "fp16" and device.type == "cpu":
-        raise InputError("--mixed_precision fp16 needs a GPU, and there is none; pass bf16 or no")
+def check_number_type(number_type: str, device: torch.device, option: str = "--mixed_precision") -> None:
+    """Refuse a number type that the device lacks.
+
+    Raises:
+        InputError: names the option and what to pass.
+    """
+    if number_type == "fp16" and device.type == "cpu":
+        raise InputError(f"{option} fp16 needs a GPU, and there is none; pass bf16 or no")
     # Older GPUs emulate bfloat16, at a fraction of the speed of float32.
-    if (
-        mixed_precision == "bf16"
-        and device.type == "cuda"
-        and not torch.cuda.is_bf16_supported(including_emulation=False)
-    ):
+    if number_type == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         name = torch.cuda.get_device_name(device)
-        raise InputError(f"--mixed_precision bf16 is not supported by this GPU, {name}; pass fp16 or no")
+        raise InputError(f"{option} bf16 is not supported by this GPU, {name}; pass fp16 or no")
 
 
-def _check_compiler(device: torch.device) -> None:
-    """Tell what torch.compile will miss, in one line instead of its traceback in the middle of the first step."""
-    advice = "install it or pass --compile false"
+def check_compiler(device: torch.device, advice: str = "install it or pass --compile false") -> None:
+    """Tell what torch.compile will miss, in one line instead of its traceback in the middle of the first step.
+
+    Raises:
+        InputError: names what is missing, and `advice`.
+    """
     if device.type == "cuda":
         if find_spec("triton") is None:
             raise InputError(f"--compile needs the package triton on a GPU; {advice}")
