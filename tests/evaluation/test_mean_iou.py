@@ -145,3 +145,20 @@ def test_evaluate_module_takes_options_at_compute(module_path):
     assert got["per_class_iou"] == [None, 1.0]
     with pytest.raises(ValueError, match=r"outside 0\.\.1"):
         module.compute(predictions=[[[2]]], references=[[[0]]], num_labels=2)
+
+
+def test_evaluate_module_can_be_combined(module_path):
+    prediction, label = masks(4)
+    ours = MeanIoU(4)
+    ours.update(prediction, label)
+    expected = ours.compute()
+    both = evaluate.combine([evaluate.load(module_path, num_labels=4)])
+    assert both.compute(predictions=prediction, references=label) == expected
+    both.add_batch(predictions=prediction[:2], references=label[:2])
+    both.add(predictions=prediction[2], references=label[2])
+    assert both.compute() == expected
+
+
+def test_evaluate_module_refuses_processes_it_would_not_sum(module_path):
+    with pytest.raises(ValueError, match="all_reduce"):
+        evaluate.load(module_path, num_labels=4, num_process=2, process_id=0, experiment_id="x")

@@ -146,6 +146,8 @@ if "evaluate" in sys.modules:
 
         def __init__(self, *args, num_labels: int | None = None, ignore_index: int = IGNORE_INDEX, **kwargs):
             super().__init__(*args, **kwargs)
+            if self.num_process > 1:
+                raise ValueError("num_process: counts are not shared through files; use MeanIoU and its all_reduce")
             self.num_labels = num_labels
             self.ignore_index = ignore_index
             self._pairs = MeanIoU(BYTE, ignore_index=-1)
@@ -160,9 +162,11 @@ if "evaluate" in sys.modules:
             )
 
         # The base class copies the next three methods without their closures: no super() inside; docstrings must stay.
-        def add(self, *, prediction=None, reference=None, **_):
-            """Add one mask (H,W) and its ground truth."""
-            self._pairs.update(prediction, reference)
+        def add(self, *, prediction=None, reference=None, predictions=None, references=None, **_):
+            """Add one mask (H,W) and its ground truth; `evaluate.combine` passes them by the plural names."""
+            self._pairs.update(
+                predictions if prediction is None else prediction, references if reference is None else reference
+            )
 
         def add_batch(self, *, predictions=None, references=None, **_):
             """Add masks (B,H,W), or a list of masks of different sizes, and their ground truth."""
