@@ -14,6 +14,7 @@ FORBIDDEN = {
                "huggingface_hub", "datasets"],
     "evaluation": ["u2pl_hf.training", "u2pl_hf.hub", "u2pl_hf.method", "accelerate"],
     "hub": ["u2pl_hf.training", "u2pl_hf.method", "u2pl_hf.data", "accelerate"],
+    "app": ["u2pl_hf.training", "u2pl_hf.hub", "u2pl_hf.model", "accelerate", "datasets"],
 }  # fmt: skip
 
 

@@ -189,9 +189,8 @@ def test_launchers_repeat_a_signal_but_a_later_one_is_meant(tiny_data, tmp_path,
 def test_resumed_under_another_recipe_is_refused(tiny_data, tmp_path):
     make_trainer(tiny_data, tmp_path / "run", save_steps=2).train()
     checkpoint = tmp_path / "run" / "checkpoints" / "step-000002"
-    other = make_trainer(tiny_data, tmp_path / "other", resume=str(checkpoint), temperature=0.4)
     with pytest.raises(InputError, match=r"step-000002 belongs to another run: temperature is 0.5 there and 0.4 here"):
-        other.train()
+        make_trainer(tiny_data, tmp_path / "other", resume=str(checkpoint), temperature=0.4)
     assert not (tmp_path / "other").exists()
 
 

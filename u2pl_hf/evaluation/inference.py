@@ -140,10 +140,20 @@ def predict_image(model, image: np.ndarray, device: torch.device | str, **segmen
         return _predict([image], model, device, segment_options)[0].cpu().numpy().astype(np.uint8)
 
 
+def score_image(model, image: np.ndarray, device: torch.device | str, **segment_options) -> Tensor:
+    """Class scores (C,H,W) float32, on the device, of one RGB image (H,W,3) uint8; what they are, `segment` says."""
+    with evaluating(model):
+        return _score([image], model, device, segment_options)[0]
+
+
 def _predict(images: Sequence[np.ndarray], model, device, segment_options: dict) -> Tensor:
     """Class ids (B,H,W), int64, on the device, of RGB images (H,W,3) uint8 of one size."""
+    return _score(images, model, device, segment_options).argmax(dim=1)
+
+
+def _score(images: Sequence[np.ndarray], model, device, segment_options: dict) -> Tensor:
     stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous().to(device)
-    return segment(model, normalize(stacked, None), **segment_options).argmax(dim=1)
+    return segment(model, normalize(stacked, None), **segment_options)
 
 
 @contextlib.contextmanager

@@ -47,7 +47,7 @@ def overlay(image: np.ndarray, ids: np.ndarray, palette: Sequence[Sequence[int]]
 
 
 def entropy_map(
-    entropy: np.ndarray, gamma: float | None, valid: np.ndarray | None = None, *, num_labels: int
+    entropy: np.ndarray, gamma: float | None, valid: np.ndarray | None = None, *, num_labels: int, border_width: int = 1
 ) -> np.ndarray:
     """Entropy (H,W) in nats as colours (H,W,3) uint8, with the border of the unreliable region drawn in red.
 
@@ -56,6 +56,7 @@ def entropy_map(
         gamma: threshold in nats; entropy >= gamma is unreliable. None or NaN draws no border.
         valid: bool (H,W); other pixels, padding, are grey. None means all.
         num_labels: C, which sets the end of the scale.
+        border_width: of the red line in pixels, measured into the unreliable region.
     """
     level = np.clip(np.nan_to_num(entropy) / max(math.log(num_labels), 1e-12), 0, 1) * (len(ENTROPY_COLOURS) - 1)
     low = np.minimum(level.astype(int), len(ENTROPY_COLOURS) - 2)
@@ -63,7 +64,11 @@ def entropy_map(
     colours = ((1 - part) * ENTROPY_COLOURS[low] + part * ENTROPY_COLOURS[low + 1]).round().astype(np.uint8)
     valid = np.ones(entropy.shape, bool) if valid is None else valid
     if gamma is not None and not math.isnan(gamma):
-        colours[_inner_border((entropy >= gamma) & valid)] = BORDER_COLOUR
+        inside = (entropy >= gamma) & valid
+        for _ in range(border_width):
+            border = _inner_border(inside)
+            colours[border] = BORDER_COLOUR
+            inside &= ~border
     colours[~valid] = IGNORE_COLOUR
     return colours
 

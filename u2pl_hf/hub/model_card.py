@@ -8,7 +8,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from u2pl_hf.hub.other_runs import compare_runs
-from u2pl_hf.hub.public_facts import is_hub_id, public_facts
+from u2pl_hf.hub.public_facts import public_facts
 from u2pl_hf.hub.published import published_row
 
 # Beside this file, so that an installed package has it; model_cards/template.md is a link to it.
@@ -24,8 +24,6 @@ TRAINING_FACTS = {
     "split": "split",
     "seed": "seed",
     "initialised_with": "started from",
-    "backbone_weights": "backbone's weights from",
-    "initial_model": "started from",
     "max_steps": "steps",
     "warmup_steps": "of these, supervised only",
     "crop_size": "crop, pixels",
@@ -50,7 +48,7 @@ def render_card(results: dict, *, others: Sequence[dict] = ()) -> str:
             batch_size_labelled, batch_size_unlabelled, learning_rate, seconds, hardware, versions, date, protocol,
             class_names, command, last and best (each with step, mean_iou, accuracy, per_class_iou), pictures and curves
             (paths relative to the card), backbone, architecture, parameters, initialised_with (what training started
-            from; or backbone_weights, initial_model), converted_from (file, sha256, weights, epoch, best_miou,
+            from), converted_from (file, sha256, weights, epoch, best_miou,
             class_names_of, output_stride, aspp_dilations), and model_name, repo_id and revision where the model has
             them. IoU and accuracy are fractions; missing keys and None leave their line out. Paths of this machine
             are reduced to names.
@@ -128,8 +126,7 @@ def _base_model(results: dict) -> tuple[str | None, str | None]:
     if "commit" in started:
         # Only what was fetched from the Hub has a commit.
         return started.get("model") or started.get("backbone"), "finetune"
-    name = results.get("initial_model") or results.get("backbone_weights")
-    return (name, "finetune") if name and is_hub_id(name) else (None, None)
+    return None, None
 
 
 def _eval_results(results: dict) -> list[EvalResult]:

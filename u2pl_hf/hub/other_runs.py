@@ -9,7 +9,7 @@ SAME_TASK = ("dataset", "dataset_revision", "subset", "class_names", "protocol")
 # Runs that agree in these too differ in the seed alone.
 SETTING = ("method", "variant", "split", "num_labelled", "num_unlabelled", "backbone", "architecture", "parameters",
            "max_steps", "warmup_steps", "crop_size", "batch_size_labelled", "batch_size_unlabelled", "learning_rate",
-           "initialised_with", "backbone_weights", "initial_model")  # fmt: skip
+           "initialised_with")  # fmt: skip
 # Told in a column of their own where the rows differ in them.
 COLUMNS = {"method": "method", "variant": "variant", "split": "split", "num_labelled": "labelled images",
            "backbone": "backbone", "max_steps": "steps", "learning_rate": "learning rate",

@@ -69,5 +69,4 @@ def _words(key: str) -> str:
 def _started_from(results: dict) -> str:
     started = results.get("initialised_with") or {}
     names = [started.get(part) for part in ("backbone", "model")]
-    names += [results.get("backbone_weights"), results.get("initial_model")]
     return next((str(name) for name in names if name), "fresh")

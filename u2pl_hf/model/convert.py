@@ -1,10 +1,13 @@
-"""Published U2PL checkpoints: their parameter names and sizes in the terms of this model."""
+"""Weights of others in the terms of this model: published U2PL checkpoints, and ResNets of timm or torchvision."""
 
 import re
+from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from .configuration_u2pl import U2PLConfig
+from .modeling_u2pl import U2PLForSemanticSegmentation
 
 _LEAF = r"\.(weight|bias|running_mean|running_var|num_batches_tracked)"
 _BACKBONE = r"(conv1(?:\.\d)?|bn1|layer[1-4]\.\d+\.(?:conv[123]|bn[123]|downsample\.[01]))"
@@ -44,12 +47,18 @@ def rename_published(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         new_name = _rename(name.removeprefix("module."))
         if new_name is None:
             unknown.append(name)
+        elif new_name in renamed:
+            raise ValueError(f"{name} is there with and without the prefix module.")
         else:
             renamed[new_name] = tensor
     if unknown:
-        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-        raise ValueError(f"not parameters of a published U2PL network: {', '.join(unknown[:5])}{more}")
+        raise ValueError(f"not parameters of a published U2PL network: {_first(unknown)}")
     return renamed
+
+
+def _first(names: list[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"{', '.join(names[:5])}{more}"
 
 
 def _rename(name: str) -> str | None:
@@ -59,27 +68,88 @@ def _rename(name: str) -> str | None:
     return None
 
 
-def published_config(state_dict: dict[str, Tensor]) -> U2PLConfig:
+def published_config(state_dict: dict[str, Tensor], **fields) -> U2PLConfig:
     """Read the architecture off the tensors' names and sizes.
 
-    Output stride and ASPP dilations leave no trace in the weights: they keep the published values, the defaults.
+    Output stride and ASPP dilations leave no trace in the weights: where `fields` does not give them, they keep the
+    published values, the defaults.
+
+    Raises:
+        ValueError: the tensors are not those of a published network, or a field is out of range.
     """
     weights = rename_published(state_dict)
-    needed = ("classifier.8.weight", "backbone.layer1.0.conv1.weight", "aspp.project.0.weight")
-    if missing := [name for name in needed if name not in weights]:
+    ends = {"num_labels": "classifier.8.weight", "head_channels": "aspp.project.0.weight"}
+    if missing := [name for name in ends.values() if name not in weights]:
         raise ValueError(f"not a whole published U2PL network: nothing there becomes {', '.join(missing)}")
-    blocks = len({name.split(".")[2] for name in weights if name.startswith("backbone.layer3.")})
-    bottleneck = "backbone.layer1.0.conv3.weight" in weights
+    if "representation_head.8.weight" in weights:
+        ends["representation_channels"] = "representation_head.8.weight"
+    if flat := [name for name in ends.values() if weights[name].ndim != 4]:
+        raise ValueError(f"what becomes {flat[0]} is no convolution: its shape is {list(weights[flat[0]].shape)}")
+    found = {"representation_channels": 0, "auxiliary_head": "auxiliary_head.4.weight" in weights}
+    found |= {field: weights[name].shape[0] for field, name in ends.items()}
+    backbone = {name.removeprefix("backbone."): t for name, t in weights.items() if name.startswith("backbone.")}
+    return U2PLConfig(**(found | resnet_architecture(backbone) | fields))
+
+
+def load_published(state_dict: dict[str, Tensor], **fields) -> U2PLForSemanticSegmentation:
+    """The model of a published checkpoint's tensors, in float32 and eval mode.
+
+    Args:
+        state_dict: one network, with or without the prefix `module.`.
+        fields: what the tensors do not tell: output_stride, aspp_dilations, id2label, palette ...
+
+    Raises:
+        ValueError: the tensors are not those of one whole published network; names the first of them.
+    """
+    weights = rename_published(state_dict)
+    config = published_config(state_dict, **fields)
+    with torch.device("meta"):
+        model = U2PLForSemanticSegmentation(config)
+    if wrong := misfit(weights, model.state_dict()):
+        raise ValueError(f"not a whole published U2PL network: {wrong}")
+    for name, tensor in model.state_dict().items():
+        # A counter that nothing reads.
+        weights.setdefault(name, torch.zeros(tensor.shape, dtype=tensor.dtype))
+        weights[name] = weights[name].detach().to(tensor.dtype).contiguous()
+        if not weights[name].isfinite().all():
+            raise ValueError(f"what becomes {name} holds numbers that are not finite")
+    model.load_state_dict(weights, strict=True, assign=True)
+    return model.eval()
+
+
+def resnet_architecture(weights: Mapping[str, Tensor]) -> dict[str, str | int]:
+    """The fields `backbone`, `stem` and `base_width` of a ResNet with names as in timm, torchvision and `U2PLBackbone`.
+
+    Raises:
+        ValueError: it is none of the four depths, or no ResNet.
+    """
+    blocks = len({name.split(".")[1] for name in weights if name.startswith("layer3.")})
+    bottleneck = "layer1.0.conv3.weight" in weights
+    last = weights.get(f"layer1.0.conv{3 if bottleneck else 2}.weight")
+    if last is None or last.ndim != 4 or not {"conv1.weight", "conv1.0.weight"} & weights.keys():
+        raise ValueError(f"no ResNet in the names of timm and torchvision, but {_first(sorted(weights)) or 'nothing'}")
     if (blocks, bottleneck) not in _BACKBONES:
         known = ", ".join(_BACKBONES.values())
         raise ValueError(f"a backbone with {blocks} blocks in its third stage is none of {known}")
-    representation = weights.get("representation_head.8.weight")
-    return U2PLConfig(
-        num_labels=weights["classifier.8.weight"].shape[0],
-        backbone=_BACKBONES[blocks, bottleneck],
-        stem="deep" if "backbone.conv1.0.weight" in weights else "plain",
-        base_width=weights["backbone.layer1.0.conv1.weight"].shape[0],
-        head_channels=weights["aspp.project.0.weight"].shape[0],
-        representation_channels=0 if representation is None else representation.shape[0],
-        auxiliary_head="auxiliary_head.4.weight" in weights,
-    )
+    return {
+        "backbone": _BACKBONES[blocks, bottleneck],
+        "stem": "deep" if "conv1.0.weight" in weights else "plain",
+        # What leaves the stage, as wide and grouped ResNets differ inside.
+        "base_width": last.shape[0] // (4 if bottleneck else 1),
+    }
+
+
+def misfit(weights: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> str | None:
+    """What keeps tensors from filling a network, by names and shapes; None if they fill it.
+
+    `num_batches_tracked` may be missing: nothing that is used here depends on it.
+    """
+    missing = [name for name in needed if name not in weights and not name.endswith(".num_batches_tracked")]
+    if missing:
+        return f"there is nothing for {_first(missing)}"
+    if unknown := [name for name in weights if name not in needed]:
+        return f"there is no place for {_first(unknown)}"
+    for name, tensor in weights.items():
+        if tensor.shape != needed[name].shape:
+            return f"the shape of {name} is {list(tensor.shape)}, not {list(needed[name].shape)}"
+    return None

@@ -17,6 +17,8 @@ from u2pl_hf.method.step import MethodSettings
 METHODS = ("suponly", "u2pl")
 VARIANTS = ("paper", "official")
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101")
+# Of --backbone_weights: start from fresh ones.
+FRESH = "none"
 
 
 def _field(default, help: str, choices: tuple | None = None):
@@ -64,9 +66,6 @@ class RunArguments:
     backbone_stages: list[str] = _field(
         [], "stages that a backbone of transformers gives, such as stage1 stage3 stage4; default: four over its depth"
     )
-    backbone_weights: str | None = _field(
-        None, "where a backbone of transformers finds its weights; default: where --backbone is; none: fresh ones"
-    )
     stem: str = _field("deep", "of a ResNet: three 3x3 convolutions (deep) or one 7x7 (plain)", ("deep", "plain"))
     base_width: int = _field(64, "channels of a ResNet's first stage; 64 is the published one")
     output_stride: int = _field(8, "stride of a ResNet's last stage", (8, 16))
@@ -75,6 +74,15 @@ class RunArguments:
     aspp_dilations: list[int] = _field([12, 24, 36], "dilations of the three ASPP branches")
     dropout: float = _field(0.1, "Dropout2d in ASPP and heads")
     auxiliary_head: bool = _field(False, "second classifier on the last but one stage (Cityscapes)")
+    backbone_weights: str | None = _field(
+        None,
+        "weights that the backbone starts from: a Hub id, a folder or a file; for a ResNet those of timm or "
+        "torchvision (timm/resnet101s.gluon_in1k). Default: fresh ones for a ResNet, for others those where --backbone "
+        "is; none: fresh ones",
+    )
+    backbone_weights_revision: str | None = _field(None, "revision of --backbone_weights on the Hub")
+    initial_model: str | None = _field(None, "trained U2PL model to start from: an exported folder or a Hub id")
+    initial_model_revision: str | None = _field(None, "revision of --initial_model on the Hub")
 
     # Method
     method: str = _field("u2pl", "training method", METHODS)
@@ -188,6 +196,7 @@ class RunArguments:
             self._require(self.reference_batch_size >= 1, "reference_batch_size", "must be at least 1")
         if self.num_labels is not None:
             self._require(2 <= self.num_labels <= 255, "num_labels", "must lie in 2..255")
+        self._check_initial_weights()
         if self.batch_size == 1 and (self.method == "suponly" or self.warmup_steps):
             raise InputError(
                 "--batch_size 1 gives BatchNorm no statistics while only labelled images are used: pass 2 or more"
@@ -207,6 +216,14 @@ class RunArguments:
             self._require(
                 self.warmup_steps < self.max_steps, "warmup_steps", f"must be below max_steps {self.max_steps}"
             )
+
+    def _check_initial_weights(self) -> None:
+        if self.backbone_weights is not None and self.initial_model is not None:
+            raise InputError("--backbone_weights and --initial_model both say where to start: pass one of them")
+        for name in ("backbone_weights", "initial_model"):
+            self._require(getattr(self, name) != "", name, "is empty: pass a Hub id, a folder or a file")
+            if getattr(self, f"{name}_revision") is not None and getattr(self, name) is None:
+                raise InputError(f"--{name}_revision needs --{name}, the Hub id that it belongs to")
 
     def _require(self, holds: bool, name: str, rule: str) -> None:
         if not holds:

@@ -1,19 +1,22 @@
 """Backbones of transformers, and of timm by way of transformers: configuration and trained weights."""
 
+import importlib
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
-from transformers import AutoConfig, PreTrainedConfig
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedConfig, TimmBackboneConfig
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
 from u2pl_hf.errors import InputError
 from u2pl_hf.model.modeling_u2pl import U2PLForSemanticSegmentation
-from u2pl_hf.training.arguments import BACKBONES, RunArguments
+from u2pl_hf.training.arguments import BACKBONES, FRESH, RunArguments
 
 logger = logging.getLogger(__name__)
 
-FRESH = "none"
+TIMM = "timm/"
 
 
 def backbone_config(args: RunArguments) -> PreTrainedConfig | None:
@@ -28,6 +31,8 @@ def backbone_config(args: RunArguments) -> PreTrainedConfig | None:
                 f"--backbone_stages goes with backbones of transformers, not with --backbone {args.backbone}"
             )
         return None
+    if args.backbone.startswith(TIMM):
+        return _timm_config(args)
     known = f"pass {', '.join(BACKBONES)}, or folder or Hub id of a backbone of transformers"
     if "/" not in args.backbone and not Path(args.backbone).is_dir():
         raise InputError(f"--backbone {args.backbone}: no such backbone; {known}")
@@ -50,19 +55,41 @@ def backbone_config(args: RunArguments) -> PreTrainedConfig | None:
     return config
 
 
+def _timm_config(args: RunArguments) -> TimmBackboneConfig:
+    name = args.backbone.removeprefix(TIMM)
+    if not _timm(args).is_model(name.partition(".")[0]):
+        raise InputError(f"--backbone {args.backbone}: timm has no {name}; timm.list_models() has all names")
+    if args.backbone_stages:
+        raise InputError(f"--backbone_stages does not go with --backbone {args.backbone}: timm's last four are taken")
+    return TimmBackboneConfig(backbone=name)
+
+
+def _timm(args: RunArguments):
+    """The library, which is not among the requirements: it needs torchvision."""
+    try:
+        return importlib.import_module("timm")
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that does not fit torch
+        raise InputError(
+            f"--backbone {args.backbone} needs timm and a torchvision that fits torch ({_line(error)}): "
+            "pip install 'u2pl_hf[timm]'"
+        ) from error
+
+
 def backbone_normalisation(args: RunArguments) -> dict[str, list[float]]:
-    """Mean and standard deviation of the images that the backbone's weights were trained on, where they say it."""
+    """Mean and deviation of the images that the backbone's weights learned from, as U2PLConfig's fields, if known."""
     name = args.backbone_weights or args.backbone
     if name == FRESH:
         return {}
+    if args.backbone.startswith(TIMM):
+        said = _timm(args).get_pretrained_cfg(args.backbone.removeprefix(TIMM))
+        return {} if said is None else {"backbone_image_mean": list(said.mean), "backbone_image_std": list(said.std)}
     try:
-        said, _ = ImageProcessingMixin.get_image_processor_dict(name)
+        said, _ = ImageProcessingMixin.get_image_processor_dict(name, revision=_revision(args))
     except OSError:
         return {}
-    found = {f"backbone_{key}": said[key] for key in ("image_mean", "image_std") if said.get(key)}
-    if found and said.get("do_normalize", True):
-        return found
-    return {}
+    if not said.get("do_normalize", True):
+        return {}
+    return {f"backbone_{key}": said[key] for key in ("image_mean", "image_std") if said.get(key)}
 
 
 def load_backbone(student: U2PLForSemanticSegmentation, args: RunArguments) -> None:
@@ -71,35 +98,56 @@ def load_backbone(student: U2PLForSemanticSegmentation, args: RunArguments) -> N
     Raises:
         InputError: no weights there, or weights of another network.
     """
-    name = args.backbone_weights or args.backbone
-    if name == FRESH:
-        return
-    features = student.backbone.features
-    revision = args.backbone_revision if name == args.backbone else None
+    name, features = args.backbone_weights or args.backbone, student.backbone.features
     try:
-        trained, report = type(features).from_pretrained(
-            name, config=features.config, revision=revision, output_loading_info=True
-        )
+        if args.backbone.startswith(TIMM):
+            trained, missing = _timm_weights(args, features.config), []
+        else:
+            model, report = type(features).from_pretrained(
+                name, config=features.config, revision=_revision(args), output_loading_info=True
+            )
+            trained, missing = model.state_dict(), sorted(report["missing_keys"])
     except RuntimeError as error:
         raise InputError(
             f"backbone weights {name}: of another network than --backbone {args.backbone}; pass weights of that one, "
             f"or --backbone_weights {FRESH} to start from fresh ones"
         ) from error
-    except Exception as error:  # safetensors, torch and transformers raise their own types
+    except InputError:
+        raise
+    except Exception as error:  # safetensors, torch, timm and transformers raise their own types
         raise InputError(
             f"backbone weights {name}: {_line(error)}; pass --backbone_weights {FRESH} to start from fresh ones"
         ) from error
-    missing = sorted(report["missing_keys"])
-    if 2 * len(missing) > len(features.state_dict()):
-        raise InputError(
-            f"backbone weights {name}: {len(missing)} of the backbone's tensors are not there, such as {missing[0]}"
-        )
+    if 2 * len(missing) > len(trained):
+        raise InputError(f"backbone weights {name}: {len(missing)} of the backbone's tensors are not there")
     if missing:
         # Such as the norms that backbones have and classifiers have not.
-        logger.info(
-            "backbone weights %s: %s tensors are not there and start fresh, such as %s", name, len(missing), missing[0]
-        )
-    features.load_state_dict(trained.state_dict())
+        logger.info("backbone weights %s: fresh are %s tensors, such as %s", name, len(missing), missing[0])
+    features.load_state_dict(trained)
+    logger.info("backbone from %s", name)
+
+
+def _timm_weights(args: RunArguments, config: TimmBackboneConfig) -> Mapping[str, Tensor]:
+    file = {}
+    if args.backbone_weights is not None:
+        if not args.backbone_weights.endswith(".safetensors") or not Path(args.backbone_weights).is_file():
+            raise InputError(
+                f"--backbone_weights {args.backbone_weights}: pass a .safetensors file of this network, or leave it "
+                "out to fetch timm's own"
+            )
+        file = {"file": args.backbone_weights}
+    model = _timm(args).create_model(
+        config.backbone,
+        features_only=True,
+        out_indices=tuple(config.out_indices),
+        pretrained=True,
+        pretrained_cfg_overlay=file,
+    )
+    return {f"_backbone.{name}": tensor for name, tensor in model.state_dict().items()}
+
+
+def _revision(args: RunArguments) -> str | None:
+    return args.backbone_revision if args.backbone_weights is None else args.backbone_weights_revision
 
 
 def _line(error: Exception) -> str:

@@ -6,14 +6,14 @@ import torch
 from u2pl_hf import U2PLConfig, U2PLForSemanticSegmentation
 from u2pl_hf.evaluation.pictures import default_palette
 from u2pl_hf.training.arguments import RunArguments
-from u2pl_hf.training.backbones import backbone_config, backbone_normalisation, load_backbone
+from u2pl_hf.training.backbones import backbone_config, backbone_normalisation
 from u2pl_hf.training.precision import build_sgd
 
 
 def build_model(
     args: RunArguments, class_names: list[str], palette: list[list[int]] | None = None
 ) -> U2PLForSemanticSegmentation:
-    """The student before training; SupOnly has no representation head."""
+    """The student with fresh weights; SupOnly has no representation head."""
     other = backbone_config(args)
     config = U2PLConfig(
         backbone=args.backbone if other is None else other,
@@ -30,10 +30,7 @@ def build_model(
         palette=palette or default_palette(len(class_names)),
         **({} if other is None else backbone_normalisation(args)),
     )
-    student = U2PLForSemanticSegmentation(config)
-    if other is not None:
-        load_backbone(student, args)
-    return student
+    return U2PLForSemanticSegmentation(config)
 
 
 def build_optimizer(args: RunArguments, model: U2PLForSemanticSegmentation) -> torch.optim.SGD:

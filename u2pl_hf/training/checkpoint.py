@@ -132,10 +132,11 @@ def newest_complete(folder: Path) -> Path | None:
 def _describe(folder: Path) -> dict[str, dict]:
     """Size and sha256 of each file but the manifest."""
     files = [path for path in sorted(folder.iterdir()) if path.name != MANIFEST]
-    return {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files}
+    return {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in files}
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
     digest, buffer = hashlib.sha256(), memoryview(bytearray(2**20))
     with open(path, "rb", buffering=0) as file:
         while count := file.readinto(buffer):

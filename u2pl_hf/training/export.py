@@ -12,6 +12,10 @@ from u2pl_hf.hub.model_card import render_card
 from u2pl_hf.training.checkpoint import write_atomically, write_json
 from u2pl_hf.training.run_folder import RunFolder
 
+# What an exported folder holds; the code is for people without this package.
+CODE = ("configuration_u2pl.py", "backbone_u2pl.py", "modeling_u2pl.py", "image_processing_u2pl.py")
+EXPORTED = ("config.json", "model.safetensors", "preprocessor_config.json", "README.md", *CODE)
+
 
 def export_model(folder: Path, model: PreTrainedModel, results: dict, run: RunFolder | None = None) -> None:
     """Write a model with the card of its results; what stands at `folder` is always complete.

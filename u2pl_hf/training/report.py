@@ -70,6 +70,7 @@ def gather_results(trainer, last: dict | None) -> dict:
         "architecture": _resnet(trainer.student.config),
         "backbone_weights": _backbone_weights(args),
         "parameters": sum(p.numel() for p in trainer.student.parameters()),
+        "initialised_with": trainer.initialised_with,
         "seconds": round(trainer.seconds, 1),
         "seconds_of": {what: round(seconds, 2) for what, seconds in trainer.seconds_of.items()},
         "hardware": hardware(trainer.accelerator.device, processes),
@@ -118,7 +119,13 @@ def describe_plan(trainer) -> dict:
         "learning_rate_scale": trainer.learning_rate / args.learning_rate,
         "head_learning_rate": trainer.learning_rate * args.head_lr_factor,
         "parameters": sum(p.numel() for p in trainer.student.parameters()),
+        "initialised_with": trainer.initialised_with,
     }
+
+
+def score(evaluation: dict) -> float:
+    """What "best" compares; an evaluation set without any labelled pixel has no mean IoU."""
+    return -1.0 if evaluation["mean_iou"] is None else evaluation["mean_iou"]
 
 
 @torch.no_grad()

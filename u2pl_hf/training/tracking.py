@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from u2pl_hf.method.step import StepOutput
 from u2pl_hf.training.experiment import ExperimentTrackers
 
 
@@ -124,3 +125,9 @@ def curves(line: dict, class_names: list[str]) -> dict[str, float]:
         elif name != "step":
             flat[name] = value
     return {name: number for name, number in flat.items() if isinstance(number, int | float)}
+
+
+def mean_values(outputs: list[StepOutput]) -> dict[str, Tensor | float]:
+    """Losses and statistics as means over the passes of a step."""
+    told = [output.named | output.stats for output in outputs]
+    return {name: sum(values[name] for values in told) / len(told) for name in told[0]}

@@ -13,7 +13,7 @@ from u2pl_hf.data.transforms import normalize
 from u2pl_hf.evaluation.inference import evaluate_model
 from u2pl_hf.evaluation.pictures import picture_grid
 from u2pl_hf.method.schedules import poly_factor
-from u2pl_hf.method.step import Batch, MethodSettings, StepOutput, build_step
+from u2pl_hf.method.step import Batch, MethodSettings, build_step
 from u2pl_hf.training.arguments import BACKBONES, RunArguments
 from u2pl_hf.training.build import build_model, build_optimizer, seed_draws
 from u2pl_hf.training.checkpoint import load_checkpoint, save_checkpoint
@@ -21,6 +21,7 @@ from u2pl_hf.training.experiment import ExperimentTrackers, choose_trackers
 from u2pl_hf.training.export import export_best, export_finished
 from u2pl_hf.training.failures import failures_in_one_line
 from u2pl_hf.training.finite import FiniteLosses
+from u2pl_hf.training.initialize import find_starting_point
 from u2pl_hf.training.inputs import SkippedImages, TrainingData, load_training_data, training_loaders
 from u2pl_hf.training.precision import lay_out, memory_format, prepare_device, tune_networks, without_tuning
 from u2pl_hf.training.processes import (
@@ -34,10 +35,10 @@ from u2pl_hf.training.processes import (
     together,
 )
 from u2pl_hf.training.push import check_push
-from u2pl_hf.training.report import describe_plan, gather_results, picture_samples, segment_options
+from u2pl_hf.training.report import describe_plan, gather_results, picture_samples, score, segment_options
 from u2pl_hf.training.run_folder import RunFolder
 from u2pl_hf.training.stopping import Stopped, StopRequest
-from u2pl_hf.training.tracking import Tracker
+from u2pl_hf.training.tracking import Tracker, mean_values
 
 logger = logging.getLogger(__name__)
 
@@ -73,9 +74,13 @@ class Trainer:
         self.data, settings, scale = together(self.accelerator, self._load_data)
         self.learning_rate = args.learning_rate * scale
         torch.manual_seed(args.seed)
-        self.student = synchronize_batchnorm(
-            self.accelerator, build_model(args, self.data.class_names, self.data.palette)
-        ).to(self.accelerator.device, memory_format=memory_format(args))
+        student = build_model(args, self.data.class_names, self.data.palette)
+        where = self.folder, self.data.fingerprint(), self.accelerator.num_processes
+        self.checkpoint, self.initialised_with = together(
+            self.accelerator, lambda: find_starting_point(student, args, *where)
+        )
+        student = synchronize_batchnorm(self.accelerator, student)
+        self.student = student.to(self.accelerator.device, memory_format=memory_format(args))
         self.method = build_step(args.method, settings, self.student).to(self.accelerator.device)
         self.optimizer = build_optimizer(args, self.student)
         self.wrapped_student, self.optimizer = self.accelerator.prepare(self.student, self.optimizer)
@@ -169,7 +174,7 @@ class Trainer:
             outputs.append(output)
         if (step + 1) % args.logging_steps == 0:
             self.finite.check()
-        return _means(outputs)
+        return mean_values(outputs)
 
     def _update(self, step: int) -> None:
         """Optimizer, teacher, and statistics that all processes share."""
@@ -196,18 +201,16 @@ class Trainer:
         Returns:
             The first step to do, and whether the evaluation before it is still to be done.
         """
-        data, processes = self.data.fingerprint(), self.accelerator.num_processes
-        checkpoint = together(self.accelerator, lambda: self.folder.checkpoint_to_resume(data, processes))
-        if checkpoint is None:
+        if self.checkpoint is None:
             return 0, False
-        state = load_checkpoint(checkpoint, self.student, self.method, self.optimizer)
+        state = load_checkpoint(self.checkpoint, self.student, self.method, self.optimizer)
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.best = state["best"]
         self.skipped.messages.update(state["skipped"])
         self.started -= state["seconds"]
         self.seconds_of = state["seconds_of"]
-        logger.info("resuming from %s", checkpoint)
+        logger.info("resuming from %s", self.checkpoint)
         return state["step"], state["evaluation_is_due"]
 
     def _tracker(self, first: int) -> Tracker:
@@ -293,7 +296,7 @@ class Trainer:
                 )
             result = {"step": step} | scores
             tracker.evaluation(step, result)
-            is_best = self.best is None or _score(result) > _score(self.best)
+            is_best = self.best is None or score(result) > score(self.best)
             self.best = result if is_best else self.best
             if self.accelerator.is_main_process:
                 self._show(model, step, tracker, result if is_best else None)
@@ -324,6 +327,7 @@ class Trainer:
             "processes": self.accelerator.num_processes,
             "scaler": scaler.state_dict() if scaler else None,
             "best": self.best,
+            "initialised_with": self.initialised_with,
             "skipped": sorted(self.skipped.messages),
             "seconds": self.seconds,
             "seconds_of": self.seconds_of,
@@ -344,14 +348,3 @@ class Trainer:
             export_finished(self.folder, self.method.evaluated(self.student, self.args.max_steps), results)
         self.accelerator.wait_for_everyone()
         return results
-
-
-def _means(outputs: list[StepOutput]) -> dict[str, Tensor | float]:
-    """Losses and statistics as means over the passes of a step."""
-    told = [output.named | output.stats for output in outputs]
-    return {name: sum(values[name] for values in told) / len(told) for name in told[0]}
-
-
-def _score(evaluation: dict) -> float:
-    """What "best" compares; an evaluation set without any labelled pixel has no mean IoU."""
-    return -1.0 if evaluation["mean_iou"] is None else evaluation["mean_iou"]
