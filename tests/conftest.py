@@ -37,7 +37,9 @@ def hub(tmp_path, monkeypatch):
     monkeypatch.setattr(push, "BACK_OFF", (0, 0, 0))
     with HubServer(tmp_path / "hub") as server:
         # huggingface_hub reads the environment when it is imported, so this process needs more than variables.
-        for name, value in {"ENDPOINT": server.url, "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True}.items():
+        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        for name, value in {"ENDPOINT": server.url, "HUGGINGFACE_CO_URL_TEMPLATE": template,
+                            "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True}.items():  # fmt: skip
             monkeypatch.setattr(huggingface_hub.constants, name, value)
         monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no_token"))
         monkeypatch.setattr(huggingface_hub.constants, "HF_STORED_TOKENS_PATH", str(tmp_path / "no_tokens"))

@@ -1,9 +1,16 @@
 import copy
+import functools
+import re
+from pathlib import Path
 
+import numpy as np
 import pytest
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, hf_hub_download
 
+from u2pl_hf.hub.card_collection import render_collection
+from u2pl_hf.hub.dataset_license import dataset_license
 from u2pl_hf.hub.model_card import TEMPLATE, render_card
+from u2pl_hf.hub.push import push_folder
 
 RESULTS = {
     "method": "u2pl",
@@ -108,3 +115,122 @@ def test_the_template_holds_no_score():
     body = TEMPLATE.read_text()
     assert "mIoU" in body
     assert not any(ch.isdigit() for ch in body.split("## Results")[1].split("## How to load")[0])
+
+
+def cells(card: str, first: str) -> list[str]:
+    line = next(line for line in card.splitlines() if line.startswith(f"| {first} |"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_runs_are_shown_with_mean_and_deviation_over_seeds():
+    scores = [0.41236, 0.39, 0.442]
+    seeds = [
+        RESULTS | {"seed": seed, "last": RESULTS["last"] | {"mean_iou": score}} for seed, score in enumerate(scores)
+    ]
+    baseline = RESULTS | {"method": "suponly", "variant": None}
+    elsewhere = RESULTS | {"dataset": "someone/else"}
+    unscored = RESULTS | {"seed": 9, "last": None}
+    card = render_card(seeds[0], others=[*seeds, baseline, elsewhere, unscored])
+    mean, deviation = 100 * np.mean(scores), 100 * np.std(scores, ddof=1)
+    assert cells(card, "u2pl") == [
+        "u2pl",
+        "paper",
+        "**0** 1 2",
+        "43.00 ± 0.00",
+        f"{mean:.2f} ± {deviation:.2f}",
+    ]
+    assert cells(card, "suponly") == ["suponly", "-", "3", "43.00", "41.24"]
+    assert "someone/else" not in card
+
+
+def test_no_other_runs_no_table():
+    for others in ([], [RESULTS], [RESULTS | {"dataset": "someone/else", "seed": 4}]):
+        assert "Beside other runs" not in render_card(RESULTS, others=others)
+
+
+@pytest.mark.parametrize(
+    ("split", "method", "row"),
+    [
+        ("voc_classic/366", "u2pl", ["65.88", "73.66"]),
+        ("voc_blender/5291", "suponly", ["77.13", "80.50"]),
+        ("cityscapes/744", "u2pl_ael", ["74.43", "76.47", "78.51"]),
+        ("cityscapes_ael/372", "u2pl_ael", ["76.48"]),
+    ],
+)
+def test_the_papers_row_stands_apart(split, method, row):
+    card = render_card(RESULTS | {"split": split, "method": method})
+    measured, _, published = card.partition("### Beside the paper")
+    assert cells(published, row[0]) == row
+    assert not any(value in measured for value in row)
+    # And it is no result of this model.
+    values = [result.metric_value for result in ModelCard(card).data.eval_results]
+    assert sorted(values) == [0.41236, 0.43001]
+
+
+@pytest.mark.parametrize("split", ["1/16", "voc_classic/91", "splits/46/labeled.txt", "all", None, "demo/366"])
+def test_other_splits_have_no_row(split):
+    assert "Beside the paper" not in render_card(RESULTS | {"split": split})
+
+
+def test_what_differs_from_the_paper_is_told():
+    run = RESULTS | {
+        "split": "voc_classic/366", "num_labelled": 366, "num_unlabelled": 1000, "max_steps": 51_000, "crop_size": 321,
+        "batch_size_labelled": 16, "backbone": "resnet101", "num_evaluation": 1449,
+        "architecture": {"stem": "deep", "base_width": 64, "output_stride": 16},
+        "initialised_with": {"backbone": "timm/resnet101s.gluon_in1k", "commit": "ab12"},
+    }  # fmt: skip
+    card = render_card(run)
+    rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", card.partition("not the same here")[2], re.M)
+    # 80 epochs of 10,216 unlabelled images, 16 per step, are 51,080 steps: the same but for rounding.
+    assert rows == [
+        ("output stride", "16", "8"),
+        ("crop size", "321", "513"),
+        ("unlabelled images", "1000", "10216"),
+        ("weights to start from", "timm/resnet101s.gluon_in1k", "of ImageNet"),
+    ]
+    assert ModelCard(card).data.base_model == "timm/resnet101s.gluon_in1k"
+    assert ("steps", "3000", "about 51080") in re.findall(
+        r"^\| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", render_card(run | {"max_steps": 3000}), re.M
+    )
+
+
+def test_base_model_is_one_of_the_hub():
+    local = {"backbone": "resnet.pth", "sha256": "ab"}
+    assert ModelCard(render_card(RESULTS | {"initialised_with": local})).data.base_model is None
+    for key in ("backbone_weights", "initial_model"):
+        assert ModelCard(render_card(RESULTS | {key: "user/net"})).data.base_model == "user/net"
+        assert ModelCard(render_card(RESULTS | {key: "/home/me/net"})).data.base_model is None
+
+
+def test_the_committed_cards_are_what_their_facts_render_to():
+    collection = Path(__file__).parents[2] / "model_cards"
+    cards = render_collection(collection)
+    assert len(cards) >= 2
+    for path, text in cards.items():
+        assert path.read_text() == text, f"{path}: run training_scripts/render_cards.py"
+        for picture in re.findall(r"!\[.*\]\((.+)\)", text):
+            assert (path.parent / picture).is_file()
+        assert not re.search(r"(?<![\w:/])/(home|root|tmp|Users)/", (path.parent / "results.json").read_text())
+
+
+def test_licence_of_the_data(tmp_path):
+    (tmp_path / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n")
+    assert dataset_license(str(tmp_path)) == "cc-by-4.0"
+    assert "licence cc-by-4.0" in render_card(RESULTS | {"dataset_license": "cc-by-4.0"})
+    other = tmp_path / "other"
+    other.mkdir()
+    assert dataset_license(str(other)) is None
+    (other / "README.md").write_text("---\nlicense: other\nlicense_name: cityscapes\n---\n")
+    dataset_license.cache_clear()
+    assert dataset_license(str(other)) == "cityscapes"
+    assert dataset_license("demo") is None
+
+
+def test_licence_of_data_on_the_hub(tmp_path, hub, monkeypatch, caplog):
+    from_here = functools.partial(hf_hub_download, cache_dir=tmp_path / "cache")
+    monkeypatch.setattr("u2pl_hf.hub.dataset_license.hf_hub_download", from_here)
+    (tmp_path / "README.md").write_text("---\nlicense: [cc0-1.0, mit]\n---\n")
+    push_folder(tmp_path, "user/streets", repo_type="dataset", allow_patterns=["README.md"], revision="v2")
+    assert dataset_license("user/streets", "v2") == "cc0-1.0, mit"
+    assert dataset_license("user/streets") is None and not caplog.messages
+    assert dataset_license("user/nowhere") is None and "licence of user/nowhere" in caplog.text

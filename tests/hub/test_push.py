@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from u2pl_hf.errors import InputError
-from u2pl_hf.hub.push import check_can_push, push_folder
+from u2pl_hf.hub.push import check_can_push, push_files, push_folder
 
 ROWS = 40_000
 
@@ -153,3 +153,31 @@ def test_wrong_arguments(hub, tmp_path):
         check_can_push("user/noise", "bucket")
     with pytest.raises(InputError, match="is not a folder"):
         push_folder(tmp_path / "nowhere", "user/noise")
+
+
+def test_somebody_elses_name_is_warned_of(hub, caplog):
+    check_can_push("user/net")
+    assert not caplog.messages
+    check_can_push("someone/net")
+    assert "belongs to user, who may not be allowed to push to someone/net" in caplog.text
+
+
+def test_addresses_in_messages_carry_no_signature(hub, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError("PUT https://store.example/lfs/ab12?X-Amz-Signature=secret failed")
+
+    monkeypatch.setattr("u2pl_hf.hub.push.HfApi.create_commit", fail)
+    with pytest.raises(InputError, match=r"https://store\.example/lfs/ab12 failed") as error:
+        push_files({"a": b"1"}, "user/net", commit_message="x", later="nothing is lost")
+    assert "secret" not in str(error.value) and str(error.value).endswith("; nothing is lost")
+
+
+def test_files_of_one_commit(hub):
+    push_files({"a/b": b"1", "c": b"2"}, "user/net", commit_message="x", later="")
+    repo = hub.repos["model", "user/net"]
+    push_files({"c": b"3"}, "user/net", commit_message="x", later="")
+    assert set(repo.commits[repo.branches["main"]]) == {"a/b", "c"} and len(repo.commits) == 3
+    push_files({"c": b"3"}, "user/net", commit_message="x", nothing_else=True, later="")
+    assert set(repo.commits[repo.branches["main"]]) == {"c"}
+    push_files({"c": b"3"}, "user/net", commit_message="x", nothing_else=True, later="")
+    assert len(repo.commits) == 4

@@ -279,3 +279,14 @@ def test_numbers_survive_the_way_through_json(run):
     values = {result.metric_name: result.metric_value for result in ModelCard.load(run / "README.md").data.eval_results}
     assert values["mIoU (last, step 4)"] == results["last"]["mean_iou"]
     assert torch.tensor(values["mIoU (last, step 4)"]).isfinite()
+
+
+def test_cards_of_runs_are_collected(run, tmp_path, here):
+    code, told, _ = here("render_cards.py", run, "--model_cards", tmp_path)
+    assert code == 0 and told == {"cards": ["tiny"], "changed": ["tiny"]}
+    assert (tmp_path / "tiny" / "README.md").is_file() and (tmp_path / "tiny" / "curves.png").is_file()
+    assert here("render_cards.py", "--model_cards", tmp_path)[1] == {"cards": ["tiny"], "changed": []}
+    code, _, stderr = here("render_cards.py", run / "best", "--model_cards", tmp_path)
+    assert code == 2 and "no finished run" in stderr
+    code, _, stderr = here("compare.py", run / "best")
+    assert code == 2 and "the run's own folder" in stderr

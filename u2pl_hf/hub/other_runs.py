@@ -24,8 +24,7 @@ def compare_runs(results: dict, others: Sequence[dict]) -> dict | None:
         others: further runs' facts. The run itself, and a run that is given twice, count once.
 
     Returns:
-        `head`, `rows` of text, and `left_out`, how many of the others are of another task. The row of this run has a
-        mark behind its seeds.
+        `head` and `rows` of text. The seed of this run is bold.
     """
     runs, seen = [], set()
     for run in [results, *others]:
@@ -41,11 +40,11 @@ def compare_runs(results: dict, others: Sequence[dict]) -> dict | None:
     shown = [name for name in COLUMNS if len({_key(group[0], (name,)) for group in groups.values()}) > 1]
     head = [COLUMNS[name] for name in shown or ["method"]] + ["seeds", "mIoU, best", "mIoU, last"]
     rows = [_row(group, shown or ["method"], results) for group in groups.values()]
-    return {"head": head, "rows": rows, "left_out": len(runs) - len(same)}
+    return {"head": head, "rows": rows}
 
 
 def _row(group: list[dict], shown: list[str], results: dict) -> list[str]:
-    seeds = " ".join(str(run.get("seed", "-")) for run in group) + (" (this model)" if results in group else "")
+    seeds = " ".join(f"**{run.get('seed', '-')}**" if run is results else str(run.get("seed", "-")) for run in group)
     scores = [_mean([run[which]["mean_iou"] for run in group]) for which in ("best", "last")]
     return [*("-" if group[0].get(name) is None else str(group[0][name]) for name in shown), seeds, *scores]
 

@@ -1,0 +1,35 @@
+"""Render the cards in model_cards/ again, each from the results.json beside it.
+
+    python training_scripts/render_cards.py
+    python training_scripts/render_cards.py runs/demo_suponly_seed0 runs/demo_u2pl_seed0
+
+With runs, their facts and pictures are taken into the collection first. No number in a card is typed by hand. The last
+line on stdout is one JSON object with the cards and those that have changed.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from u2pl_hf.errors import exits_on_input_error
+from u2pl_hf.hub.card_collection import add_run, render_collection, write_collection
+
+COLLECTION = Path(__file__).resolve().parents[1] / "model_cards"
+
+
+@exits_on_input_error
+def main() -> None:
+    """Add, render, print what changed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="output folders of finished runs to add")
+    parser.add_argument("--model_cards", type=Path, default=COLLECTION, metavar="DIR", help="default: model_cards/")
+    args = parser.parse_args()
+    for run in args.runs:
+        add_run(run, args.model_cards)
+    changed = {path.parent.name for path in write_collection(args.model_cards)}
+    cards = [path.parent.name for path in render_collection(args.model_cards)]
+    print(json.dumps({"cards": cards, "changed": sorted(changed)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Cards of measured runs, each in a folder of its own with the facts that it is rendered from.
+
+model_cards/demo_u2pl_seed0/
+  results.json            what the run wrote, without paths of the machine it ran on
+  curves.png pictures/    what the card shows
+  README.md               rendered from results.json, and beside it those of the other folders
+"""
+
+import json
+import os
+from pathlib import Path
+
+from PIL import Image
+
+from u2pl_hf.errors import InputError
+from u2pl_hf.hub.exported import read_results
+from u2pl_hf.hub.model_card import render_card
+from u2pl_hf.hub.public_facts import public_facts
+
+
+def add_run(run: Path, collection: Path) -> Path:
+    """Take a finished run's facts and pictures into the collection, in place of an earlier run of the same name.
+
+    Returns:
+        The folder in the collection.
+
+    Raises:
+        InputError: the run is not finished.
+    """
+    results = read_results(run)
+    if results is None or results.get("last") is None:
+        raise InputError(f"{run} holds no finished run (no results.json with a last evaluation); train it first")
+    folder = collection / run.resolve().name
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = public_facts(results)
+    for name in ("pictures", "curves"):
+        if facts.get(name) and (run / facts[name]).is_file():
+            _copy_picture(run / facts[name], folder / facts[name])
+        else:
+            facts[name] = None
+    _write(folder / "results.json", json.dumps(facts, indent=2) + "\n")
+    return folder
+
+
+def render_collection(collection: Path) -> dict[Path, str]:
+    """README.md -> its text, of each folder with a results.json; the others are shown beside each.
+
+    Raises:
+        InputError: a results.json that cannot be read.
+    """
+    facts = {path.parent: read_results(path.parent) for path in sorted(collection.glob("*/results.json"))}
+    return {
+        folder / "README.md": render_card(results, others=[other for place, other in facts.items() if place != folder])
+        for folder, results in facts.items()
+    }
+
+
+def write_collection(collection: Path) -> list[Path]:
+    """Write the cards that are not as they would be rendered now; returns them.
+
+    Raises:
+        InputError: a results.json that cannot be read.
+    """
+    changed = [(path, text) for path, text in render_collection(collection).items() if _text(path) != text]
+    for path, text in changed:
+        _write(path, text)
+    return [path for path, _ in changed]
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text() if path.is_file() else None
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def _copy_picture(source: Path, target: Path) -> None:
+    """With 256 colours, which is a third of the bytes in a repository that keeps them for ever."""
+    target.parent.mkdir(exist_ok=True)
+    Image.open(source).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(target, "PNG", optimize=True)
