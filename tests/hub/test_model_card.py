@@ -197,9 +197,8 @@ def test_what_differs_from_the_paper_is_told():
 def test_base_model_is_one_of_the_hub():
     local = {"backbone": "resnet.pth", "sha256": "ab"}
     assert ModelCard(render_card(RESULTS | {"initialised_with": local})).data.base_model is None
-    for key in ("backbone_weights", "initial_model"):
-        assert ModelCard(render_card(RESULTS | {key: "user/net"})).data.base_model == "user/net"
-        assert ModelCard(render_card(RESULTS | {key: "/home/me/net"})).data.base_model is None
+    fetched = {"model": "user/net", "commit": "ab12"}
+    assert ModelCard(render_card(RESULTS | {"initialised_with": fetched})).data.base_model == "user/net"
 
 
 def test_the_committed_cards_are_what_their_facts_render_to():

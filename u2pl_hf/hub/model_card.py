@@ -48,10 +48,9 @@ def render_card(results: dict, *, others: Sequence[dict] = ()) -> str:
             batch_size_labelled, batch_size_unlabelled, learning_rate, seconds, hardware, versions, date, protocol,
             class_names, command, last and best (each with step, mean_iou, accuracy, per_class_iou), pictures and curves
             (paths relative to the card), backbone, architecture, parameters, initialised_with (what training started
-            from), converted_from (file, sha256, weights, epoch, best_miou,
-            class_names_of, output_stride, aspp_dilations), and model_name, repo_id and revision where the model has
-            them. IoU and accuracy are fractions; missing keys and None leave their line out. Paths of this machine
-            are reduced to names.
+            from), converted_from (file, sha256, weights, epoch, best_miou, class_names_of, output_stride,
+            aspp_dilations), and model_name, repo_id and revision where the model has them. IoU and accuracy are
+            fractions; missing keys and None leave their line out. Paths of this machine are reduced to names.
         others: results of further runs, such as of other seeds, splits or methods. Those on the same data are shown
             beside this one, with mean and standard deviation where runs differ in nothing but the seed.
 

@@ -17,8 +17,7 @@ from u2pl_hf.evaluation.inference import describe_protocol
 from u2pl_hf.evaluation.loading import library_versions
 from u2pl_hf.hub.dataset_license import dataset_license
 from u2pl_hf.method.pseudo_labels import IGNORE, masked_quantile, pixel_entropy, resize_logits, split_at
-from u2pl_hf.training.arguments import BACKBONES, RunArguments
-from u2pl_hf.training.backbones import FRESH
+from u2pl_hf.training.arguments import RunArguments
 
 
 def hardware(device: torch.device, processes: int) -> dict:
@@ -68,7 +67,6 @@ def gather_results(trainer, last: dict | None) -> dict:
         "learning_rate": trainer.learning_rate,
         "backbone": trainer.student.config.backbone,
         "architecture": _resnet(trainer.student.config),
-        "backbone_weights": _backbone_weights(args),
         "parameters": sum(p.numel() for p in trainer.student.parameters()),
         "initialised_with": trainer.initialised_with,
         "seconds": round(trainer.seconds, 1),
@@ -92,12 +90,6 @@ def _resnet(config: PreTrainedConfig) -> dict | None:
     """What "backbone" leaves open, where it is a ResNet of this package."""
     names = ("stem", "base_width", "output_stride")
     return {name: getattr(config, name) for name in names} if config.backbone_config is None else None
-
-
-def _backbone_weights(args: RunArguments) -> str | None:
-    """Where a backbone of transformers got its weights."""
-    name = args.backbone_weights or args.backbone
-    return None if args.backbone in BACKBONES or name == FRESH else name
 
 
 def describe_plan(trainer) -> dict:
