@@ -107,28 +107,32 @@ def predict(
     model, photographs: list[Photograph], args: argparse.Namespace, device: torch.device, written: list[dict]
 ) -> None:
     """Predict and write; puts the facts of each image that is done into `written`."""
-    palette = model.config.palette or default_palette(model.config.num_labels)
     total = sum(photograph.pixels for photograph in photographs)
     with tqdm(total=total, desc="predict", unit="px", unit_scale=True) as bar:
         for batch in same_size_batches(photographs, args.batch_size):
             bar.set_postfix_str(f"{len(written)}/{len(photographs)} images")
-            mode = args.mode
-            if mode == "auto":
-                mode = "whole" if batch[0][0].pixels <= args.max_whole_pixels else "slide"
-            ids, confidence = predict_images(
-                model,
-                [pixels for _, pixels in batch],
-                device,
-                with_confidence=args.save_confidence,
-                progress=bar.update,
-                **segment_options(args) | {"mode": mode},
-            )
-            for place, (photograph, pixels) in enumerate(batch):
-                files = outputs(photograph, args)
-                pictures = {"mask": ids[place], "overlay": overlay(pixels, ids[place], palette, args.opacity)}
-                if confidence is not None:
-                    pictures["confidence"] = confidence[place]
-                written.append(write(photograph, files, pictures) | {"mode": mode})
+            predict_batch(model, batch, args, device, bar, written)
+
+
+def predict_batch(model, batch: list[tuple[Photograph, np.ndarray]], args, device, bar, written: list[dict]) -> None:
+    """Predict and write images of one size; a function of its own, so that its arrays are gone before the next."""
+    mode = args.mode
+    if mode == "auto":
+        mode = "whole" if batch[0][0].pixels <= args.max_whole_pixels else "slide"
+    ids, confidence = predict_images(
+        model,
+        [pixels for _, pixels in batch],
+        device,
+        with_confidence=args.save_confidence,
+        progress=bar.update,
+        **segment_options(args) | {"mode": mode},
+    )
+    palette = model.config.palette or default_palette(model.config.num_labels)
+    for place, (photograph, pixels) in enumerate(batch):
+        pictures = {"mask": ids[place], "overlay": overlay(pixels, ids[place], palette, args.opacity)}
+        if confidence is not None:
+            pictures["confidence"] = confidence[place]
+        written.append(write(photograph, outputs(photograph, args), pictures) | {"mode": mode})
 
 
 def write(photograph: Photograph, files: dict[str, Path], pictures: dict[str, np.ndarray]) -> dict:

@@ -151,12 +151,16 @@ def two_processes(script, *arguments, **environment):
     return start(script, *arguments, launcher=launcher, CUDA_VISIBLE_DEVICES="", **environment)
 
 
-def test_evaluate_two_processes_slide_scales_flip(model_dir, data, tmp_path):
+def test_evaluate_two_processes_slide_scales_flip(model_dir, data, tmp_path, here):
     folder, _, labels = data
     options = ["--mode", "slide", "--window", 33, "--stride", 16, "--scales", 1, 1.5, "--flip", "--device", "cpu"]
-    arguments = [model_dir, "--dataset", folder, *options, "--save_predictions", tmp_path]
-    result = result_of(two_processes("evaluate.py", *arguments))
-    assert result["mean_iou"] == score(tmp_path, ["one", "town/two", "town/three"], labels)["mean_iou"]
+    arguments = ["evaluate.py", model_dir, "--dataset", folder, *options, "--output_file"]
+    masks = tmp_path / "masks"
+    result = result_of(two_processes(*arguments, tmp_path / "two.json", "--save_predictions", masks))
+    here(*arguments, tmp_path / "one.json", code=None)
+    one, two = (json.loads((tmp_path / name).read_text())["confusion"] for name in ("one.json", "two.json"))
+    assert one == two and np.sum(one) > 0
+    assert result["mean_iou"] == score(masks, ["one", "town/two", "town/three"], labels)["mean_iou"]
     assert result["protocol"] == {"mode": "slide", "scales": [1.0, 1.5], "flip": True, "window": 33, "stride": 16}
     assert result["hardware"]["processes"] == 2
 

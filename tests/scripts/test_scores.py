@@ -119,7 +119,9 @@ def test_scores_are_those_of_the_saved_masks(data, model_dir, protocol, tmp_path
     assert result["absent_classes"] == [name for name, v in iou.items() if v is None]
 
 
-def test_two_processes_count_the_same_pixels(data, model_dir, tmp_path, here):  # noqa: F811
+def test_two_processes_count_the_same_pixels(request, data, model_dir, tmp_path, here):  # noqa: F811
+    if data == request.getfixturevalue("tiny_data"):
+        pytest.skip("small images: test_evaluate_predict.py does this")
     arguments = [model_dir, "--dataset", data, *options(data, "slide"), "--output_file"]
     here("evaluate.py", *arguments, tmp_path / "one.json", code=None)
     done = two_processes("evaluate.py", *arguments, tmp_path / "two.json")

@@ -6,7 +6,7 @@ from u2pl_hf.errors import InputError
 from u2pl_hf.evaluation.compute import PRECISIONS
 
 NAMES = ("mode", "window", "stride", "scales", "flip", "window_batch")
-# 2048 x 1024. With a ResNet-50 at output stride 8 such an image takes 2 GB, see docs/inference.md.
+# 2048 x 1024. With a ResNet-50 at output stride 8 such an image takes 2.2 GB, see docs/inference.md.
 MAX_WHOLE_PIXELS = 2**21
 
 

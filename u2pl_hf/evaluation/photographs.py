@@ -19,6 +19,9 @@ WILDCARDS = "*?["
 # Others, such as F, hold numbers of which nobody says what is black and what is white.
 MODES = {"1", "L", "P", "RGB", "RGBA", "RGBX", "RGBa", "LA", "La", "PA", "CMYK", "YCbCr", "HSV", "I"}
 
+# Larger ones are decoded when their turn comes: that takes memory, and little time beside their prediction.
+MAX_AHEAD_PIXELS = 2**24
+
 
 @dataclass(frozen=True)
 class Photograph:
@@ -152,7 +155,7 @@ def _read_ahead(photographs: Sequence[Photograph], ahead: int) -> Iterator[tuple
     with ThreadPoolExecutor(1) as pool:
         pending: deque = deque()
         while waiting or pending:
-            while waiting and len(pending) <= ahead:
+            while waiting and (not pending or (len(pending) <= ahead and waiting[0].pixels <= MAX_AHEAD_PIXELS)):
                 photograph = waiting.popleft()
                 pending.append((photograph, pool.submit(read_photograph, photograph.path)))
             photograph, reading = pending.popleft()
