@@ -24,7 +24,7 @@ from u2pl_hf.evaluation.compute import compile_model, computing
 from u2pl_hf.evaluation.inference import class_names, count_pixels, describe_protocol, named_scores
 from u2pl_hf.evaluation.loading import dataset_commit, library_versions, load_model, model_commit, pick_device
 from u2pl_hf.evaluation.options import OneLineParser, add_segment_arguments, segment_options
-from u2pl_hf.evaluation.outputs import check_free, check_ids, save_png
+from u2pl_hf.evaluation.outputs import check_free, check_ids, check_writable, save_png
 from u2pl_hf.evaluation.pictures import default_palette, overlay
 from u2pl_hf.training.checkpoint import write_atomically
 from u2pl_hf.training.precision import check_compiler, check_number_type
@@ -110,6 +110,9 @@ def prepare(args: argparse.Namespace):
     for name in FOLDERS:
         if getattr(args, name):
             check_free(getattr(args, name), f"--{name}", overwrite=args.overwrite)
+            check_writable(getattr(args, name), f"--{name}")
+    if args.output_file:
+        check_writable(Path(args.output_file).parent, "--output_file in")
     model = load_model(args.model, device=args.device, revision=args.model_revision)
     columns = {name: getattr(args, name) for name in ("id_column", "image_column", "label_column")}
     source = load_source(args.dataset, args.subset, **columns, revision=args.dataset_revision, streaming=args.streaming)

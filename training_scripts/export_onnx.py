@@ -15,6 +15,7 @@ import u2pl_hf  # noqa: F401 - registers the model classes
 from u2pl_hf.errors import InputError, exits_on_input_error
 from u2pl_hf.evaluation.loading import load_model
 from u2pl_hf.evaluation.onnx_export import OUTPUTS, export_onnx
+from u2pl_hf.evaluation.outputs import check_writable
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -34,6 +35,7 @@ def main() -> None:
     path = Path(args.file)
     if path.suffix != ".onnx":
         raise InputError(f"{path}: pass a file name that ends in .onnx")
+    check_writable(path.parent, "the folder")
     model = load_model(args.model, device="cpu", revision=args.model_revision)
     found = export_onnx(model, path, args.output)
     print(json.dumps({"model": args.model, "file": str(path), "bytes": path.stat().st_size} | found), flush=True)

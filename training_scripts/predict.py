@@ -21,7 +21,7 @@ from u2pl_hf.evaluation.compute import compile_model, computing
 from u2pl_hf.evaluation.inference import describe_protocol, predict_images
 from u2pl_hf.evaluation.loading import load_model, pick_device
 from u2pl_hf.evaluation.options import OneLineParser, add_segment_arguments, segment_options
-from u2pl_hf.evaluation.outputs import save_png
+from u2pl_hf.evaluation.outputs import check_writable, save_png
 from u2pl_hf.evaluation.photographs import Photograph, find_photographs, read_headers, same_size_batches
 from u2pl_hf.evaluation.pictures import default_palette, overlay
 from u2pl_hf.training.precision import check_compiler, check_number_type
@@ -62,6 +62,7 @@ def main() -> None:
     check_outputs(photographs, args)
     todo = [p for p in photographs if not (args.skip_existing and all(f.exists() for f in outputs(p, args).values()))]
     todo, written = read_headers(todo), []
+    check_writable(args.output_dir, "--output_dir")
     if todo:
         model = load_model(args.model, device=args.device, revision=args.model_revision)
         if args.compile:
