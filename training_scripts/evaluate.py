@@ -110,15 +110,17 @@ def prepare(args: argparse.Namespace):
     for name in FOLDERS:
         if getattr(args, name):
             check_free(getattr(args, name), f"--{name}", overwrite=args.overwrite)
-            check_writable(getattr(args, name), f"--{name}")
-    if args.output_file:
-        check_writable(Path(args.output_file).parent, "--output_file in")
     model = load_model(args.model, device=args.device, revision=args.model_revision)
     columns = {name: getattr(args, name) for name in ("id_column", "image_column", "label_column")}
     source = load_source(args.dataset, args.subset, **columns, revision=args.dataset_revision, streaming=args.streaming)
     check_classes(class_names(model), source.class_names, args.dataset)
     for folder in filter(None, (getattr(args, name) for name in FOLDERS)):
         check_ids(source.ids, folder)
+    # The last of the checks, since it makes the folders.
+    for name in filter(lambda name: getattr(args, name), FOLDERS):
+        check_writable(getattr(args, name), f"--{name}")
+    if args.output_file:
+        check_writable(Path(args.output_file).parent, "--output_file in")
     if args.compile:
         compile_model(model)
     return model, source, device

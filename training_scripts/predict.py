@@ -62,9 +62,10 @@ def main() -> None:
     check_outputs(photographs, args)
     todo = [p for p in photographs if not (args.skip_existing and all(f.exists() for f in outputs(p, args).values()))]
     todo, written = read_headers(todo), []
-    check_writable(args.output_dir, "--output_dir")
     if todo:
         model = load_model(args.model, device=args.device, revision=args.model_revision)
+        # The last of the checks, since it makes the folder.
+        check_writable(args.output_dir, "--output_dir")
         if args.compile:
             compile_model(model)
         try:
