@@ -25,7 +25,8 @@ from accelerate import Accelerator
 from torch.utils.flop_counter import FlopCounterMode
 
 from u2pl_hf.data.transforms import normalize
-from u2pl_hf.method.step import Batch, build_step
+from u2pl_hf.method.build import build_step
+from u2pl_hf.method.step import Batch
 from u2pl_hf.method.teacher import batch_statistics
 from u2pl_hf.training.arguments import BACKBONES, RunArguments
 from u2pl_hf.training.build import build_model, build_optimizer, seed_draws

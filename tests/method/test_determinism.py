@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.method.test_step import make_batch, make_settings, make_student
 from u2pl_hf.evaluation import MeanIoU
-from u2pl_hf.method.step import build_step
+from u2pl_hf.method.build import build_step
 
 REFUSED = {
     "_adaptive_avg_pool2d_backward", "_ctc_loss_backward", "adaptive_max_pool2d_backward", "grid_sampler_2d_backward",

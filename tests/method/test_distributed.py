@@ -6,7 +6,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.method.test_step import make_batch, make_settings, make_student
-from u2pl_hf.method.step import build_step
+from u2pl_hf.method.build import build_step
 
 
 def gradients(distributed: bool = False) -> tuple[dict[str, torch.Tensor], torch.Tensor]:

@@ -12,8 +12,8 @@ from tests.golden import load_golden
 from tests.method.test_step import CLASSES, SIZE, make_batch, make_settings, make_student
 from u2pl_hf.method import official
 from u2pl_hf.method import pseudo_labels as pl
+from u2pl_hf.method.build import build_step
 from u2pl_hf.method.queues import ClassQueues, select_keys
-from u2pl_hf.method.step import build_step
 from u2pl_hf.method.teacher import batch_statistics
 
 TEMPERATURE = 0.5

@@ -10,7 +10,8 @@ import torch
 from u2pl_hf import U2PLConfig, U2PLForSemanticSegmentation
 from u2pl_hf.method import losses
 from u2pl_hf.method import pseudo_labels as pl
-from u2pl_hf.method.step import Batch, MethodSettings, build_step
+from u2pl_hf.method.build import build_step
+from u2pl_hf.method.step import Batch, MethodSettings
 from u2pl_hf.method.teacher import batch_statistics
 
 CLASSES, SIZE = 4, 33

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.method.test_step import make_settings, make_student
-from u2pl_hf.method.step import build_step
+from u2pl_hf.method.build import build_step
 from u2pl_hf.model import backbone_u2pl
 from u2pl_hf.training.arguments import RunArguments
 from u2pl_hf.training.precision import tune_networks

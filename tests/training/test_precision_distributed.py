@@ -8,7 +8,7 @@ from torch._dynamo.utils import counters
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.method.test_step import make_batch, make_settings, make_student
-from u2pl_hf.method.step import build_step
+from u2pl_hf.method.build import build_step
 from u2pl_hf.training import precision
 from u2pl_hf.training.arguments import RunArguments
 from u2pl_hf.training.precision import build_sgd, tune_networks

@@ -16,7 +16,8 @@ from tests.method.test_step import make_batch, make_settings, make_student
 from tests.training.distributed import environment, free_port, on_two_processes
 from tests.training.test_trainer import make_trainer
 from u2pl_hf.errors import InputError
-from u2pl_hf.method.step import Batch, build_step
+from u2pl_hf.method.build import build_step
+from u2pl_hf.method.step import Batch
 from u2pl_hf.training import trainer as trainer_module
 from u2pl_hf.training.arguments import RunArguments, parse_arguments
 from u2pl_hf.training.build import build_model

@@ -8,7 +8,7 @@ the order does not depend on the number of workers, and nothing has to be replay
 import logging
 import signal
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import cv2
@@ -72,30 +72,40 @@ class SampleStream(Dataset):
             self.order = FullShuffle(self.key, len(self.indices))
 
     def __getitem__(self, item: tuple[int, dict | None]) -> dict:
-        """A sample: pixel_values uint8 (3,S,S), valid bool (S,S), labels uint8 (S,S) if with_labels, id, skipped.
+        """A sample: pixel_values uint8 (3,S,S), valid bool (S,S), labels uint8 (S,S) if with_labels, id, row, skipped.
+
+        `row` is its place among `indices`.
 
         Args:
             item: the sample's number, and its undecoded image where that is at hand.
         """
         number, cell = item
-        index, (image, label), skipped = self._row(number, cell)
         seed = np.random.SeedSequence([*self.key, 1, number]).generate_state(1)[0]
-        return self.augmentation(image, label, int(seed)) | {"id": self.source.ids[index], "skipped": skipped}
+        return self._sample(lambda step: self.order.place(number + step), int(seed), cell)
+
+    def at(self, row: int, seed: int) -> dict:
+        """A sample of a given row, augmented with `seed`, whatever the order."""
+        return self._sample(lambda step: (row + step) % len(self.indices), seed, None)
 
     def row(self, number: int) -> int:
         """The row of the source that a sample shows."""
         return int(self.indices[self.order.place(number)])
 
-    def _row(self, number: int, cell: dict | None) -> tuple[int, tuple, list[str]]:
+    def _sample(self, place: Callable[[int], int], seed: int, cell: dict | None) -> dict:
+        """The first of the rows at place(0), place(1) ... that can be read, augmented."""
         skipped: list[str] = []
         for step in range(len(self.indices)):
-            index = self.row(number + step)
+            row = place(step)
+            index = int(self.indices[row])
             try:
-                return index, self._read(index, None if step else cell), skipped
+                image, label = self._read(index, None if step else cell)
             except InputError as error:
                 if self.is_required:
                     raise
                 skipped.append(str(error))
+                continue
+            facts = {"id": self.source.ids[index], "row": row, "skipped": skipped}
+            return self.augmentation(image, label, seed) | facts
         raise InputError(f"none of the {len(self.indices)} unlabelled images can be read")
 
     def _read(self, index: int, cell: dict | None) -> tuple[np.ndarray, np.ndarray | None]:
@@ -165,12 +175,14 @@ class _BatchSampler(Sampler):
             batch += 1
 
 
-def _collate(samples: list[dict]) -> dict:
+def collate(samples: list[dict]) -> dict:
+    """Samples as one batch: stacked tensors, rows int64 (B,), ids, and skipped, what could not be read."""
     batch = {name: torch.stack([s[name] for s in samples]) for name in ("valid", "labels") if name in samples[0]}
     # channels_last from the decoder to the model: nothing is transposed on the way.
     pixels = torch.stack([s["pixel_values"].permute(1, 2, 0) for s in samples]).permute(0, 3, 1, 2)
     skipped = [text for s in samples for text in s["skipped"]]
-    return batch | {"pixel_values": pixels, "ids": [s["id"] for s in samples], "skipped": skipped}
+    rows = torch.tensor([s["row"] for s in samples])
+    return batch | {"pixel_values": pixels, "rows": rows, "ids": [s["id"] for s in samples], "skipped": skipped}
 
 
 def _start_worker(worker: int) -> None:
@@ -189,7 +201,7 @@ def _start_worker(worker: int) -> None:
 def endless_loader(
     stream: SampleStream, *, rank: int = 0, start_batch: int = 0, num_workers: int = 0, pin_memory: bool = False
 ) -> DataLoader:
-    """Batches of a stream without end, as dicts of stacked tensors, `ids`, and `skipped`: what could not be read.
+    """Batches of a stream without end, see `collate`.
 
     Batch k of process r holds the samples (k * world_size + r) * batch_size and following: processes share none.
     """
@@ -197,7 +209,7 @@ def endless_loader(
         stream,
         batch_sampler=_BatchSampler(stream, rank, start_batch),
         num_workers=num_workers,
-        collate_fn=_collate,
+        collate_fn=collate,
         pin_memory=pin_memory,
         worker_init_fn=_start_worker,
         # Its own, or starting the workers would draw from torch's global generator.

@@ -27,6 +27,7 @@ class WeakAugmentation:
     """
 
     def __init__(self, crop_size: int, scale_range: tuple[float, float] = (0.5, 2.0), flip: float = 0.5):
+        self.crop_size = crop_size
         smallest, largest = scale_range
         scale_limits = ((smallest - 1.0, 0.0), (0.0, largest - 1.0))
         constant = {

@@ -21,8 +21,13 @@ def draw_boxes(batch: int, height: int, width: int, device: torch.device) -> Ten
     box_h = (height * width / 2 / box_w).round().clamp(max=height)
     left = (torch.rand(batch, 1, device=device) * (width - box_w + 1)).floor()
     top = (torch.rand(batch, 1, device=device) * (height - box_h + 1)).floor()
-    inside_x = _between(torch.arange(width, device=device), left, left + box_w)
-    inside_y = _between(torch.arange(height, device=device), top, top + box_h)
+    return box_masks(top, left, box_h, box_w, height, width)
+
+
+def box_masks(top: Tensor, left: Tensor, box_h: Tensor, box_w: Tensor, height: int, width: int) -> Tensor:
+    """Boxes, each number (B,1), as bool (B,height,width), True inside."""
+    inside_x = _between(torch.arange(width, device=left.device), left, left + box_w)
+    inside_y = _between(torch.arange(height, device=top.device), top, top + box_h)
     return inside_y.unsqueeze(2) & inside_x.unsqueeze(1)
 
 

@@ -19,6 +19,8 @@ def precise_dtype(device: torch.device) -> torch.dtype:
 
 def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear resize (B,C,h,w) -> (B,C,*size) in float32; every resize of the method uses align_corners=True."""
+    if logits.shape[-2:] == torch.Size(size):
+        return logits.float()
     return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=True)
 
 

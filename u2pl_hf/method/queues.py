@@ -111,9 +111,14 @@ def select_keys(representation: Tensor, mask: Tensor, bound: int, in_order: bool
     return vectors[chosen], valid
 
 
+def several_processes() -> bool:
+    """Whether other processes train with this one."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
 def gather_keys(keys: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     """All processes' keys side by side, (C,K,D) -> (C,W*K,D), in the same order on each, so that queues stay equal."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if not several_processes():
         return keys, valid
     # The validity travels as one more channel: one collective instead of two.
     packed = torch.cat([keys.float(), valid.unsqueeze(-1).float()], dim=-1).contiguous()

@@ -43,13 +43,22 @@ class MethodSettings:
     queue_length: int = 30_000
     background_queue_length: int = 50_000
     new_keys_per_class: int = 256
+    # With AEL only, see ael.py.
+    rare_classes: tuple[int, ...] = ()  # those that copy-paste draws from
+    copy_paste_classes: int = 3
+    copy_paste_probability: float = 0.5
+    confidence_momentum: float = 0.999
+    contrastive_start_steps: int = 0
+    entropy_tail: float = 0.2  # anchors below this quantile of the entropy, negatives as far above
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One process's images of one step; the unlabelled half is None for methods that do not use it.
+    """One process's images of one pass; the unlabelled half is None for methods that do not use it.
 
     y_u are labels of the unlabelled images where someone wants to watch the pseudo-labels; nothing is learnt from them.
+    loaded_l and loaded_u are what the loaders gave, for the pools of methods that ask for further images. What is drawn
+    ahead for a pass follows from its seed: `seed` of this pass, `next_seed` of the process's next one.
     """
 
     x_l: Tensor
@@ -57,6 +66,10 @@ class Batch:
     x_u: Tensor | None = None
     valid_u: Tensor | None = None
     y_u: Tensor | None = None
+    loaded_l: dict = field(default_factory=dict)
+    loaded_u: dict = field(default_factory=dict)
+    seed: int = 0
+    next_seed: int = 0
 
 
 @dataclass
@@ -82,12 +95,21 @@ class SupervisedStep(nn.Module):
 
     def forward(self, student: nn.Module, batch: Batch, step: int, total_steps: int) -> StepOutput:
         """Losses of one step; `step` counts from 0."""
+        return self.learn_labels(student, batch)[0]
+
+    def learn_labels(self, student: nn.Module, batch: Batch) -> tuple:
+        """The supervised loss alone, and the student's output that it comes from."""
         output = student(batch.x_l)
-        loss = self.supervised_loss(output, batch.y_l)
-        if output.representation is not None:
-            # Every parameter must be part of every step's graph, or distributed training waits for its gradient.
-            loss = loss + 0.0 * output.representation.float().mean()
-        return StepOutput(loss, {"loss": loss.detach(), "loss_supervised": loss.detach()})
+        loss = self.supervised_loss(output, batch.y_l) + self.attached(output)
+        return StepOutput(loss, {"loss": loss.detach(), "loss_supervised": loss.detach()}), output
+
+    @staticmethod
+    def attached(output) -> Tensor | float:
+        """0 for a representation that no loss uses.
+
+        Every parameter must be part of every step's graph, or distributed training waits for its gradient.
+        """
+        return 0.0 if output.representation is None else 0.0 * output.representation.float().mean()
 
     def supervised_loss(self, output, y_l: Tensor) -> Tensor:
         """L_s of the first len(y_l) images, with the auxiliary head's part where there is one (equation 2)."""
@@ -264,10 +286,3 @@ class OfficialU2PLStep(U2PLStep):
             low_rank=self.settings.low_rank,
             high_rank=self.settings.high_rank,
         )
-
-
-def build_step(method: str, settings: MethodSettings, student: nn.Module) -> SupervisedStep:
-    """The step of a method, `suponly` or `u2pl`; `settings.variant` says which U2PL."""
-    if method == "suponly":
-        return SupervisedStep(settings)
-    return {"paper": U2PLStep, "official": OfficialU2PLStep}[settings.variant](settings, student)

@@ -14,11 +14,13 @@ from u2pl_hf.method.mixing import STRONG_AUGMENTATIONS
 from u2pl_hf.method.pseudo_labels import default_low_rank
 from u2pl_hf.method.step import MethodSettings
 
-METHODS = ("suponly", "u2pl")
+METHODS = ("suponly", "u2pl", "u2pl_ael")
 VARIANTS = ("paper", "official")
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101")
 # Of --backbone_weights: start from fresh ones.
 FRESH = "none"
+# Of --frequent_classes: all classes are rare.
+NO_CLASS = "none"
 
 
 def _field(default, help: str, choices: tuple | None = None):
@@ -111,6 +113,12 @@ class RunArguments:
     new_keys_per_class: int = _field(
         256, "negatives pushed per class, process and step, at most; the published code pushes all there are"
     )
+    frequent_classes: list[str] = _field(
+        [],
+        "names or numbers of the classes that copy-paste leaves alone (u2pl_ael), or none; default: those with more "
+        "than 1/classes of the labelled pixels",
+    )
+    contrastive_start_steps: int = _field(0, "step that the contrastive loss begins at (u2pl_ael)")
 
     # Optimisation
     max_steps: int = _field(1000, "optimizer steps")
@@ -173,6 +181,7 @@ class RunArguments:
             self._require(getattr(self, name) >= 1, name, "must be at least 1")
         for name in (
             "warmup_steps",
+            "contrastive_start_steps",
             "eval_steps",
             "save_steps",
             "num_workers",
@@ -211,11 +220,16 @@ class RunArguments:
             raise InputError(f"--{hub_options[0]} needs --push_to_hub USER/NAME")
         if self.compile and self.gradient_checkpointing:
             raise InputError("--compile and --gradient_checkpointing do not go together: pass one of them")
-        if self.method == "u2pl":
+        self._check_method()
+
+    def _check_method(self) -> None:
+        if self.method != "suponly":
             self._require(self.representation_channels >= 1, "representation_channels", "must be at least 1 for u2pl")
             self._require(
                 self.warmup_steps < self.max_steps, "warmup_steps", f"must be below max_steps {self.max_steps}"
             )
+        if self.method == "u2pl_ael" and self.variant != "paper":
+            raise InputError(f"--variant {self.variant} goes with --method u2pl: pass one of them")
 
     def _check_initial_weights(self) -> None:
         if self.backbone_weights is not None and self.initial_model is not None:
@@ -234,7 +248,7 @@ class RunArguments:
         shared = {f.name: getattr(self, f.name) for f in fields(MethodSettings) if hasattr(self, f.name)}
         shared["num_labels"] = num_labels
         shared["low_rank"] = default_low_rank(num_labels) if self.low_rank is None else self.low_rank
-        if self.method == "u2pl" and not 1 <= shared["low_rank"] < min(self.high_rank, num_labels):
+        if self.method != "suponly" and not 1 <= shared["low_rank"] < min(self.high_rank, num_labels):
             raise InputError(
                 f"--low_rank {shared['low_rank']} --high_rank {self.high_rank} leave no rank for negatives among "
                 f"{num_labels} classes: low_rank must lie in 1..{num_labels - 1} and below high_rank"

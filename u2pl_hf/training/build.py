@@ -42,6 +42,11 @@ def build_optimizer(args: RunArguments, model: U2PLForSemanticSegmentation) -> t
     return build_sgd(groups, lr=args.learning_rate, momentum=args.momentum, weight_decay=args.weight_decay)
 
 
+def ahead_seed(seed: int, number: int) -> int:
+    """The seed of what is drawn ahead for a pass, as another pass may do; see `seed_draws` for the arguments."""
+    return int(np.random.SeedSequence([seed, number, 1]).generate_state(1, np.uint64)[0] >> 1)
+
+
 def seed_draws(seed: int, number: int) -> None:
     """Make every random draw of a forward pass a function of (seed, number): resuming then needs no generator state.
 

@@ -3,9 +3,12 @@
 import hashlib
 import logging
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 from torch.utils.data import DataLoader
 
+from u2pl_hf.data.label_counts import label_counts
 from u2pl_hf.data.sources import Source, check_labelled, check_some_readable, joined, load_source, materialised
 from u2pl_hf.data.splits import resolve_split
 from u2pl_hf.data.streams import SampleStream, endless_loader
@@ -39,6 +42,11 @@ class TrainingData:
     def labelled_ids(self) -> list[str]:
         """Ids of the labelled images, in the data's order."""
         return [self.labelled_source.ids[i] for i in self.labelled]
+
+    @cached_property
+    def label_counts(self) -> np.ndarray:
+        """Pixels of each class in each labelled image, int64 (labelled,C)."""
+        return label_counts(self.labelled_source, self.labelled, len(self.class_names))
 
     def fingerprint(self) -> dict[str, str]:
         """What a checkpoint must agree with to go on: a digest of the names of each kind, in order."""
@@ -140,6 +148,29 @@ def _check_crop(args: RunArguments, train: Source, labelled: list[int]) -> None:
         )
 
 
+def training_stream(
+    args: RunArguments, data: TrainingData, name: str, augmentation: WeakAugmentation, world_size: int
+) -> SampleStream:
+    """The stream `labelled` or `unlabelled` of a run."""
+    is_labelled = name == "labelled"
+    return SampleStream(
+        data.labelled_source if is_labelled else data.unlabelled_source,
+        data.labelled if is_labelled else data.unlabelled,
+        augmentation,
+        seed=args.seed,
+        name=name,
+        with_labels=is_labelled or args.watch_pseudo_labels,
+        is_required=is_labelled,
+        batch_size=args.batch_size if is_labelled else args.unlabelled_batch_size,
+        world_size=world_size,
+    )
+
+
+def unlabelled_start(args: RunArguments, step: int) -> int:
+    """Batches of unlabelled images that a process has used before a step: they are first needed after warm-up."""
+    return max(0, step - args.warmup_steps) * args.gradient_accumulation_steps
+
+
 def training_loaders(
     args: RunArguments, data: TrainingData, *, rank: int, world_size: int, start_step: int, pin_memory: bool
 ) -> tuple[DataLoader, DataLoader | None]:
@@ -148,29 +179,16 @@ def training_loaders(
     Each step takes gradient_accumulation_steps batches of each.
     """
     augmentation = WeakAugmentation(args.crop_size)
-    place = {"rank": rank, "num_workers": args.num_workers, "pin_memory": pin_memory}
 
-    def loader(source: Source, rows: list[int], name: str, batch_size: int, start_batch: int) -> DataLoader:
-        stream = SampleStream(
-            source,
-            rows,
-            augmentation,
-            seed=args.seed,
-            name=name,
-            with_labels=name == "labelled" or args.watch_pseudo_labels,
-            is_required=name == "labelled",
-            batch_size=batch_size,
-            world_size=world_size,
-        )
-        return endless_loader(stream, start_batch=start_batch, **place)
+    def loader(name: str, start_batch: int) -> DataLoader:
+        stream = training_stream(args, data, name, augmentation, world_size)
+        options = {"rank": rank, "num_workers": args.num_workers, "pin_memory": pin_memory}
+        return endless_loader(stream, start_batch=start_batch, **options)
 
-    passes = args.gradient_accumulation_steps
-    labelled = loader(data.labelled_source, data.labelled, "labelled", args.batch_size, start_step * passes)
+    labelled = loader("labelled", start_step * args.gradient_accumulation_steps)
     if args.method == "suponly":
         return labelled, None
-    # Unlabelled images are first needed when warm-up ends.
-    start_u = max(0, start_step - args.warmup_steps) * passes
-    return labelled, loader(data.unlabelled_source, data.unlabelled, "unlabelled", args.unlabelled_batch_size, start_u)
+    return labelled, loader("unlabelled", unlabelled_start(args, start_step))
 
 
 class SkippedImages:

@@ -12,17 +12,19 @@ from torch import Tensor, nn
 from u2pl_hf.data.transforms import normalize
 from u2pl_hf.evaluation.inference import evaluate_model
 from u2pl_hf.evaluation.pictures import picture_grid
+from u2pl_hf.method.build import build_step
 from u2pl_hf.method.schedules import poly_factor
-from u2pl_hf.method.step import Batch, MethodSettings, build_step
+from u2pl_hf.method.step import Batch, MethodSettings
 from u2pl_hf.training.arguments import BACKBONES, RunArguments
-from u2pl_hf.training.build import build_model, build_optimizer, seed_draws
-from u2pl_hf.training.checkpoint import load_checkpoint, save_checkpoint
+from u2pl_hf.training.build import ahead_seed, build_model, build_optimizer, seed_draws
+from u2pl_hf.training.checkpoint import load_checkpoint, read_state, save_checkpoint
 from u2pl_hf.training.experiment import ExperimentTrackers, choose_trackers
 from u2pl_hf.training.export import export_best, export_finished
 from u2pl_hf.training.failures import failures_in_one_line
 from u2pl_hf.training.finite import FiniteLosses
 from u2pl_hf.training.initialize import find_starting_point
 from u2pl_hf.training.inputs import SkippedImages, TrainingData, load_training_data, training_loaders
+from u2pl_hf.training.pools import TrainingPools, method_settings
 from u2pl_hf.training.precision import lay_out, memory_format, prepare_device, tune_networks, without_tuning
 from u2pl_hf.training.processes import (
     average_running_statistics,
@@ -81,13 +83,14 @@ class Trainer:
         )
         student = synchronize_batchnorm(self.accelerator, student)
         self.student = student.to(self.accelerator.device, memory_format=memory_format(args))
-        self.method = build_step(args.method, settings, self.student).to(self.accelerator.device)
+        self.skipped = SkippedImages()
+        pools = TrainingPools(args, self.data, self._deliver, **self._place(), start_step=self._first_step())
+        self.method = build_step(args.method, settings, self.student, pools).to(self.accelerator.device)
         self.optimizer = build_optimizer(args, self.student)
         self.wrapped_student, self.optimizer = self.accelerator.prepare(self.student, self.optimizer)
         tune_networks(args, self.student, self.method)
         self.finite = FiniteLosses(self.accelerator, self.folder.path / "not_finite.json")
         self.best: dict | None = None
-        self.skipped = SkippedImages()
         self.started = time.perf_counter()
         # What a run spends besides training, in seconds.
         self.seconds_of = {"evaluation": 0.0, "checkpoints": 0.0, "pictures": 0.0, "logging": 0.0}
@@ -97,7 +100,7 @@ class Trainer:
         args, data = self.args, load_training_data(self.args)
         self.folder.check_labelled_ids(data.labelled_ids)
         scale = learning_rate_scale(self.images_per_step[0], args.reference_batch_size, args.scale_lr)
-        return data, args.method_settings(len(data.class_names)), scale
+        return data, method_settings(args, data), scale
 
     @property
     def seconds(self) -> float:
@@ -109,6 +112,14 @@ class Trainer:
         """Labelled and unlabelled images of one optimizer step, over all processes."""
         args, passes = self.args, self.args.gradient_accumulation_steps * self.accelerator.num_processes
         return args.batch_size * passes, (args.unlabelled_batch_size * passes if args.method != "suponly" else 0)
+
+    def _place(self) -> dict[str, int]:
+        """Which process this is."""
+        return {"rank": self.accelerator.process_index, "world_size": self.accelerator.num_processes}
+
+    def _first_step(self) -> int:
+        """The step that this run goes on with."""
+        return 0 if self.checkpoint is None else read_state(self.checkpoint)["step"]
 
     @contextlib.contextmanager
     def _timed(self, what: str) -> Iterator[None]:
@@ -163,7 +174,7 @@ class Trainer:
         for part in range(passes):
             number = (step * passes + part) * self.accelerator.num_processes + self.accelerator.process_index
             seed_draws(args.seed, number)
-            batch, ids = self._batch(batches_l, batches_u, step)
+            batch, ids = self._batch(batches_l, batches_u, step, number)
             # Gradients travel with the last pass only.
             last = part == passes - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped_student):
@@ -229,26 +240,30 @@ class Trainer:
         loaders = training_loaders(
             self.args,
             self.data,
-            rank=self.accelerator.process_index,
-            world_size=self.accelerator.num_processes,
+            **self._place(),
             start_step=first,
             pin_memory=self.accelerator.device.type == "cuda",
         )
         return tuple(iter(loader) if loader is not None else None for loader in loaders)
 
-    def _batch(self, batches_l, batches_u, step: int) -> tuple[Batch, list[str]]:
-        """The images of one pass on the device, and their ids."""
+    def _batch(self, batches_l, batches_u, step: int, number: int) -> tuple[Batch, list[str]]:
+        """The images of one pass on the device, and their ids; `number` is the pass's, as in seed_draws."""
+        seeds = {
+            name: ahead_seed(self.args.seed, n)
+            for name, n in (("seed", number), ("next_seed", number + self.accelerator.num_processes))
+        }
         labelled = next(batches_l)
-        x_l, y_l, _ = self._to_device(labelled)
+        x_l, y_l, _ = self._deliver(labelled)
         if batches_u is None or step < self.args.warmup_steps:
-            return Batch(x_l, y_l), labelled["ids"]
+            return Batch(x_l, y_l, loaded_l=labelled, **seeds), labelled["ids"]
         unlabelled = next(batches_u)
-        self.skipped.note(unlabelled["skipped"])
-        x_u, y_u, valid_u = self._to_device(unlabelled)
-        return Batch(x_l, y_l, x_u, valid_u, y_u), labelled["ids"] + unlabelled["ids"]
+        x_u, y_u, valid_u = self._deliver(unlabelled)
+        batch = Batch(x_l, y_l, x_u, valid_u, y_u, loaded_l=labelled, loaded_u=unlabelled, **seeds)
+        return batch, labelled["ids"] + unlabelled["ids"]
 
-    def _to_device(self, batch: dict) -> tuple[Tensor, Tensor | None, Tensor]:
-        """uint8 travels; normalisation happens on the device."""
+    def _deliver(self, batch: dict) -> tuple[Tensor, Tensor | None, Tensor]:
+        """A loaded batch on the device: images, labels if any, valid. uint8 travels; normalisation happens there."""
+        self.skipped.note(batch["skipped"])
         device = self.accelerator.device
         pixels, valid = (batch[name].to(device, non_blocking=True) for name in ("pixel_values", "valid"))
         labels = batch["labels"].to(device, non_blocking=True).long() if "labels" in batch else None
