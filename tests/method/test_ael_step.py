@@ -72,6 +72,8 @@ def test_step_equals_the_method_written_out():
     donors, partners = step.choose_donors(batch.seed, 2), step.choose_partners(batch.seed, 2)
     assert partners.rows.tolist() == [4, 4]  # the only one that is known to hold anything
     torch.manual_seed(7)
+    contrast, told = step.contrast, []
+    step.contrast = lambda *args: told.extend(args) or contrast(*args)
     output = step(student, batch, step=10, total_steps=40)
 
     with torch.no_grad():
@@ -114,9 +116,11 @@ def test_step_equals_the_method_written_out():
     assert output.total.item() == pytest.approx(weighted.item(), rel=1e-6)
     assert output.stats["pasted_share"] == pasted.float().mean() and output.stats["kept_share"] == 1
 
-    # Negatives are the fifth of highest entropy, whatever alpha says.
+    # Anchors are in the fifth of lowest entropy, negatives in that of the highest, whatever alpha says.
     size, valid = teacher.logits.shape[-2:], pseudo != 255
-    unreliable = valid & (entropy[2:] >= torch.quantile(entropy[2:][valid].double(), 0.8))
+    low, high = (torch.quantile(entropy[2:][valid].double(), q) for q in (0.2, 0.8))
+    unreliable = valid & (entropy[2:] >= high)
+    assert torch.equal(told[4], valid & (entropy[2:] < low)) and torch.equal(told[5], unreliable)
     maps = [pl.nearest_on_corners(m, size) for m in (y_l, unreliable)]
     prob = teacher.logits.softmax(1)
     negatives = pl.negative_mask(maps[0], prob[:2], maps[1], prob[2:], 2, 20)
@@ -188,6 +192,13 @@ def test_donors_come_with_their_probability_and_hold_a_drawn_class(probability):
         assert chosen.classes.sort().values.tolist() == [1, 2, 3] and step.presence[given][:, 1:].any(dim=1).all()
         rows += chosen.rows.tolist()
     assert sum(row >= 0 for row in rows) == pytest.approx(800 * probability, abs=60)
+
+
+def test_seeds_decide_donors_and_partners():
+    step = make_step(make_student(), labelled=40, unlabelled=40)
+    for choose in (step.choose_donors, step.choose_partners):
+        drawn = [tuple(choose(seed, 4).rows.tolist()) for seed in (0, 1, 2, 3, 0)]
+        assert drawn[0] == drawn[4] and len(set(drawn)) == 4
 
 
 def test_a_class_that_nobody_has_takes_any_image_and_pastes_nothing():
