@@ -88,12 +88,11 @@ def make_trainer(args: argparse.Namespace, method: str, data: Path, output: Path
     ))  # fmt: skip
 
 
-def one_step(trainer: Trainer, phases: Phases, batches: tuple, step: int) -> dict[str, float]:
+def one_step(trainer: Trainer, phases: Phases, step: int) -> dict[str, float]:
     """Milliseconds by phase of one step; loading the batch itself is left out."""
     phases.spent.clear()
-    number = step
-    batch, _ = trainer._batch(*batches, step, number)
-    seed_draws(0, number)
+    batch, _ = trainer.batches.next(step, number=step)
+    seed_draws(0, step)
     with trainer.accelerator.autocast():
         output = phases.timed("rest of the forward pass", trainer.method)(trainer.student, batch, step, 1000)
     phases.timed("backward", trainer.accelerator.backward)(output.total)
@@ -118,7 +117,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         data = demo_folder(Path(folder), DemoSpec(train=64, validation=5, size=args.image_size))
         ways = {name: make_trainer(args, name, data, Path(folder) / name) for name in ("u2pl", "u2pl_ael")}
-        batches = {}
         for name, trainer in ways.items():
             method = trainer.method
             phases.wrap(trainer.student, forward="student forward")
@@ -131,11 +129,11 @@ def main() -> None:
                 for pool in (method.pool_l, method.pool_u):
                     phases.wrap(pool, receive="AEL: waiting for images")
             method.begin(trainer.student, 0)
-            batches[name] = trainer._loaders(0)
+            trainer.batches.start(0)
         best: dict[str, dict[str, float]] = {name: {} for name in ways}
         for step in range(args.rounds + 1):
             for name, trainer in ways.items():
-                times = one_step(trainer, phases, batches[name], step)
+                times = one_step(trainer, phases, step)
                 times["step"] = sum(times.values())
                 for phase, value in times.items() if step else ():
                     best[name][phase] = min(best[name].get(phase, float("inf")), value)

@@ -129,6 +129,7 @@ def test_rare_classes(tiny_data, tmp_path):
         ({"variant": "official"}, "--variant official goes with --method u2pl"),
         ({"warmup_steps": 9}, "--warmup_steps 9 must be below max_steps 7"),
         ({"contrastive_start_steps": -1}, "--contrastive_start_steps -1 must not be negative"),
+        ({"warmup_epochs": 9.0}, "--warmup_steps 45 must be below max_steps 7"),
         ({"low_rank": 9}, "leave no rank for negatives"),
         ({"split": "all"}, "leaves no unlabelled image"),
     ],
@@ -160,7 +161,7 @@ def test_a_damaged_unlabelled_image_is_named(tiny_data, tmp_path):
     damaged = type(real)(DamagedRows(real.rows, {real.ids.index(bad)}), real.ids, real.classes)
     trainer.method.pool_u.stream.source = damaged
     trainer.train()
-    assert any(bad in message for message in trainer.skipped.messages)
+    assert any(bad in message for message in trainer.batches.skipped.messages)
 
 
 class DamagedRows:

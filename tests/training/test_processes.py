@@ -51,7 +51,8 @@ def supervised_gradients(data: Path, folder: Path, **options) -> tuple[dict, lis
         trainer = make_trainer(data, folder / "run", method="suponly", dropout=0.0, **options)
     finally:
         trainer_module.build_model = original
-    trainer._gradients(*trainer._loaders(0), step=0)
+    trainer.batches.start(0)
+    trainer._gradients(step=0)
     ids = [name for _, _, names in trainer.finite.noted for name in names]
     return {name: p.grad.clone() for name, p in trainer.student.named_parameters() if p.grad is not None}, ids
 
@@ -233,7 +234,8 @@ def test_learning_rate_follows_the_labelled_images_per_step(caplog):
 def test_gradients_are_clipped_to_the_norm(tiny_data, tmp_path):
     trainer = make_trainer(tiny_data, tmp_path / "run", max_grad_norm=1e-3, momentum=0.0, weight_decay=0.0)
     before = {name: p.detach().clone() for name, p in trainer.student.named_parameters()}
-    trainer._gradients(*trainer._loaders(0), step=0)
+    trainer.batches.start(0)
+    trainer._gradients(step=0)
     trainer._set_learning_rate(0)
     for group in trainer.optimizer.param_groups:
         group["lr"] = 1.0

@@ -1,24 +1,30 @@
 """What a training run is told: typed fields, read from a recipe (YAML) and the command line, checked once."""
 
-import difflib
 import math
 import typing
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-import yaml
 from transformers import HfArgumentParser
 
 from u2pl_hf.errors import InputError
 from u2pl_hf.method.mixing import STRONG_AUGMENTATIONS
 from u2pl_hf.method.pseudo_labels import default_low_rank
 from u2pl_hf.method.step import MethodSettings
+from u2pl_hf.training.recipe_file import read_recipe
 
 METHODS = ("suponly", "u2pl", "u2pl_ael")
 VARIANTS = ("paper", "official")
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101")
 # Of --backbone_weights: start from fresh ones.
 FRESH = "none"
+# Fields that count epochs, and the fields that count steps which they win over.
+EPOCHS = {
+    "epochs": "max_steps",
+    "warmup_epochs": "warmup_steps",
+    "eval_epochs": "eval_steps",
+    "contrastive_start_epochs": "contrastive_start_steps",
+}
 # Of --frequent_classes: all classes are rare.
 NO_CLASS = "none"
 
@@ -94,6 +100,7 @@ class RunArguments:
     ohem_min_kept: int = _field(100_000, "OHEM keeps at least this many pixels of a batch")
     auxiliary_weight: float = _field(0.4, "weight of the auxiliary head's loss")
     warmup_steps: int = _field(0, "supervised steps before the teacher starts")
+    warmup_epochs: float = _field(0.0, "the same in epochs")
     ema_decay: float = _field(0.99, "largest decay of the teacher's moving average")
     unreliable_share: float = _field(0.2, "alpha_0, share of pixels taken as unreliable at the start")
     unsupervised_weight: float = _field(1.0, "lambda_u")
@@ -119,9 +126,13 @@ class RunArguments:
         "than 1/classes of the labelled pixels",
     )
     contrastive_start_steps: int = _field(0, "step that the contrastive loss begins at (u2pl_ael)")
+    contrastive_start_epochs: float = _field(0.0, "the same in epochs")
 
     # Optimisation
     max_steps: int = _field(1000, "optimizer steps")
+    epochs: float = _field(
+        0.0, "the same in passes over the larger list of images (for suponly the labelled one); 0: max_steps counts"
+    )
     batch_size: int = _field(4, "labelled images per process and forward pass")
     unlabelled_batch_size: int | None = _field(
         None, "unlabelled images per process and forward pass; default: batch_size"
@@ -146,6 +157,7 @@ class RunArguments:
 
     # Evaluation and bookkeeping
     eval_steps: int = _field(0, "evaluate every n steps; 0: only at the end")
+    eval_epochs: float = _field(0.0, "the same in epochs")
     eval_mode: str = _field("whole", "whole image or sliding window", ("whole", "slide"))
     eval_window: int = _field(769, "side of the sliding window, in pixels")
     eval_batch_size: int = _field(1, "images per forward pass where neighbours have one size")
@@ -196,7 +208,14 @@ class RunArguments:
             self._require(0.0 <= getattr(self, name) < 1.0, name, "must lie in [0, 1)")
         for name in ("learning_rate", "temperature", "head_lr_factor"):
             self._require(0.0 < getattr(self, name) < math.inf, name, "must be a positive number")
-        for name in ("weight_decay", "unsupervised_weight", "contrastive_weight", "auxiliary_weight", "max_grad_norm"):
+        for name in (
+            *EPOCHS,
+            "weight_decay",
+            "unsupervised_weight",
+            "contrastive_weight",
+            "auxiliary_weight",
+            "max_grad_norm",
+        ):
             self._require(0.0 <= getattr(self, name) < math.inf, name, "must not be negative")
         self._require(33 <= self.crop_size <= 4096, "crop_size", "must lie in 33..4096 pixels")
         three = len(self.aspp_dilations) == 3 and min(self.aspp_dilations) >= 1
@@ -206,7 +225,7 @@ class RunArguments:
         if self.num_labels is not None:
             self._require(2 <= self.num_labels <= 255, "num_labels", "must lie in 2..255")
         self._check_initial_weights()
-        if self.batch_size == 1 and (self.method == "suponly" or self.warmup_steps):
+        if self.batch_size == 1 and (self.method == "suponly" or self.warmup_steps or self.warmup_epochs):
             raise InputError(
                 "--batch_size 1 gives BatchNorm no statistics while only labelled images are used: pass 2 or more"
             )
@@ -225,11 +244,22 @@ class RunArguments:
     def _check_method(self) -> None:
         if self.method != "suponly":
             self._require(self.representation_channels >= 1, "representation_channels", "must be at least 1 for u2pl")
+        if not any(getattr(self, name) for name in EPOCHS):
+            self.check_schedule()
+        if self.method == "u2pl_ael" and self.variant != "paper":
+            raise InputError(f"--variant {self.variant} goes with --method u2pl: pass one of them")
+
+    def check_schedule(self) -> None:
+        """Steps of a run and of its warm-up, once they are known.
+
+        Raises:
+            InputError: they leave nothing to do.
+        """
+        self._require(self.max_steps >= 1, "epochs", "is less than one step")
+        if self.method != "suponly":
             self._require(
                 self.warmup_steps < self.max_steps, "warmup_steps", f"must be below max_steps {self.max_steps}"
             )
-        if self.method == "u2pl_ael" and self.variant != "paper":
-            raise InputError(f"--variant {self.variant} goes with --method u2pl: pass one of them")
 
     def _check_initial_weights(self) -> None:
         if self.backbone_weights is not None and self.initial_model is not None:
@@ -256,11 +286,15 @@ class RunArguments:
         return MethodSettings(**shared)
 
     def recipe(self) -> dict:
-        """The fields that decide the result; a run is resumed only where these are equal."""
+        """The fields that decide the result; a run is resumed only where these are equal.
+
+        Steps that follow from epochs are left out: they depend on the data, whose own check comes later.
+        """
         housekeeping = {"output_dir", "resume", "plan", "num_workers", "cpu_threads", "logging_steps", "save_steps",
                         "watch_pseudo_labels", "keep_checkpoints", "change_processes", "trackers",
                         "push_to_hub", "hub_revision", "hub_private", "hub_checkpoint"}  # fmt: skip
-        return {name: value for name, value in asdict(self).items() if name not in housekeeping}
+        follow = {steps for epochs, steps in EPOCHS.items() if getattr(self, epochs)}
+        return {name: value for name, value in asdict(self).items() if name not in housekeeping | follow}
 
 
 def parse_arguments(argv: list[str], description: str) -> RunArguments:
@@ -273,7 +307,7 @@ def parse_arguments(argv: list[str], description: str) -> RunArguments:
     parser.add_argument("recipe", help="YAML file with fields of this list; see training_scripts/recipes")
     parser.error = _raise_input_error
     # Once to find the recipe, wherever it stands, and again with its values as defaults.
-    parser.set_defaults(**_read_recipe(Path(parser.parse_known_args(argv)[0].recipe)))
+    parser.set_defaults(**read_recipe(Path(parser.parse_known_args(argv)[0].recipe), RunArguments))
     namespace = vars(parser.parse_args(argv))
     namespace.pop("recipe")
     return RunArguments(**namespace)
@@ -281,55 +315,3 @@ def parse_arguments(argv: list[str], description: str) -> RunArguments:
 
 def _raise_input_error(message: str) -> typing.NoReturn:
     raise InputError(f"{message} (--help lists all options)")
-
-
-def _read_recipe(path: Path) -> dict:
-    if not path.is_file():
-        raise InputError(
-            f"recipe {path} does not exist; pass a YAML file such as training_scripts/recipes/demo_u2pl.yaml"
-        )
-    try:
-        content = yaml.safe_load(path.read_text()) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"recipe {path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"recipe {path} must hold 'field: value' lines")
-    known = {f.name: f.metadata.get("choices") for f in fields(RunArguments)}
-    # Not the fields' own types: the argument parser has changed them.
-    hints = typing.get_type_hints(RunArguments)
-    for name, value in content.items():
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else "; --help lists all fields"
-            raise InputError(f"recipe {path} has an unknown field '{name}'{hint}")
-        try:
-            content[name] = _typed(value, hints[name], known[name])
-        except ValueError as error:
-            raise InputError(f"recipe {path}: field '{name}' must be {error}, not {value!r}") from None
-    return content
-
-
-def _typed(value, hint, choices: tuple | None):
-    """YAML's value as the field's type; 1e-3, which YAML takes for text, becomes a number.
-
-    Raises:
-        ValueError: with what the field takes.
-    """
-    accepted = typing.get_args(hint) or (hint,)
-    kind = accepted[0]
-    if value is None and type(None) in accepted:
-        return None
-    if typing.get_origin(hint) is list:
-        if not (isinstance(value, list) and all(isinstance(item, kind) for item in value)):
-            raise ValueError(f"a list of {kind.__name__}")
-        return value
-    try:
-        typed = value if isinstance(value, bool) else kind(value)
-    except (TypeError, ValueError):
-        raise ValueError(kind.__name__) from None
-    lossy = isinstance(value, list | dict | type(None)) or (kind is int and float(value) != typed)
-    if lossy or isinstance(value, bool) != (kind is bool):
-        raise ValueError(kind.__name__)
-    if choices and typed not in choices:
-        raise ValueError(f"one of {', '.join(map(str, choices))}")
-    return typed

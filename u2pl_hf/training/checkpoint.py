@@ -103,6 +103,11 @@ def read_state(folder: Path) -> dict:
     return json.loads((folder / "state.json").read_text())
 
 
+def first_step(folder: Path | None) -> int:
+    """The step that a run goes on with from a checkpoint, 0 without one."""
+    return 0 if folder is None else read_state(folder)["step"]
+
+
 def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint folder, or None if each of its files is as it was written."""
     try:

@@ -9,23 +9,24 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from u2pl_hf.data.transforms import normalize
 from u2pl_hf.evaluation.inference import evaluate_model
 from u2pl_hf.evaluation.pictures import picture_grid
 from u2pl_hf.method.build import build_step
 from u2pl_hf.method.schedules import poly_factor
-from u2pl_hf.method.step import Batch, MethodSettings
+from u2pl_hf.method.step import MethodSettings
 from u2pl_hf.training.arguments import BACKBONES, RunArguments
-from u2pl_hf.training.build import ahead_seed, build_model, build_optimizer, seed_draws
-from u2pl_hf.training.checkpoint import load_checkpoint, read_state, save_checkpoint
+from u2pl_hf.training.batches import Batches
+from u2pl_hf.training.build import build_model, build_optimizer, seed_draws
+from u2pl_hf.training.checkpoint import first_step, load_checkpoint, save_checkpoint
+from u2pl_hf.training.epochs import epochs_to_steps, steps_per_epoch
 from u2pl_hf.training.experiment import ExperimentTrackers, choose_trackers
 from u2pl_hf.training.export import export_best, export_finished
 from u2pl_hf.training.failures import failures_in_one_line
 from u2pl_hf.training.finite import FiniteLosses
 from u2pl_hf.training.initialize import find_starting_point
-from u2pl_hf.training.inputs import SkippedImages, TrainingData, load_training_data, training_loaders
-from u2pl_hf.training.pools import TrainingPools, method_settings
-from u2pl_hf.training.precision import lay_out, memory_format, prepare_device, tune_networks, without_tuning
+from u2pl_hf.training.inputs import TrainingData, load_training_data
+from u2pl_hf.training.pools import method_settings
+from u2pl_hf.training.precision import memory_format, prepare_device, tune_networks, without_tuning
 from u2pl_hf.training.processes import (
     average_running_statistics,
     cpu_cores,
@@ -83,8 +84,8 @@ class Trainer:
         )
         student = synchronize_batchnorm(self.accelerator, student)
         self.student = student.to(self.accelerator.device, memory_format=memory_format(args))
-        self.skipped = SkippedImages()
-        pools = TrainingPools(args, self.data, self._deliver, **self._place(), start_step=self._first_step())
+        self.batches = Batches(args, self.data, self.accelerator)
+        pools = self.batches.pools(first_step(self.checkpoint))
         self.method = build_step(args.method, settings, self.student, pools).to(self.accelerator.device)
         self.optimizer = build_optimizer(args, self.student)
         self.wrapped_student, self.optimizer = self.accelerator.prepare(self.student, self.optimizer)
@@ -99,6 +100,8 @@ class Trainer:
         """Data, settings that depend on its classes, and the factor of the learning rate: all that can be refused."""
         args, data = self.args, load_training_data(self.args)
         self.folder.check_labelled_ids(data.labelled_ids)
+        lists = len(data.labelled), len(data.unlabelled)
+        epochs_to_steps(args, steps_per_epoch(args, *lists, self.images_per_step))
         scale = learning_rate_scale(self.images_per_step[0], args.reference_batch_size, args.scale_lr)
         return data, method_settings(args, data), scale
 
@@ -112,14 +115,6 @@ class Trainer:
         """Labelled and unlabelled images of one optimizer step, over all processes."""
         args, passes = self.args, self.args.gradient_accumulation_steps * self.accelerator.num_processes
         return args.batch_size * passes, (args.unlabelled_batch_size * passes if args.method != "suponly" else 0)
-
-    def _place(self) -> dict[str, int]:
-        """Which process this is."""
-        return {"rank": self.accelerator.process_index, "world_size": self.accelerator.num_processes}
-
-    def _first_step(self) -> int:
-        """The step that this run goes on with."""
-        return 0 if self.checkpoint is None else read_state(self.checkpoint)["step"]
 
     @contextlib.contextmanager
     def _timed(self, what: str) -> Iterator[None]:
@@ -153,28 +148,28 @@ class Trainer:
         # The first thing to look at where a result differs from another's.
         logger.info(describe_step(self.args, self.accelerator.num_processes, self.learning_rate))
         # Before the trackers, whose threads must not be there when loading processes are forked.
-        batches, last = self._loaders(first), None
-        tracker = together(self.accelerator, lambda: self._tracker(first))
+        self.batches.start(first)
+        tracker, last = together(self.accelerator, lambda: self._tracker(first)), None
         with tracker, StopRequest(self.accelerator) as stop:
             if evaluation_is_due:
                 last = self._evaluate(first, tracker, stop)
             for step in range(first, self.args.max_steps):
                 self.method.begin(self.student, step)
                 learning_rate = self._set_learning_rate(step)
-                values = self._gradients(*batches, step)
+                values = self._gradients(step)
                 self._update(step)
                 with self._timed("logging"):
                     tracker.step(step + 1, values, learning_rate)
                 last = self._save_and_evaluate(step + 1, tracker, stop)
         return self._finish(last)
 
-    def _gradients(self, batches_l, batches_u, step: int) -> dict[str, Tensor | float]:
+    def _gradients(self, step: int) -> dict[str, Tensor | float]:
         """Forward and backward passes of one step; returns what they tell, as means over the passes."""
         args, passes, outputs = self.args, self.args.gradient_accumulation_steps, []
         for part in range(passes):
             number = (step * passes + part) * self.accelerator.num_processes + self.accelerator.process_index
             seed_draws(args.seed, number)
-            batch, ids = self._batch(batches_l, batches_u, step, number)
+            batch, ids = self.batches.next(step, number)
             # Gradients travel with the last pass only.
             last = part == passes - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped_student):
@@ -218,7 +213,7 @@ class Trainer:
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.best = state["best"]
-        self.skipped.messages.update(state["skipped"])
+        self.batches.skipped.messages.update(state["skipped"])
         self.started -= state["seconds"]
         self.seconds_of = state["seconds_of"]
         logger.info("resuming from %s", self.checkpoint)
@@ -235,39 +230,6 @@ class Trainer:
             images_per_step=sum(self.images_per_step),
             every=self.args.logging_steps,
         )
-
-    def _loaders(self, first: int):
-        loaders = training_loaders(
-            self.args,
-            self.data,
-            **self._place(),
-            start_step=first,
-            pin_memory=self.accelerator.device.type == "cuda",
-        )
-        return tuple(iter(loader) if loader is not None else None for loader in loaders)
-
-    def _batch(self, batches_l, batches_u, step: int, number: int) -> tuple[Batch, list[str]]:
-        """The images of one pass on the device, and their ids; `number` is the pass's, as in seed_draws."""
-        seeds = {
-            name: ahead_seed(self.args.seed, n)
-            for name, n in (("seed", number), ("next_seed", number + self.accelerator.num_processes))
-        }
-        labelled = next(batches_l)
-        x_l, y_l, _ = self._deliver(labelled)
-        if batches_u is None or step < self.args.warmup_steps:
-            return Batch(x_l, y_l, loaded_l=labelled, **seeds), labelled["ids"]
-        unlabelled = next(batches_u)
-        x_u, y_u, valid_u = self._deliver(unlabelled)
-        batch = Batch(x_l, y_l, x_u, valid_u, y_u, loaded_l=labelled, loaded_u=unlabelled, **seeds)
-        return batch, labelled["ids"] + unlabelled["ids"]
-
-    def _deliver(self, batch: dict) -> tuple[Tensor, Tensor | None, Tensor]:
-        """A loaded batch on the device: images, labels if any, valid. uint8 travels; normalisation happens there."""
-        self.skipped.note(batch["skipped"])
-        device = self.accelerator.device
-        pixels, valid = (batch[name].to(device, non_blocking=True) for name in ("pixel_values", "valid"))
-        labels = batch["labels"].to(device, non_blocking=True).long() if "labels" in batch else None
-        return lay_out(normalize(pixels, valid), self.args), labels, valid
 
     def _set_learning_rate(self, step: int) -> float:
         """Poly schedule; returns the base learning rate of this step."""
@@ -343,7 +305,7 @@ class Trainer:
             "scaler": scaler.state_dict() if scaler else None,
             "best": self.best,
             "initialised_with": self.initialised_with,
-            "skipped": sorted(self.skipped.messages),
+            "skipped": sorted(self.batches.skipped.messages),
             "seconds": self.seconds,
             "seconds_of": self.seconds_of,
         }

@@ -1,0 +1,66 @@
+"""Epochs as steps, and runs that are told in epochs."""
+
+import json
+
+import pytest
+import yaml
+
+from tests.training.test_trainer import make_trainer
+from u2pl_hf.errors import InputError
+from u2pl_hf.training.arguments import RunArguments
+from u2pl_hf.training.epochs import epochs_to_steps, steps_per_epoch
+
+
+@pytest.mark.parametrize(
+    ("method", "lists", "images", "expected"),
+    [
+        ("u2pl", (732, 9850), (16, 16), 616),  # VOC, 9,850 / 16 = 615.6
+        ("u2pl", (744, 2231), (16, 16), 140),  # Cityscapes, 139.4
+        ("u2pl_ael", (744, 2231), (16, 8), 279),  # 278.9: half as many unlabelled images per step
+        ("suponly", (732, 9850), (16, 0), 46),  # 45.75
+        ("u2pl", (5291, 5291), (16, 16), 331),  # 330.7
+        ("u2pl", (1488, 1487), (16, 16), 93),  # more labelled than unlabelled images
+    ],
+)
+def test_an_epoch_is_one_pass_over_the_larger_list(method, lists, images, expected):
+    assert steps_per_epoch(RunArguments(method=method), *lists, images) == expected
+
+
+def test_epochs_win_over_steps():
+    args = RunArguments(epochs=80.0, warmup_epochs=1.0, max_steps=5, contrastive_start_steps=7)
+    epochs_to_steps(args, 616)
+    assert (args.max_steps, args.warmup_steps, args.eval_steps, args.contrastive_start_steps) == (49_280, 616, 0, 7)
+    assert "max_steps" not in args.recipe() and args.recipe()["epochs"] == 80.0
+
+
+def test_a_run_told_in_epochs_goes_on_and_is_known_again(tiny_data, tmp_path):
+    """18 unlabelled images, 2 a step: an epoch is 9 steps."""
+    options = {"epochs": 0.7, "warmup_epochs": 0.2, "eval_epochs": 0.35, "max_steps": 1000, "save_steps": 4}
+    trainer = make_trainer(tiny_data, tmp_path / "whole", **options)
+    assert (trainer.args.max_steps, trainer.args.warmup_steps, trainer.args.eval_steps) == (6, 2, 3)
+    results = trainer.train()
+    assert (results["max_steps"], results["warmup_steps"], results["epochs"]) == (6, 2, 0.7)
+    written = yaml.safe_load((tmp_path / "whole" / "recipe.yaml").read_text())
+    assert written["epochs"] == 0.7 and "max_steps" not in written
+    checkpoint = str(tmp_path / "whole" / "checkpoints" / "step-000004")
+    rest = make_trainer(tiny_data, tmp_path / "rest", resume=checkpoint, **options)
+    assert rest.train()["last"] == results["last"]
+    again = make_trainer(tiny_data, tmp_path / "whole", **options).train()
+    assert again == json.loads((tmp_path / "whole" / "results.json").read_text())
+    with pytest.raises(InputError, match=r"epochs is 0\.7 there and 0\.9 here"):
+        make_trainer(tiny_data, tmp_path / "whole", **options | {"epochs": 0.9})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": -1.0}, "--epochs -1.0 must not be negative"),
+        ({"epochs": 0.01}, "--epochs 0.01 is less than one step"),
+        ({"epochs": 1.0, "warmup_epochs": 1.0}, "--warmup_steps 9 must be below max_steps 9"),
+        ({"epochs": float("inf")}, "--epochs inf must not be negative"),
+    ],
+)
+def test_wrong_epochs(tiny_data, tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        make_trainer(tiny_data, tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
