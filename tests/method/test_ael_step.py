@@ -1,8 +1,10 @@
 """One whole step of U2PL with AEL on a small real model, with pools that hold tensors."""
 
+import contextlib
 import copy
 import dataclasses
 from concurrent.futures import Future
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -242,6 +244,33 @@ def test_edge_cases_are_finite(case):
     assert all(torch.as_tensor(value).isfinite().all() for name, value in output.stats.items() if name != "gamma")
     if case in ("all labels ignored", "well known"):
         assert (output.named["loss_supervised"] if "labels" in case else output.named["loss_unsupervised"]) == 0
+
+
+def test_only_the_boxes_of_components_need_the_host(monkeypatch):
+    """The whole step on tensors without values, boxes apart; a read-back would raise."""
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())  # knows no such device
+    told = []
+
+    def boxes(labels, classes):
+        told.append((labels.shape, classes.shape))
+        return torch.zeros_like(labels, dtype=torch.bool), torch.zeros_like(classes, dtype=torch.bool)
+
+    monkeypatch.setattr(ael, "draw_class_boxes", boxes)
+    student, batch = make_student().to("meta"), numbered(make_batch())
+    step = make_step(student).to("meta")
+    monkeypatch.setattr(torch, "Generator", lambda device: SimpleNamespace(manual_seed=lambda seed: None))
+    for pool in (step.pool_l, step.pool_u):
+        images = [None if t is None else t[:2].to("meta") for t in (pool.x, pool.y, torch.ones(2, SIZE, SIZE).bool())]
+        pool.request = lambda rows, seeds: (rows.shape, seeds.shape)
+        pool.receive = lambda requested, images=images: images
+    tensors = {name: getattr(batch, name).to("meta") for name in ("x_l", "y_l", "x_u", "valid_u")}
+    loaded = {name: {"rows": torch.arange(2, device="meta")} for name in ("loaded_l", "loaded_u")}
+    for number in range(2):
+        output = step(student, dataclasses.replace(batch, **tensors, **loaded), number, 10)
+        output.total.backward()
+        step.finish(student, number)
+    assert told == [((2, SIZE, SIZE), (2,))] * 2
+    assert all(parameter.grad is not None for parameter in student.parameters())
 
 
 def test_watched_labels_are_mixed_like_their_images():

@@ -104,18 +104,26 @@ class CategoryBank(nn.Module):
         super()._load_from_state_dict(state, prefix, *args)
 
 
-def draw_rare_classes(confidence: Tensor, rare: Tensor, number: int, generator: torch.Generator) -> Tensor:
+def _waiting_times(logits: Tensor, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+    """Exponential times with rates exp(logits): the order of arrival is that of draws without repetition.
+
+    torch.multinomial would make the host wait, to see whether its weights are weights.
+    """
+    return torch.empty(shape, device=logits.device).exponential_(generator=generator) * (-logits).exp()
+
+
+def draw_rare_classes(confidence: Tensor, rare: Tensor, number: int, generator: torch.Generator | None) -> Tensor:
     """`number` different classes out of rare (R,), drawn with probability softmax(sqrt(1 - c)): int64 (number,)."""
-    weights = (1.0 - confidence[rare]).sqrt().softmax(dim=0)
-    return rare[torch.multinomial(weights, number, generator=generator)]
+    lottery = _waiting_times((1.0 - confidence[rare]).sqrt(), (len(rare),), generator)
+    return rare[lottery.topk(number, largest=False).indices]
 
 
-def draw_uncertain_classes(confidence: Tensor, number: int, generator: torch.Generator) -> Tensor:
+def draw_uncertain_classes(confidence: Tensor, number: int, generator: torch.Generator | None) -> Tensor:
     """`number` classes, drawn with replacement and probability softmax(1 - c): int64 (number,)."""
-    return torch.multinomial((1.0 - confidence).softmax(dim=0), number, replacement=True, generator=generator)
+    return _waiting_times(1.0 - confidence, (number, len(confidence)), generator).argmin(dim=1)
 
 
-def draw_rows(holds: Tensor, generator: torch.Generator) -> Tensor:
+def draw_rows(holds: Tensor, generator: torch.Generator | None) -> Tensor:
     """For each line of bool (K,R) one of the rows that hold, uniformly; one of all rows where none does: int64 (K,)."""
     return (torch.rand(holds.shape, generator=generator, device=holds.device) + holds).argmax(dim=1)
 
