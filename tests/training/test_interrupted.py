@@ -260,3 +260,27 @@ def test_finished_run_is_left_alone(tiny_data, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
     assert make_trainer(tiny_data, tmp_path / "run", save_steps=2).train() == results
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+
+
+FAILS = """
+import sys
+from tests.training.test_trainer import make_trainer
+if __name__ == "__main__":
+    trainer = make_trainer(sys.argv[1], sys.argv[2], num_workers=2, warmup_steps=0)
+    trainer._update = lambda step: 1 / 0
+    trainer.train()
+"""
+
+
+def test_an_unforeseen_error_does_not_wait_for_the_loading_processes(tiny_data, tmp_path):
+    """They ignore the signal that Python ends them with; the error's traceback keeps their loaders alive."""
+    env = os.environ | {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
+    command = [sys.executable, "-c", FAILS, str(tiny_data), str(tmp_path / "run")]
+    ended = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1 and "ZeroDivisionError" in ended.stderr
+
+
+def test_a_folder_that_was_removed_meanwhile_gets_its_checkpoint(tiny_data, tmp_path):
+    trainer = make_trainer(tiny_data, tmp_path / "run", max_steps=4)
+    trainer._save_checkpoint(2, False)
+    assert damage(tmp_path / "run" / "checkpoints" / "step-000002") is None

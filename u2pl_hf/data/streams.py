@@ -5,7 +5,9 @@ are streamed: n decides the epoch, the place in that epoch's order, and the augm
 the order does not depend on the number of workers, and nothing has to be replayed to resume.
 """
 
+import atexit
 import logging
+import multiprocessing
 import signal
 import zlib
 from collections.abc import Callable, Iterator
@@ -196,6 +198,14 @@ def _start_worker(worker: int) -> None:
     for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+@atexit.register
+def _end_workers() -> None:
+    """Python ends such processes by a signal that they ignore, and would wait for them after an unforeseen error."""
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 def endless_loader(

@@ -36,6 +36,10 @@ class Batches:
         loaders = training_loaders(self.args, self.data, **self.place, start_step=step, pin_memory=pinned)
         self.loaded_l, self.loaded_u = (iter(loader) if loader is not None else None for loader in loaders)
 
+    def close(self) -> None:
+        """End the loading processes."""
+        self.loaded_l, self.loaded_u = None, None
+
     def next(self, step: int, number: int) -> tuple[Batch, list[str]]:
         """The images of a pass on the device, and their ids; `number` is the pass's, as in seed_draws."""
         numbers = {"seed": number, "next_seed": number + self.place["world_size"]}

@@ -72,7 +72,7 @@ def save_checkpoint(
     folder: Path, student: nn.Module, method: nn.Module, optimizer: torch.optim.Optimizer, state: dict, keep: int
 ) -> None:
     """Write the checkpoint folder, then remove all but the `keep` newest beside it."""
-    folder.parent.mkdir(exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
 
     def write(path: Path) -> None:
         path.mkdir()

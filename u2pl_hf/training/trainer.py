@@ -139,6 +139,7 @@ class Trainer:
             with failures_in_one_line(self.folder.path):
                 return self._train()
         finally:
+            self.batches.close()
             self.folder.unlock()
 
     def _train(self) -> dict:
