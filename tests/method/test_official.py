@@ -2,6 +2,7 @@
 
 import copy
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 
 from tests.golden import load_golden
 from tests.method.test_step import CLASSES, SIZE, make_batch, make_settings, make_student
-from u2pl_hf.method import official
+from u2pl_hf.method import losses, official
 from u2pl_hf.method import pseudo_labels as pl
 from u2pl_hf.method.build import build_step
 from u2pl_hf.method.queues import ClassQueues, select_keys
@@ -333,6 +334,65 @@ def test_6_classes_present_without_anchors_count_as_zero():
     teacher = student[..., :1].expand(-1, -1, -1, 2)
     loss, _ = official.contrastive_loss(student, teacher, anchors, queues, positives=positives)
     assert loss.item() == pytest.approx(np.log(51) / 3, rel=1e-5)
+
+
+# Put right one by one
+
+
+def random_maps(images: int = 3, classes: int = 5, side: int = 9):
+    maps = [torch.randint(0, classes, (images, side, side)) for _ in range(2)]
+    maps[0][:, 0], maps[1][:, 1] = 255, 255
+    confident, unreliable = (torch.rand(images, side, side) < 0.5 for _ in range(2))
+    confident, unreliable = confident & (maps[1] != 255), unreliable & (maps[1] != 255)
+    return *maps, confident, unreliable, torch.randn(2 * images, classes, side, side).mul(3).softmax(1)
+
+
+RANKS = {"anchor_threshold": 0.3, "low_rank": 2, "high_rank": 4}
+
+
+def test_with_all_defects_put_right_it_is_the_paper():
+    labels, pseudo, confident, unreliable, prob = random_maps()
+    found = official.select_pixels(labels, pseudo, confident, unreliable, prob, fixed=(1, 2, 3, 6), **RANKS)
+    classes = torch.cat([labels, pseudo.masked_fill(~confident, 255)])
+    anchors = pl.anchor_mask(classes, prob, 0.3)
+    assert torch.equal(found.anchors, anchors) and torch.equal(found.positives, anchors) and anchors.any()
+    assert torch.equal(found.negatives, pl.negative_mask(labels, prob[:3], unreliable, prob[3:], 2, 4))
+    # One key per class, so that draws from the queues do not matter; class 1 has no anchor.
+    anchors[:, 1] = False
+    student, teacher, queues = torch.randn(6, 8, 9, 9), torch.randn(6, 8, 9, 9), ClassQueues([1] * 5, 8)
+    queues.push(torch.randn(5, 1, 8), torch.ones(5, 1, dtype=torch.bool))
+    results = []
+    for loss in (losses.contrastive_loss, partial(official.contrastive_loss, fixed=(4, 6))):
+        torch.manual_seed(3)
+        results.append(loss(student, teacher, anchors, queues, positives=anchors))
+    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize("defect", [1, 2, 3, 6])
+def test_each_defect_changes_what_it_is_about(defect):
+    labels, pseudo, confident, unreliable, prob = random_maps()
+    prob[3, :, 4] = torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0]).view(-1, 1)
+    as_published, put_right = (
+        official.select_pixels(labels, pseudo, confident, unreliable, prob, fixed=fixed, **RANKS)
+        for fixed in ((), (defect,))
+    )
+    names = {1: {"anchors", "positives", "negatives"}, 2: {"negatives"}, 3: {"negatives"}, 6: {"positives"}}
+    pairs = zip(as_published, put_right, official.Selection._fields, strict=True)
+    assert {name for before, after, name in pairs if not torch.equal(before, after)} == names[defect]
+    labelled = [selection.negatives[:3].any() for selection in (as_published, put_right)]
+    assert not labelled[0] and bool(labelled[1]) == (defect == 2)
+
+
+def test_the_step_puts_right_what_it_is_told():
+    student, batch = make_student(), make_batch()
+    settings = {"variant": "official", "unreliable_share": 0.4, "new_keys_per_class": 1000, "queue_length": 1000}
+    pushed = []
+    for options in (settings, settings | {"fixed_defects": tuple(official.DEFECTS)}, settings | {"variant": "paper"}):
+        step = build_step("u2pl", make_settings(**options), student)
+        torch.manual_seed(1)
+        stats = step(copy.deepcopy(student), batch, 10, 40).stats
+        pushed.append((step.queues.pushed.tolist(), stats["anchors_per_class"].tolist()))
+    assert pushed[1] == pushed[2] != pushed[0]
 
 
 # In the step

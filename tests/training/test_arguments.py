@@ -56,6 +56,8 @@ def test_command_line_wins(tmp_path):
         ("", ["--methd", "u2pl"], "unrecognized arguments"),
         ("", ["--warmup_steps", "2000"], "must be below max_steps"),
         ("method: suponly", ["--batch_size", "1"], "BatchNorm"),
+        ("", ["--fixed_defects", "2"], "--fixed_defects needs --variant official"),
+        ("variant: official", ["--fixed_defects", "2", "7"], "--fixed_defects [2, 7] must be among 1 2 3 4 5 6"),
         ("compile: true", ["--gradient_checkpointing"], "do not go together"),
     ],
 )

@@ -92,9 +92,17 @@ def test_bf16_trains_and_computes_losses_in_float32(tiny_data, tmp_path):
 
 
 def test_official_variant_trains_and_goes_on_to_the_same_weights(tiny_data, tmp_path):
-    options = {"variant": "official", "contrastive_weight": 0.25, "max_steps": 5, "save_steps": 3, "logging_steps": 1}
+    options = {
+        "variant": "official",
+        "fixed_defects": [4],
+        "contrastive_weight": 0.25,
+        "max_steps": 5,
+        "save_steps": 3,
+        "logging_steps": 1,
+    }
     results = make_trainer(tiny_data, tmp_path / "whole", **options).train()
     assert results["variant"] == "official" and results["last"]["mean_iou"] > 0
+    assert results["settings"] == {"fixed_defects": [4], "contrastive_weight": 0.25}
     lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
     assert max(line.get("loss_contrastive", 0) for line in lines) > 0
 

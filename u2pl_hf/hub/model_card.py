@@ -21,6 +21,7 @@ METHODS = {
 TRAINING_FACTS = {
     "method": "method",
     "variant": "variant",
+    "settings": "settings that are not the default",
     "split": "split",
     "seed": "seed",
     "initialised_with": "started from",

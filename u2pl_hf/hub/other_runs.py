@@ -7,13 +7,13 @@ from collections.abc import Sequence
 # Runs with other data, classes or evaluation are not comparable at all.
 SAME_TASK = ("dataset", "dataset_revision", "subset", "class_names", "protocol")
 # Runs that agree in these too differ in the seed alone.
-SETTING = ("method", "variant", "split", "num_labelled", "num_unlabelled", "backbone", "architecture", "parameters",
-           "max_steps", "warmup_steps", "crop_size", "batch_size_labelled", "batch_size_unlabelled", "learning_rate",
-           "initialised_with")  # fmt: skip
+SETTING = ("method", "variant", "settings", "split", "num_labelled", "num_unlabelled", "backbone", "architecture",
+           "parameters", "max_steps", "warmup_steps", "crop_size", "batch_size_labelled", "batch_size_unlabelled",
+           "learning_rate", "initialised_with")  # fmt: skip
 # Told in a column of their own where the rows differ in them.
-COLUMNS = {"method": "method", "variant": "variant", "split": "split", "num_labelled": "labelled images",
-           "backbone": "backbone", "max_steps": "steps", "learning_rate": "learning rate",
-           "crop_size": "crop"}  # fmt: skip
+COLUMNS = {"method": "method", "variant": "variant", "settings": "settings", "split": "split",
+           "num_labelled": "labelled images", "backbone": "backbone", "max_steps": "steps",
+           "learning_rate": "learning rate", "crop_size": "crop"}  # fmt: skip
 
 
 def compare_runs(results: dict, others: Sequence[dict]) -> dict | None:
@@ -46,7 +46,15 @@ def compare_runs(results: dict, others: Sequence[dict]) -> dict | None:
 def _row(group: list[dict], shown: list[str], results: dict) -> list[str]:
     seeds = " ".join(f"**{run.get('seed', '-')}**" if run is results else str(run.get("seed", "-")) for run in group)
     scores = [_mean([run[which]["mean_iou"] for run in group]) for which in ("best", "last")]
-    return [*("-" if group[0].get(name) is None else str(group[0][name]) for name in shown), seeds, *scores]
+    return [*(_told(group[0].get(name)) for name in shown), seeds, *scores]
+
+
+def _told(value) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_told(part)}" for name, part in value.items())
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return "-" if value is None else str(value)
 
 
 def _mean(fractions: list[float]) -> str:

@@ -10,17 +10,23 @@ Kept so that the published numbers can be reproduced and the difference measured
 6. The positive is the mean over all pixels of the class that may hold anchors, whatever their probability; negatives
    need p(c) < 1; the loss is the mean over all classes present, and 0 with fewer than two.
 
+For measuring what each costs, single ones can be put right: `fixed` names them by number. With all six put right,
+pixels and loss are the paper's.
+
 Shapes: B images, C classes, h x w the feature size; labelled images (`_l`) come first, unlabelled ones (`_u`) after.
 """
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from u2pl_hf.method import losses
-from u2pl_hf.method.pseudo_labels import IGNORE, mark_classes, masked_quantile, one_hot_mask, top_classes
+from u2pl_hf.method.pseudo_labels import IGNORE, masked_quantile, negative_mask, one_hot_mask
 from u2pl_hf.method.queues import ClassQueues
+
+DEFECTS = range(1, 7)
 
 
 class Selection(NamedTuple):
@@ -57,6 +63,7 @@ def select_pixels(
     anchor_threshold: float,
     low_rank: int,
     high_rank: int,
+    fixed: Collection[int] = (),
 ) -> Selection:
     """Anchors, positives and negatives of each class.
 
@@ -68,14 +75,23 @@ def select_pixels(
         prob: (B_l + B_u,C,h,w) teacher probabilities.
         anchor_threshold: delta_p.
         low_rank, high_rank: r_l and r_h.
+        fixed: defects that are put right.
     """
-    classes_l, classes_u = (multi_hot(ids, prob.shape[1]) for ids in (labels_l, pseudo_labels_u))
+    to_classes = one_hot_mask if 1 in fixed else multi_hot
+    classes_l, classes_u = (to_classes(ids, prob.shape[1]) for ids in (labels_l, pseudo_labels_u))
     positives = torch.cat([classes_l, classes_u & confident_u.unsqueeze(1)])
-    prob_u = prob[len(labels_l) :]
-    unlikely = mark_classes(top_classes(prob_u, high_rank)[..., low_rank:], unreliable_u, prob.shape[1])
-    negatives_u = classes_u & unlikely & (prob_u < 1)
-    negatives = torch.cat([torch.zeros_like(classes_l), negatives_u])
-    return Selection(positives & (prob > anchor_threshold), positives, negatives)
+    anchors = positives & (prob > anchor_threshold)
+    labelled = len(labels_l)
+    negatives = negative_mask(labels_l, prob[:labelled], unreliable_u, prob[labelled:], low_rank, high_rank)
+    negatives_l, negatives_u = negatives.split([labelled, len(unreliable_u)])
+    if 2 not in fixed:
+        negatives_l = torch.zeros_like(negatives_l)
+    if 3 not in fixed:
+        negatives_u = negatives_u & classes_u
+    negatives = torch.cat([negatives_l, negatives_u])
+    if 6 not in fixed:
+        negatives = negatives & (prob < 1)
+    return Selection(anchors, anchors if 6 in fixed else positives, negatives)
 
 
 def meet_queues(mask: Tensor, present: Tensor) -> Tensor:
@@ -94,6 +110,7 @@ def contrastive_loss(
     queues: ClassQueues,
     *,
     positives: Tensor,
+    fixed: Collection[int] = (),
     **options,
 ) -> tuple[Tensor, Tensor]:
     """L_c with the published pairing of classes and queues; arguments and result as in `losses.contrastive_loss`.
@@ -101,14 +118,12 @@ def contrastive_loss(
     A class is present where it has a positive, even if no anchor. The second result says whose queues were used.
     """
     present = positives.transpose(0, 1).flatten(1).any(dim=1)
-    loss, used = losses.contrastive_loss(
-        student_representation,
-        teacher_representation,
-        meet_queues(anchors, present),
-        queues,
-        positives=meet_queues(positives, present),
-        **options,
-    )
+    if 4 not in fixed:
+        anchors, positives = meet_queues(anchors, present), meet_queues(positives, present)
+    representations = student_representation, teacher_representation
+    loss, used = losses.contrastive_loss(*representations, anchors, queues, positives=positives, **options)
+    if 6 in fixed:
+        return loss, used
     number = present.sum()
     used &= number >= 2
     # The mean over classes in use becomes the mean over classes present: one that is not in use counts as 0.

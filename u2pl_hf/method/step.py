@@ -23,6 +23,7 @@ class MethodSettings:
 
     num_labels: int
     variant: str = "paper"  # or "official"
+    fixed_defects: tuple[int, ...] = ()  # of "official", see official.py
     supervised_loss: str = "ce"  # or "ohem"
     ohem_threshold: float = 0.7
     ohem_min_kept: int = 100_000
@@ -267,12 +268,15 @@ class U2PLStep(SupervisedStep):
 class OfficialU2PLStep(U2PLStep):
     """U2PL, variant `official`: only the contrastive part differs, see official.py."""
 
-    contrastive_loss = staticmethod(official.contrastive_loss)
     keys_in_order = True
+
+    def contrastive_loss(self, *representations: Tensor, **options) -> tuple[Tensor, Tensor]:
+        """L_c with the published pairing of classes and queues."""
+        return official.contrastive_loss(*representations, fixed=self.settings.fixed_defects, **options)
 
     def confident_pixels(self, entropy: Tensor, valid: Tensor, reliable: Tensor, alpha: float) -> Tensor:
         """The unlabelled pixels that may be anchors, bool (B_u,H,W): the alpha share of lowest entropy."""
-        return official.lowest_entropy(entropy, valid, alpha)
+        return reliable if 5 in self.settings.fixed_defects else official.lowest_entropy(entropy, valid, alpha)
 
     def select(self, y_l: Tensor, pseudo_labels: Tensor, confident: Tensor, unreliable: Tensor, prob: Tensor):
         """Anchors, positives and negatives of each class, bool (B,C,h,w); all arguments at feature size."""
@@ -285,4 +289,5 @@ class OfficialU2PLStep(U2PLStep):
             anchor_threshold=self.settings.anchor_threshold,
             low_rank=self.settings.low_rank,
             high_rank=self.settings.high_rank,
+            fixed=self.settings.fixed_defects,
         )

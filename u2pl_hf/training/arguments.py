@@ -9,6 +9,7 @@ from transformers import HfArgumentParser
 
 from u2pl_hf.errors import InputError
 from u2pl_hf.method.mixing import STRONG_AUGMENTATIONS
+from u2pl_hf.method.official import DEFECTS
 from u2pl_hf.method.pseudo_labels import default_low_rank
 from u2pl_hf.method.step import MethodSettings
 from u2pl_hf.training.recipe_file import read_recipe
@@ -95,6 +96,9 @@ class RunArguments:
     # Method
     method: str = _field("u2pl", "training method", METHODS)
     variant: str = _field("paper", "anchors and negatives as in the paper, or as the published code has them", VARIANTS)
+    fixed_defects: list[int] = _field(
+        [], "of --variant official: differences from the paper to put right, 1 to 6 as in docs/fidelity.md"
+    )
     supervised_loss: str = _field("ce", "cross-entropy or online hard example mining", ("ce", "ohem"))
     ohem_threshold: float = _field(0.7, "OHEM keeps pixels whose label's probability is at most this")
     ohem_min_kept: int = _field(100_000, "OHEM keeps at least this many pixels of a batch")
@@ -246,6 +250,9 @@ class RunArguments:
             self._require(self.representation_channels >= 1, "representation_channels", "must be at least 1 for u2pl")
         if not any(getattr(self, name) for name in EPOCHS):
             self.check_schedule()
+        if self.fixed_defects and self.variant != "official":
+            raise InputError("--fixed_defects needs --variant official, whose differences from the paper they are")
+        self._require(set(self.fixed_defects) <= set(DEFECTS), "fixed_defects", "must be among 1 2 3 4 5 6")
         if self.method == "u2pl_ael" and self.variant != "paper":
             raise InputError(f"--variant {self.variant} goes with --method u2pl: pass one of them")
 
@@ -276,7 +283,7 @@ class RunArguments:
     def method_settings(self, num_labels: int) -> MethodSettings:
         """The step's settings for a number of classes; checks that the rank window leaves negatives."""
         shared = {f.name: getattr(self, f.name) for f in fields(MethodSettings) if hasattr(self, f.name)}
-        shared["num_labels"] = num_labels
+        shared |= {"num_labels": num_labels, "fixed_defects": tuple(self.fixed_defects)}
         shared["low_rank"] = default_low_rank(num_labels) if self.low_rank is None else self.low_rank
         if self.method != "suponly" and not 1 <= shared["low_rank"] < min(self.high_rank, num_labels):
             raise InputError(

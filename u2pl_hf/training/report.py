@@ -3,6 +3,7 @@
 import platform
 import shlex
 import sys
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -16,7 +17,15 @@ from u2pl_hf.data.transforms import normalize
 from u2pl_hf.evaluation.inference import describe_protocol
 from u2pl_hf.evaluation.loading import library_versions
 from u2pl_hf.hub.dataset_license import dataset_license
-from u2pl_hf.method.pseudo_labels import IGNORE, masked_quantile, pixel_entropy, resize_logits, split_at
+from u2pl_hf.method.pseudo_labels import (
+    IGNORE,
+    default_low_rank,
+    masked_quantile,
+    pixel_entropy,
+    resize_logits,
+    split_at,
+)
+from u2pl_hf.method.step import MethodSettings
 from u2pl_hf.training.arguments import RunArguments
 
 
@@ -48,6 +57,7 @@ def gather_results(trainer, last: dict | None) -> dict:
     return {
         "method": args.method,
         "variant": args.variant if args.method != "suponly" else None,
+        "settings": _changed_settings(trainer.method.settings),
         "dataset": args.dataset,
         "dataset_on_hub": args.dataset != "demo" and not Path(args.dataset).exists(),
         "dataset_revision": args.dataset_revision,
@@ -85,6 +95,16 @@ def gather_results(trainer, last: dict | None) -> dict:
         "output_dir": args.output_dir,
         "date": datetime.now(timezone.utc).date().isoformat(),
     }
+
+
+def _changed_settings(settings: MethodSettings) -> dict | None:
+    """The method's settings that are not the default, besides those that are told by themselves."""
+    usual = MethodSettings(settings.num_labels, low_rank=default_low_rank(settings.num_labels))
+    told = {"num_labels", "variant", "warmup_steps", "rare_classes"}
+    changed = {name: value for name, value in asdict(settings).items() if value != getattr(usual, name)}
+    # Lists, as they come back from the file.
+    lists = {name: list(value) if isinstance(value, tuple) else value for name, value in changed.items()}
+    return {name: value for name, value in lists.items() if name not in told} or None
 
 
 def _resnet(config: PreTrainedConfig) -> dict | None:
