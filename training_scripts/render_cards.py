@@ -1,4 +1,4 @@
-"""Render the cards in model_cards/ again, each from the results.json beside it.
+"""Render the cards and tables in model_cards/ again, from the results.json beside them.
 
     python training_scripts/render_cards.py
     python training_scripts/render_cards.py runs/demo_suponly_seed0 runs/demo_u2pl_seed0
@@ -13,7 +13,9 @@ from pathlib import Path
 
 from u2pl_hf.errors import exits_on_input_error
 from u2pl_hf.hub.card_collection import add_run, render_collection, write_collection
+from u2pl_hf.hub.tables import read_table
 
+TABLES = Path(__file__).resolve().parent / "tables"
 COLLECTION = Path(__file__).resolve().parents[1] / "model_cards"
 
 
@@ -26,9 +28,15 @@ def main() -> None:
     args = parser.parse_args()
     for run in args.runs:
         add_run(run, args.model_cards)
-    changed = {path.parent.name for path in write_collection(args.model_cards)}
+    tables = [read_table(path) for path in sorted(TABLES.glob("*.yaml"))]
+    changed = {_name(path) for path in write_collection(args.model_cards, tables)}
     cards = [path.parent.name for path in render_collection(args.model_cards)]
     print(json.dumps({"cards": cards, "changed": sorted(changed)}))
+
+
+def _name(path: Path) -> str:
+    """Of a card its folder, of a table its file."""
+    return path.parent.name if path.name == "README.md" else path.name
 
 
 if __name__ == "__main__":

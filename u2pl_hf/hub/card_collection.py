@@ -4,10 +4,13 @@ model_cards/demo_u2pl_seed0/
   results.json            what the run wrote, without paths of the machine it ran on
   curves.png pictures/    what the card shows
   README.md               rendered from results.json, and beside it those of the other folders
+
+model_cards/camvid.md, a table, is rendered from the results.json of its runs.
 """
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -16,9 +19,10 @@ from u2pl_hf.errors import InputError
 from u2pl_hf.hub.exported import read_results
 from u2pl_hf.hub.model_card import render_card
 from u2pl_hf.hub.public_facts import public_facts
+from u2pl_hf.hub.tables import Table, render_table
 
 
-def add_run(run: Path, collection: Path) -> Path:
+def add_run(run: Path, collection: Path, with_pictures: bool = True) -> Path:
     """Take a finished run's facts and pictures into the collection, in place of an earlier run of the same name.
 
     Returns:
@@ -34,7 +38,7 @@ def add_run(run: Path, collection: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     facts = public_facts(results)
     for name in ("pictures", "curves"):
-        if facts.get(name) and (run / facts[name]).is_file():
+        if with_pictures and facts.get(name) and (run / facts[name]).is_file():
             _copy_picture(run / facts[name], folder / facts[name])
         else:
             facts[name] = None
@@ -55,13 +59,28 @@ def render_collection(collection: Path) -> dict[Path, str]:
     }
 
 
-def write_collection(collection: Path) -> list[Path]:
-    """Write the cards that are not as they would be rendered now; returns them.
+def render_tables(collection: Path, tables: Sequence[Table]) -> dict[Path, str]:
+    """NAME.md -> its text, of each table of which the collection has a run.
 
     Raises:
         InputError: a results.json that cannot be read.
     """
-    changed = [(path, text) for path, text in render_collection(collection).items() if _text(path) != text]
+    texts = {}
+    for table in tables:
+        found = {name: results for name in table.runs() if (results := read_results(collection / name)) is not None}
+        if found:
+            texts[collection / f"{table.name}.md"] = render_table(table, found)
+    return texts
+
+
+def write_collection(collection: Path, tables: Sequence[Table] = ()) -> list[Path]:
+    """Write the cards and tables that are not as they would be rendered now; returns them.
+
+    Raises:
+        InputError: a results.json that cannot be read.
+    """
+    texts = render_collection(collection) | render_tables(collection, tables)
+    changed = [(path, text) for path, text in texts.items() if _text(path) != text]
     for path, text in changed:
         _write(path, text)
     return [path for path, _ in changed]

@@ -1,0 +1,100 @@
+"""Tables of measured runs: files, runs, text, and the committed ones."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from u2pl_hf.errors import InputError
+from u2pl_hf.hub.card_collection import render_collection, render_tables, write_collection
+from u2pl_hf.hub.tables import read_table, render_table
+from u2pl_hf.training.arguments import parse_arguments
+from u2pl_hf.training.run_queue import option_words
+
+ROOT = Path(__file__).parents[2]
+TABLES = sorted((ROOT / "training_scripts" / "tables").glob("*.yaml"))
+FILE = """
+title: Two ways
+text: A sentence.
+options: {max_steps: 4, split: "{dataset}/list.txt"}
+seeds: [3, 4]
+rows:
+  - {id: one, name: First way, recipe: a.yaml}
+  - {id: two, name: Second way, recipe: b.yaml, options: {max_steps: 5}, seeds: [4]}
+"""
+
+
+def facts(seed: int, last: float, best: float, sky: float | None) -> dict:
+    scores = {"mean_iou": last, "per_class_iou": {"sky": sky, "road": 0.5}}
+    return {"seed": seed, "num_labelled": 7, "max_steps": 4, "seconds": 90.0, "last": scores,
+            "best": {"mean_iou": best}, "class_names": ["sky", "road"], "date": f"2026-01-0{seed}",
+            "hardware": {"name": "X", "threads": 1, "processes": 1}, "versions": {"torch": "9"}}  # fmt: skip
+
+
+@pytest.fixture
+def table(tmp_path):
+    (tmp_path / "ways.yaml").write_text(FILE)
+    return read_table(tmp_path / "ways.yaml")
+
+
+def test_runs_take_the_first_seed_of_all_rows_first(table):
+    runs = table.runs()
+    assert list(runs) == ["ways_one_seed3", "ways_one_seed4", "ways_two_seed4"]
+    assert runs["ways_two_seed4"][0].options == {"max_steps": 5, "split": "{dataset}/list.txt"}
+
+
+def test_the_text_has_means_and_deviations_over_seeds(table):
+    found = {"ways_one_seed3": facts(3, 0.5, 0.6, 0.25), "ways_one_seed4": facts(4, 0.52, 0.62, 0.75)}
+    text = render_table(table, found)
+    assert text.startswith("# Two ways\n\nA sentence.\n")
+    assert "| First way | 7 | 4 | 3 4 | 51.00 | 1.41 | 61.00 | 50.00 52.00 | 2 |" in text
+    assert "| sky | 50.0 |" in text and "| road | 50.0 |" in text
+    assert "Measured on X, 1 process with 1 thread; torch 9; 2026-01-03 to 2026-01-04." in text
+    assert "Not run: ways_two_seed4." in text and "Second way" not in text
+    one = render_table(table, {"ways_two_seed4": facts(4, 0.52, 0.62, None)})
+    assert "| Second way | 7 | 4 | 4 | 52.00 |  | 62.00 | 52.00 | 2 |" in one and "| sky | - |" in one
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("rows: []", "title"),
+        ("title: x\nrows: []", "ids must be different"),
+        ("title: x\nrows: [{id: a, name: b}]", "recipe"),
+        ("title: x\nrows: [{id: A b, name: b, recipe: c}]", "ids must be different"),
+        ("title: x\nrows: [{id: a, name: b, recipe: c}, {id: a, name: b, recipe: c}]", "ids must be different"),
+        ("[1", "title and rows"),
+        ("- 1", "title and rows"),
+    ],
+)
+def test_wrong_files_are_one_line(tmp_path, content, message):
+    (tmp_path / "t.yaml").write_text(content)
+    with pytest.raises(InputError) as error:
+        read_table(tmp_path / "t.yaml")
+    assert message in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(InputError, match="cannot be read"):
+        read_table(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
+def test_rows_of_the_projects_tables_are_runs_that_differ(path):
+    table = read_table(path)
+    recipes = []
+    for row, seed in table.runs().values():
+        words = [str(ROOT / "training_scripts" / "recipes" / row.recipe), *option_words(row.options | {"seed": seed})]
+        recipes.append(json.dumps(parse_arguments(words, "").recipe(), sort_keys=True))
+    assert len(set(recipes)) == len(recipes) > 1
+
+
+def test_committed_cards_and_tables_are_those_of_their_json():
+    texts = render_collection(ROOT / "model_cards") | render_tables(ROOT / "model_cards", list(map(read_table, TABLES)))
+    assert all(path.read_text() == text for path, text in texts.items()) and texts
+
+
+def test_tables_are_written_beside_the_cards(tmp_path, table):
+    folder = tmp_path / "cards" / "ways_one_seed3"
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps(facts(3, 0.5, 0.6, 0.25)))
+    changed = write_collection(tmp_path / "cards", [table])
+    assert sorted(path.name for path in changed) == ["README.md", "ways.md"]
+    assert write_collection(tmp_path / "cards", [table]) == []
