@@ -24,9 +24,9 @@ from u2pl_hf.errors import InputError, exits_on_input_error
 from u2pl_hf.evaluation.curves import FONT_SIZE, INK, PAPER, Line, draw_panel, read_metrics
 from u2pl_hf.evaluation.pictures import colour_mask, entropy_map, overlay
 from u2pl_hf.method import pseudo_labels as pl
+from u2pl_hf.method.build import build_step
 from u2pl_hf.method.mixing import cutmix
 from u2pl_hf.method.schedules import unreliable_share
-from u2pl_hf.method.step import build_step
 from u2pl_hf.method.teacher import batch_statistics
 from u2pl_hf.training.arguments import parse_arguments as parse_run
 from u2pl_hf.training.build import build_model, build_optimizer

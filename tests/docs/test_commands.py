@@ -74,7 +74,7 @@ TINY = {
     "base_width": 8, "head_channels": 8, "representation_channels": 8, "aspp_dilations": "1 2 3", "crop_size": 65,
     "batch_size": 2, "unlabelled_batch_size": 2, "num_workers": 0, "cpu_threads": 1, "max_steps": 2, "eval_steps": 0,
     "warmup_steps": 1, "queue_length": 500, "background_queue_length": 500, "picture_samples": 0, "trackers": "none",
-    "logging_steps": 1,
+    "logging_steps": 1, "epochs": 0, "warmup_epochs": 0, "eval_epochs": 0, "contrastive_start_epochs": 0,
 }  # fmt: skip
 SHORT = {
     "draw_method.py": ["--step", "2", "--output_dir", "pictures"],
