@@ -1,7 +1,7 @@
 """Time the phases of a step of U2PL with AEL beside those of U2PL on the same images, network and reading included.
 
     python benchmarks/ael.py                                                  camvid_u2pl_ael.yaml's shape, one thread
-    python benchmarks/ael.py --device cuda --backbone resnet101 --crop_size 769 --classes 19 --batch 2
+    python benchmarks/ael.py --device cuda --backbone resnet101 --crop_size 769 --batch 2
 
 Both methods take turns in one process, with equal networks and batches; the best of the rounds counts for each phase,
 and a phase's time is without that of the phases inside it. Images are rendered ones, read and augmented as in training.

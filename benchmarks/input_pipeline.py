@@ -1,7 +1,7 @@
 """How many training samples one core prepares: VOC-sized images, random scale, flip and a 513 crop, with labels.
 
-    python benchmarks/input_pipeline.py                              rendered 500x375 images
-    python benchmarks/input_pipeline.py --dataset DIR --subset train a data set of your own
+    python benchmarks/input_pipeline.py                               rendered 500x375 images
+    python benchmarks/input_pipeline.py --dataset DIR --subset train  a data set of your own
 
 All ways run interleaved in one process with one thread, so that they meet the same machine; the best of the rounds
 counts. A table goes to stderr, one JSON line to stdout.
@@ -28,15 +28,19 @@ from u2pl_hf.data.transforms import IMAGE_MEAN, WeakAugmentation
 FILL = [round(255 * m) for m in IMAGE_MEAN]
 
 
-def main() -> None:
-    """Measure and print."""
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", help="data set to read instead of rendered images")
     parser.add_argument("--subset", default="train", help="its subset (default: train)")
     parser.add_argument("--images", type=int, default=64, help="images in turn (default: 64)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds over the images (default: 5)")
     parser.add_argument("--crop_size", type=int, default=513, help="side of the crop (default: 513)")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure and print."""
+    args = parse_arguments()
     cv2.setNumThreads(1)
     source = rendered(args.images) if args.dataset is None else load_source(args.dataset, args.subset)
     count = min(args.images, len(source.ids))

@@ -51,12 +51,17 @@ def table(runs: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, help="output folders of finished runs")
+    return parser.parse_args()
+
+
 @exits_on_input_error
 def main() -> None:
     """Print the table and the pictures' paths."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, help="output folders of finished runs")
-    folders = parser.parse_args().runs
+    folders = parse_arguments().runs
     runs = {folder.name: read_results(folder) for folder in folders}
     print(f"\n{table(runs)}\n", file=sys.stderr)
     for folder, results in zip(folders, runs.values(), strict=False):

@@ -19,13 +19,18 @@ TABLES = Path(__file__).resolve().parent / "tables"
 COLLECTION = Path(__file__).resolve().parents[1] / "model_cards"
 
 
-@exits_on_input_error
-def main() -> None:
-    """Add, render, print what changed."""
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="output folders of finished runs to add")
     parser.add_argument("--model_cards", type=Path, default=COLLECTION, metavar="DIR", help="default: model_cards/")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+@exits_on_input_error
+def main() -> None:
+    """Add, render, print what changed."""
+    args = parse_arguments()
     for run in args.runs:
         add_run(run, args.model_cards)
     tables = [read_table(path) for path in sorted(TABLES.glob("*.yaml"))]

@@ -64,6 +64,15 @@ def test_stages_are_spread_over_the_depth_or_as_asked():
     assert model.low_level[0].in_channels == 12 and model.aspp.branches[0][0].in_channels == 20
 
 
+def test_sizes_in_a_tuple_are_taken_as_a_list():
+    """ConvNextConfig() has one, and its own backbone cannot use it."""
+    given = ConvNextConfig(depths=[1, 1, 1, 1], hidden_sizes=(8, 12, 16, 20))
+    for out_features in (None, ["stage2", "stage4"]):
+        given.out_features = out_features or given.out_features
+        assert narrow_model(backbone=given)(torch.randn(2, 3, 64, 64)).logits.shape[1] == 5
+    assert isinstance(ConvNextConfig().hidden_sizes, tuple) and isinstance(given.hidden_sizes, tuple)
+
+
 def test_configuration_survives_as_object_and_as_dict():
     config = narrow_config(backbone=TINY["swin"])
     for again in (U2PLConfig(**config.to_dict()), narrow_config(backbone_config=TINY["swin"].to_dict())):

@@ -43,8 +43,8 @@ def draw_curves(metrics: list[dict]) -> Image.Image:
     scores = [(line["step"], 100 * line["eval_mean_iou"]) for line in metrics if line.get("eval_mean_iou") is not None]
     last_step = max((line["step"] for line in metrics), default=1)
     panels = [
-        _panel("mean IoU of the evaluation set, per cent", [Line("mean IoU", scores, True)], last_step),
-        _panel("losses", _losses(metrics), last_step),
+        draw_panel("mean IoU of the evaluation set, per cent", [Line("mean IoU", scores, True)], last_step),
+        draw_panel("losses", _losses(metrics), last_step),
     ]
     picture = Image.new("RGB", (WIDTH * len(panels), HEIGHT), PAPER)
     for number, panel in enumerate(panels):
@@ -91,7 +91,8 @@ def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:
     return [number * step for number in range(first, max(last, first + 1) + 1)]
 
 
-def _panel(title: str, lines: list[Line], last_step: int) -> Image.Image:
+def draw_panel(title: str, lines: list[Line], last_step: int) -> Image.Image:
+    """Axes with a title, a legend and at most six lines over the steps 0 to `last_step`."""
     values = [value for line in lines for _, value in line.points]
     x_ticks = nice_ticks(0, last_step)
     # A loss starts from 0; a mean IoU shows more if it does not.

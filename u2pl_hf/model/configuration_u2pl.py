@@ -120,6 +120,10 @@ def _with_several_stages(config: PreTrainedConfig | dict) -> PreTrainedConfig:
         config = AutoConfig.for_model(**config)
     if not hasattr(config, "out_indices"):
         raise ValueError(f"backbone_config is a {type(config).__name__}, which AutoBackbone does not take")
+    if isinstance(getattr(config, "hidden_sizes", None), tuple):
+        # As ConvNeXt has it by default, whose backbone then fails to add it to a list (transformers 5.23).
+        config = copy.deepcopy(config)
+        config.hidden_sizes = list(config.hidden_sizes)
     if len(config.out_indices or ()) >= 2:
         return config
     config = copy.deepcopy(config)
