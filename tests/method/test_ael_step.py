@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.method.test_step import CLASSES, SIZE, make_batch, make_settings, make_student
 from u2pl_hf.method import ael, losses
@@ -246,6 +247,21 @@ def test_edge_cases_are_finite(case):
         assert (output.named["loss_supervised"] if "labels" in case else output.named["loss_unsupervised"]) == 0
 
 
+class CopiesThatWait(TorchDispatchMode):
+    """Takes down the copies to another device that the host waits for."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        is_copy = function is torch.ops.aten._to_copy.default
+        if is_copy and kwargs.get("device", args[0].device) != args[0].device and not kwargs.get("non_blocking"):
+            self.found.append(args[0].shape)
+        return function(*args, **kwargs)
+
+
 def test_only_the_boxes_of_components_need_the_host(monkeypatch):
     """The whole step on tensors without values, boxes apart; a read-back would raise."""
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())  # knows no such device
@@ -264,11 +280,14 @@ def test_only_the_boxes_of_components_need_the_host(monkeypatch):
         pool.request = lambda rows, seeds: (rows.shape, seeds.shape)
         pool.receive = lambda requested, images=images: images
     tensors = {name: getattr(batch, name).to("meta") for name in ("x_l", "y_l", "x_u", "valid_u")}
-    loaded = {name: {"rows": torch.arange(2, device="meta")} for name in ("loaded_l", "loaded_u")}
-    for number in range(2):
-        output = step(student, dataclasses.replace(batch, **tensors, **loaded), number, 10)
-        output.total.backward()
-        step.finish(student, number)
+    # Rows come from the loader, and so lie on the host.
+    loaded = {name: {"rows": torch.arange(2)} for name in ("loaded_l", "loaded_u")}
+    with CopiesThatWait() as waits:
+        for number in range(2):
+            output = step(student, dataclasses.replace(batch, **tensors, **loaded), number, 10)
+            output.total.backward()
+            step.finish(student, number)
+    assert waits.found == []
     assert told == [((2, SIZE, SIZE), (2,))] * 2
     assert all(parameter.grad is not None for parameter in student.parameters())
 
