@@ -304,3 +304,16 @@ def test_watched_labels_are_mixed_like_their_images():
     step.pool_u.receive = lambda images: (receive(images)[0], right_p, receive(images)[2])
     stats = step(student, dataclasses.replace(batch, y_u=right), 3, 40).stats
     assert stats["accuracy_reliable"] == 1 and stats["accuracy_unreliable"] == 1
+
+
+def test_a_row_shows_what_its_pool_holds_now():
+    """A pool of the latest crops has put the batch's images where the partners were."""
+    student, batch = make_student(), numbered(make_batch())
+    step = make_step(student, unlabelled=2)
+    teacher, partners = copy.deepcopy(step.teacher), step.choose_partners(batch.seed, 2)
+    batch = dataclasses.replace(batch, loaded_u={"rows": torch.arange(2)})
+    labels = teacher(batch.x_u).logits.argmax(1).masked_fill(~pl.nearest_on_corners(batch.valid_u, (9, 9)), 255)
+    assert labels.shape[-2:] == (9, 9) and set(partners.rows.tolist()) <= {0, 1}
+    step(student, batch, 0, 10)
+    share = torch.stack([(labels == c).float().mean(dim=(1, 2)) for c in range(CLASSES)], dim=1)
+    assert torch.equal(step.categories.holds, share >= 0.01)

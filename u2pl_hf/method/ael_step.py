@@ -125,10 +125,11 @@ class AELStep(U2PLStep):
         logits = pl.resize_logits(coarse, images.shape[-2:])
         prob, labels = logits.movedim(1, -1).softmax(dim=-1).max(dim=-1)
         labels = labels.masked_fill(~valid, pl.IGNORE)
+        base, seen = len(batch.x_u), pl.nearest_on_corners(labels, coarse.shape[-2:])
         rows = self.pool_u.add(batch.loaded_u).to(partners.rows.device, non_blocking=True)
-        self.categories.update(torch.cat([rows, partners.rows]), pl.nearest_on_corners(labels, coarse.shape[-2:]))
+        # Of a row that comes twice the last one counts: a pool may by now hold the batch's image in a partner's place.
+        self.categories.update(torch.cat([partners.rows, rows]), torch.cat([seen[base:], seen[:base]]))
 
-        base = len(batch.x_u)
         boxes, is_component = ael.draw_class_boxes(labels[base:], partners.classes)
         x_u = torch.where(boxes.unsqueeze(1), x, batch.x_u)
         mixed = (torch.where(boxes, pair[base:], pair[:base]) for pair in (labels, prob))
