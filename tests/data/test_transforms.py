@@ -89,3 +89,12 @@ def test_any_size_gives_a_crop(shape):
             33,
             33,
         )
+
+
+@pytest.mark.parametrize("shape", [(1, 60), (9, 40)])
+def test_a_short_side_survives_the_smallest_scale(shape):
+    """A tenth of nine pixels is less than one."""
+    augment, image = WeakAugmentation(65, scale_range=(0.1, 2.0)), np.full((*shape, 3), 200, np.uint8)
+    samples = [augment(image, np.ones(shape, np.uint8), seed) for seed in range(300)]
+    assert all(torch.equal(sample["labels"] == 1, sample["valid"]) for sample in samples)
+    assert any(sample["valid"].any() for sample in samples)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.method.test_step import CLASSES, SIZE, make_batch, make_settings, make_student
 from u2pl_hf.method import ael, losses
@@ -246,6 +247,21 @@ def test_edge_cases_are_finite(case):
         assert (output.named["loss_supervised"] if "labels" in case else output.named["loss_unsupervised"]) == 0
 
 
+class CopiesThatWait(TorchDispatchMode):
+    """Takes down the copies to another device that the host waits for."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        is_copy = function is torch.ops.aten._to_copy.default
+        if is_copy and kwargs.get("device", args[0].device) != args[0].device and not kwargs.get("non_blocking"):
+            self.found.append(args[0].shape)
+        return function(*args, **kwargs)
+
+
 def test_only_the_boxes_of_components_need_the_host(monkeypatch):
     """The whole step on tensors without values, boxes apart; a read-back would raise."""
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())  # knows no such device
@@ -264,11 +280,14 @@ def test_only_the_boxes_of_components_need_the_host(monkeypatch):
         pool.request = lambda rows, seeds: (rows.shape, seeds.shape)
         pool.receive = lambda requested, images=images: images
     tensors = {name: getattr(batch, name).to("meta") for name in ("x_l", "y_l", "x_u", "valid_u")}
-    loaded = {name: {"rows": torch.arange(2, device="meta")} for name in ("loaded_l", "loaded_u")}
-    for number in range(2):
-        output = step(student, dataclasses.replace(batch, **tensors, **loaded), number, 10)
-        output.total.backward()
-        step.finish(student, number)
+    # Rows come from the loader, and so lie on the host.
+    loaded = {name: {"rows": torch.arange(2)} for name in ("loaded_l", "loaded_u")}
+    with CopiesThatWait() as waits:
+        for number in range(2):
+            output = step(student, dataclasses.replace(batch, **tensors, **loaded), number, 10)
+            output.total.backward()
+            step.finish(student, number)
+    assert waits.found == []
     assert told == [((2, SIZE, SIZE), (2,))] * 2
     assert all(parameter.grad is not None for parameter in student.parameters())
 
@@ -285,3 +304,16 @@ def test_watched_labels_are_mixed_like_their_images():
     step.pool_u.receive = lambda images: (receive(images)[0], right_p, receive(images)[2])
     stats = step(student, dataclasses.replace(batch, y_u=right), 3, 40).stats
     assert stats["accuracy_reliable"] == 1 and stats["accuracy_unreliable"] == 1
+
+
+def test_a_row_shows_what_its_pool_holds_now():
+    """A pool of the latest crops has put the batch's images where the partners were."""
+    student, batch = make_student(), numbered(make_batch())
+    step = make_step(student, unlabelled=2)
+    teacher, partners = copy.deepcopy(step.teacher), step.choose_partners(batch.seed, 2)
+    batch = dataclasses.replace(batch, loaded_u={"rows": torch.arange(2)})
+    labels = teacher(batch.x_u).logits.argmax(1).masked_fill(~pl.nearest_on_corners(batch.valid_u, (9, 9)), 255)
+    assert labels.shape[-2:] == (9, 9) and set(partners.rows.tolist()) <= {0, 1}
+    step(student, batch, 0, 10)
+    share = torch.stack([(labels == c).float().mean(dim=(1, 2)) for c in range(CLASSES)], dim=1)
+    assert torch.equal(step.categories.holds, share >= 0.01)

@@ -129,6 +129,8 @@ def test_rare_classes(tiny_data, tmp_path):
         ({"variant": "official"}, "--variant official goes with --method u2pl"),
         ({"warmup_steps": 9}, "--warmup_steps 9 must be below max_steps 7"),
         ({"contrastive_start_steps": -1}, "--contrastive_start_steps -1 must not be negative"),
+        ({"contrastive_start_steps": 7}, "--contrastive_start_steps 7 must be below max_steps 7; "),
+        ({"contrastive_start_epochs": 2.0}, "--contrastive_start_steps 10 must be below max_steps 7; "),
         ({"warmup_epochs": 9.0}, "--warmup_steps 45 must be below max_steps 7"),
         ({"low_rank": 9}, "leave no rank for negatives"),
         ({"split": "all"}, "leaves no unlabelled image"),

@@ -7,7 +7,7 @@ import yaml
 
 from tests.training.test_trainer import make_trainer
 from u2pl_hf.errors import InputError
-from u2pl_hf.training.arguments import RunArguments
+from u2pl_hf.training.arguments import RunArguments, parse_arguments
 from u2pl_hf.training.epochs import epochs_to_steps, steps_per_epoch
 
 
@@ -31,6 +31,24 @@ def test_epochs_win_over_steps():
     epochs_to_steps(args, 616)
     assert (args.max_steps, args.warmup_steps, args.eval_steps, args.contrastive_start_steps) == (49_280, 616, 0, 7)
     assert "max_steps" not in args.recipe() and args.recipe()["epochs"] == 80.0
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], (100.0, 5.0)),
+        (["--max_steps", "6"], (0.0, 5.0)),
+        (["--eval_steps=0", "--max_steps=6"], (0.0, 0.0)),
+        (["--epochs", "2"], (2.0, 5.0)),
+        (["--max_steps", "6", "--epochs", "2"], (2.0, 5.0)),
+    ],
+)
+def test_steps_on_the_command_line_win_over_epochs_of_a_recipe(tmp_path, options, expected):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("epochs: 100\neval_epochs: 5.0\n")
+    args = parse_arguments([*options, str(recipe)], "")
+    assert (args.epochs, args.eval_epochs) == expected
+    assert args.max_steps == (6 if any("max_steps" in option for option in options) else 1000)
 
 
 def test_a_run_told_in_epochs_goes_on_and_is_known_again(tiny_data, tmp_path):
@@ -57,6 +75,7 @@ def test_a_run_told_in_epochs_goes_on_and_is_known_again(tiny_data, tmp_path):
         ({"epochs": -1.0}, "--epochs -1.0 must not be negative"),
         ({"epochs": 0.01}, "--epochs 0.01 is less than one step"),
         ({"epochs": 1.0, "warmup_epochs": 1.0}, "--warmup_steps 9 must be below max_steps 9"),
+        ({"eval_epochs": 0.01}, "--eval_epochs 0.01 is less than one step"),
         ({"epochs": float("inf")}, "--epochs inf must not be negative"),
     ],
 )

@@ -1,5 +1,6 @@
 """Weak augmentation of one sample, before batching, and normalisation of a batch, on the device."""
 
+import math
 import os
 import random
 from functools import lru_cache
@@ -30,6 +31,7 @@ class WeakAugmentation:
         self.crop_size = crop_size
         smallest, largest = scale_range
         scale_limits = ((smallest - 1.0, 0.0), (0.0, largest - 1.0))
+        shortest = math.ceil(1.0 / smallest)
         constant = {
             "border_mode": cv2.BORDER_CONSTANT,
             "position": "center",
@@ -39,8 +41,8 @@ class WeakAugmentation:
         resize = {"interpolation": cv2.INTER_LINEAR, "mask_interpolation": cv2.INTER_NEAREST, "p": 1.0}
         self.compose = A.Compose(
             [
-                # A side of one pixel would be scaled to nothing.
-                A.PadIfNeeded(2, 2, **constant),
+                # A shorter side would be scaled to nothing.
+                A.PadIfNeeded(shortest, shortest, **constant),
                 # RandomScale multiplies by 1 + a draw from its limits.
                 A.OneOf([A.RandomScale(limits, **resize) for limits in scale_limits], p=1.0),
                 A.HorizontalFlip(p=flip),

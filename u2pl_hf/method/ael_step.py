@@ -106,7 +106,7 @@ class AELStep(U2PLStep):
         donors = self.chosen.pop("donors", None) or self.choose_donors(batch.seed, len(batch.x_l))
         x, labels, _ = self.pool_l.receive(donors.images)
         # An image is no donor to itself.
-        itself = donors.rows == self.pool_l.add(batch.loaded_l).to(donors.rows.device)
+        itself = donors.rows == self.pool_l.add(batch.loaded_l).to(donors.rows.device, non_blocking=True)
         labels = labels.masked_fill(itself.view(-1, 1, 1), pl.IGNORE)
         x_l, y_l, pasted = ael.paste_classes(batch.x_l, batch.y_l, x, labels, donors.classes)
         return dataclasses.replace(batch, x_l=x_l, y_l=y_l), {"pasted_share": pasted.float().mean()}
@@ -125,10 +125,11 @@ class AELStep(U2PLStep):
         logits = pl.resize_logits(coarse, images.shape[-2:])
         prob, labels = logits.movedim(1, -1).softmax(dim=-1).max(dim=-1)
         labels = labels.masked_fill(~valid, pl.IGNORE)
-        rows = self.pool_u.add(batch.loaded_u).to(partners.rows.device)
-        self.categories.update(torch.cat([rows, partners.rows]), pl.nearest_on_corners(labels, coarse.shape[-2:]))
+        base, seen = len(batch.x_u), pl.nearest_on_corners(labels, coarse.shape[-2:])
+        rows = self.pool_u.add(batch.loaded_u).to(partners.rows.device, non_blocking=True)
+        # Of a row that comes twice the last one counts: a pool may by now hold the batch's image in a partner's place.
+        self.categories.update(torch.cat([partners.rows, rows]), torch.cat([seen[base:], seen[:base]]))
 
-        base = len(batch.x_u)
         boxes, is_component = ael.draw_class_boxes(labels[base:], partners.classes)
         x_u = torch.where(boxes.unsqueeze(1), x, batch.x_u)
         mixed = (torch.where(boxes, pair[base:], pair[:base]) for pair in (labels, prob))

@@ -1,5 +1,6 @@
 """What a training run is told: typed fields, read from a recipe (YAML) and the command line, checked once."""
 
+import argparse
 import math
 import typing
 from dataclasses import asdict, dataclass, field, fields
@@ -257,15 +258,22 @@ class RunArguments:
             raise InputError(f"--variant {self.variant} goes with --method u2pl: pass one of them")
 
     def check_schedule(self) -> None:
-        """Steps of a run and of its warm-up, once they are known.
+        """Steps of a run and of its parts, once they are known.
 
         Raises:
-            InputError: they leave nothing to do.
+            InputError: they leave nothing to do, or a part that never comes.
         """
         self._require(self.max_steps >= 1, "epochs", "is less than one step")
+        self._require(self.eval_steps >= 1 or not self.eval_epochs, "eval_epochs", "is less than one step")
         if self.method != "suponly":
             self._require(
                 self.warmup_steps < self.max_steps, "warmup_steps", f"must be below max_steps {self.max_steps}"
+            )
+        if self.method == "u2pl_ael":
+            self._require(
+                self.contrastive_start_steps < self.max_steps,
+                "contrastive_start_steps",
+                f"must be below max_steps {self.max_steps}; to do without that loss, pass --contrastive_weight 0",
             )
 
     def _check_initial_weights(self) -> None:
@@ -314,7 +322,11 @@ def parse_arguments(argv: list[str], description: str) -> RunArguments:
     parser.add_argument("recipe", help="YAML file with fields of this list; see training_scripts/recipes")
     parser.error = _raise_input_error
     # Once to find the recipe, wherever it stands, and again with its values as defaults.
-    parser.set_defaults(**read_recipe(Path(parser.parse_known_args(argv)[0].recipe), RunArguments))
+    counts = argparse.Namespace(**dict.fromkeys([*EPOCHS, *EPOCHS.values()]))
+    told = vars(parser.parse_known_args(argv, counts)[0])
+    # Steps on the command line win over a recipe's epochs.
+    replaced = {e: 0.0 for e, steps in EPOCHS.items() if told[e] is None and told[steps] is not None}
+    parser.set_defaults(**read_recipe(Path(told["recipe"]), RunArguments) | replaced)
     namespace = vars(parser.parse_args(argv))
     namespace.pop("recipe")
     return RunArguments(**namespace)

@@ -24,7 +24,7 @@ def epochs_to_steps(args: RunArguments, per_epoch: int) -> None:
     """Set the fields that count steps from those that count epochs, where these are given.
 
     Raises:
-        InputError: less than one step, or a warm-up as long as the run.
+        InputError: less than one step, or a warm-up or a wait for the contrastive loss as long as the run.
     """
     given = {epochs: steps for epochs, steps in EPOCHS.items() if getattr(args, epochs)}
     for epochs, steps in given.items():
