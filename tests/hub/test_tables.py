@@ -91,6 +91,13 @@ def test_committed_cards_and_tables_are_those_of_their_json():
     assert all(path.read_text() == text for path, text in texts.items()) and texts
 
 
+def test_photographs_of_others_are_not_in_the_collection():
+    """Only the rendered demo's images may be passed on."""
+    shown = {path.parent.parent.name for path in (ROOT / "model_cards").glob("*/pictures/*")}
+    assert shown and all(name.startswith("demo_") for name in shown)
+    assert [path.stem for path in TABLES if read_table(path).pictures] == ["demo"]
+
+
 def test_tables_are_written_beside_the_cards(tmp_path, table):
     folder = tmp_path / "cards" / "ways_one_seed3"
     folder.mkdir(parents=True)

@@ -22,8 +22,8 @@ from u2pl_hf.hub.public_facts import public_facts
 from u2pl_hf.hub.tables import Table, render_table
 
 
-def add_run(run: Path, collection: Path, with_pictures: bool = True) -> Path:
-    """Take a finished run's facts and pictures into the collection, in place of an earlier run of the same name.
+def add_run(run: Path, collection: Path, shown: Sequence[str] = ("pictures", "curves")) -> Path:
+    """Take a finished run's facts and what is shown of it into the collection, in place of an earlier run of the name.
 
     Returns:
         The folder in the collection.
@@ -38,7 +38,7 @@ def add_run(run: Path, collection: Path, with_pictures: bool = True) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     facts = public_facts(results)
     for name in ("pictures", "curves"):
-        if with_pictures and facts.get(name) and (run / facts[name]).is_file():
+        if name in shown and facts.get(name) and (run / facts[name]).is_file():
             _copy_picture(run / facts[name], folder / facts[name])
         else:
             facts[name] = None

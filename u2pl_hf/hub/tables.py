@@ -40,12 +40,14 @@ class Table:
         name: of the file, and in the names of its runs.
         title, text: what the reader is told.
         rows: see Row.
+        pictures: whether the images may be shown in a repository.
     """
 
     name: str
     title: str
     text: str
     rows: tuple[Row, ...]
+    pictures: bool = False
 
     def runs(self) -> dict[str, tuple[Row, int]]:
         """Name of a run -> its row and seed: the first seed of all rows, then the second ones."""
@@ -72,7 +74,8 @@ def read_table(path: Path) -> Table:
             )
             for row in content["rows"]
         )
-        table = Table(path.stem, str(content["title"]), str(content.get("text", "")).strip(), rows)
+        text, pictures = str(content.get("text", "")).strip(), bool(content.get("pictures", False))
+        table = Table(path.stem, str(content["title"]), text, rows, pictures)
     except OSError as error:
         raise InputError(f"table {path} cannot be read ({error.strerror}); see training_scripts/tables") from error
     except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
@@ -148,9 +151,9 @@ def _circumstances(runs: Sequence[dict]) -> str:
         for h in (run["hardware"] for run in runs)
     }
     versions = {f"torch {run['versions']['torch']}" for run in runs}
-    dates = sorted({run["date"] for run in runs})
-    when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
-    return f"Measured on {'; '.join(sorted(hardware))}; {', '.join(sorted(versions))}; {when}."
+    dates = sorted({run["date"] for run in runs if run.get("date")})
+    when = [dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"] if dates else []
+    return f"Measured on {'; '.join([*sorted(hardware), ', '.join(sorted(versions)), *when])}."
 
 
 def _number(count: int, what: str, plural: str) -> str:
