@@ -62,12 +62,11 @@ def main() -> None:
         found = {name: facts for name in table.runs() if (facts := read_results(args.output_dir / name)) is not None}
         print(f"\n{render_table(table, found)}", file=sys.stderr)
     if args.model_cards:
+        first = min(seed for _, seed in table.runs().values())
         for name in found:
-            # Pictures of one seed are enough for a repository.
-            seed = table.runs()[name][1]
-            add_run(
-                args.output_dir / name, args.model_cards, with_pictures=seed == min(s for _, s in table.runs().values())
-            )
+            # One seed's are enough for a repository.
+            shown = ("curves", "pictures")[: 1 + table.pictures] if table.runs()[name][1] == first else ()
+            add_run(args.output_dir / name, args.model_cards, shown)
         write_collection(args.model_cards, [read_table(path) for path in sorted(TABLES.glob("*.yaml"))])
     print(
         json.dumps({"table": table.name, "finished": list(found), "to_do": [n for n in table.runs() if n not in found]})
