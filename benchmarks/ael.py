@@ -1,7 +1,7 @@
 """Time the phases of a step of U2PL with AEL beside those of U2PL on the same images, network and reading included.
 
     python benchmarks/ael.py                                                  camvid_u2pl_ael.yaml's shape, one thread
-    python benchmarks/ael.py --device cuda --backbone resnet101 --crop_size 769 --batch 2
+    python benchmarks/ael.py --device cuda --backbone resnet101 --crop_size 769 --image_size 1024 --batch 2
 
 Both methods take turns in one process, with equal networks and batches; the best of the rounds counts for each phase,
 and a phase's time is without that of the phases inside it. Images are rendered ones, read and augmented as in training.
@@ -107,7 +107,7 @@ def main() -> None:
         os.environ["ACCELERATE_USE_CPU"] = "true"
     phases = Phases(args.device)
     phases.wrap(pl, pixel_entropy="entropy", masked_quantile="quantiles", resize_logits="resizing logits")
-    phases.wrap(losses, unsupervised_loss="L_u forward", contrastive_loss="L_c forward")
+    phases.wrap(losses, unsupervised_loss="L_u forward")
     phases.wrap(
         ael,
         equalised_consistency="L_u forward",
@@ -122,6 +122,7 @@ def main() -> None:
             phases.wrap(trainer.student, forward="student forward")
             phases.wrap(method.teacher, forward="teacher forward")
             phases.wrap(method, supervised_loss="L_s forward", contrast="anchors, negatives, queues")
+            phases.wrap(method, contrastive_loss="L_c forward")
             phases.wrap(method, choose_donors="AEL: choosing", choose_partners="AEL: choosing")
             phases.wrap(method, update_confidence="AEL: confidence bank")
             if name == "u2pl_ael":

@@ -51,6 +51,11 @@ def test_steps_on_the_command_line_win_over_epochs_of_a_recipe(tmp_path, options
     assert args.max_steps == (6 if any("max_steps" in option for option in options) else 1000)
 
 
+def test_a_contrastive_loss_without_weight_need_not_begin():
+    args = RunArguments(method="u2pl_ael", max_steps=5, contrastive_start_steps=5, contrastive_weight=0.0)
+    assert args.contrastive_start_steps == args.max_steps
+
+
 def test_a_run_told_in_epochs_goes_on_and_is_known_again(tiny_data, tmp_path):
     """18 unlabelled images, 2 a step: an epoch is 9 steps."""
     options = {"epochs": 0.7, "warmup_epochs": 0.2, "eval_epochs": 0.35, "max_steps": 1000, "save_steps": 4}

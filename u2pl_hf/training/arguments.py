@@ -271,7 +271,7 @@ class RunArguments:
             )
         if self.method == "u2pl_ael":
             self._require(
-                self.contrastive_start_steps < self.max_steps,
+                self.contrastive_start_steps < self.max_steps or not self.contrastive_weight,
                 "contrastive_start_steps",
                 f"must be below max_steps {self.max_steps}; to do without that loss, pass --contrastive_weight 0",
             )

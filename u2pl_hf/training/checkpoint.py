@@ -2,7 +2,7 @@
 
     checkpoints/step-000200/
       student.safetensors   parameters and buffers
-      method.safetensors    teacher with its buffers, queues
+      method.safetensors    teacher with its buffers, queues, banks
       optimizer.safetensors momentum
       state.json            step, recipe, data, processes, gradient scaler, best evaluation, seconds
       manifest.json         size and sha256 of the files above

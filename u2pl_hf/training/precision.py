@@ -141,7 +141,7 @@ def tune_networks(args: RunArguments, student: nn.Module, method: nn.Module) -> 
     if args.compile:
         for network in (student, *(child for child in method.children() if isinstance(child, PreTrainedModel))):
             # In place, so that names of parameters stay, and whoever holds the network calls the compiled forward.
-            # Not dynamic: a run has four kinds of batches, each worth a graph of its own.
+            # Not dynamic: a run has a few kinds of batches, each worth a graph of its own.
             network.compile(backend=COMPILER, dynamic=False)
 
 
