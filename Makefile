@@ -25,7 +25,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python training_scripts/compare.py $(RUNS)/demo_suponly_seed$(SEED) $(RUNS)/demo_u2pl_seed$(SEED)
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4
+	$(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --cov --cov-report=term:skip-covered
 
 quality: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -179,7 +179,11 @@ def world(tmp_path_factory, tiny_data, run_script) -> Path:
         recipe = "training_scripts/recipes/demo_u2pl.yaml"
         data = ["--dataset", tiny_data, "--split", "1/4", "--output_dir", "runs/demo_u2pl_seed0"]
         run_script("training_scripts/train_u2pl.py", recipe, *options, *data)
-    for name in ("demo_u2pl", "demo_suponly", "camvid_u2pl", "camvid_suponly", "photos", "voc_732", "method"):
+        photos = ["--root", "photos", "--classes", "classes.txt", "--workers", 1, "--output_dir", "data/photos"]
+        run_script("training_scripts/prepare_dataset.py", "folder", *photos)
+        data = ["--dataset", "data/photos", "--split", "1/2", "--output_dir", "runs/photos"]
+        run_script("training_scripts/train_u2pl.py", recipe, *options, *data)
+    for name in ("demo_u2pl", "demo_suponly", "camvid_u2pl", "camvid_suponly", "voc_732", "method"):
         (root / "runs" / name).symlink_to(root / "runs" / "demo_u2pl_seed0")
     (root / "runs" / "voc").symlink_to(root / "models" / "u2pl_voc")
     return root
@@ -209,7 +213,7 @@ def shortened(script: str, words: list[str], tiny_data: Path) -> list[str]:
         return SHORT.get(name, []) + (["--workers", "1"] if name == "prepare_dataset.py" else [])
     args, options = read_arguments(script, words), dict(TINY)
     if not Path(args.dataset).exists():
-        options |= {"dataset": tiny_data}
+        options |= {"dataset": tiny_data} | ({"frequent_classes": "none"} if args.frequent_classes else {})
     if not re.fullmatch(r"[\d./]+|all", args.split) and not Path(args.split).exists():
         options |= {"split": "1/4"}
     if args.backbone in BACKBONES:
@@ -261,3 +265,18 @@ def test_links_lead_somewhere(path):
         found = path.parent / file if file else path
         assert found.exists(), f"{path.name} links to {target}"
         assert not anchor or anchor in anchors_of(found), f"{path.name} links to {target}"
+
+
+def test_published_numbers_are_those_of_the_package():
+    published = json.loads((ROOT / "u2pl_hf" / "hub" / "published.json").read_text())["mean_iou_per_cent"]
+    rows = re.findall(r"^\| `(\w+)/(\d+)` \|(.*)\|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert {(kind, labels) for kind, labels, _ in rows} == {
+        (kind, labels) for kind, splits in published.items() for labels in splits if kind != "cityscapes_ael"
+    }
+    for kind, labels, cells in rows:
+        facts = dict(published[kind][labels])
+        if kind == "cityscapes" and labels in published["cityscapes_ael"]:
+            facts |= published["cityscapes_ael"][labels]
+        assert [float(cell) if cell.strip() else None for cell in cells.split("|")] == [
+            facts.get(method) for method in ("suponly", "u2pl", "u2pl_ael")
+        ]
