@@ -12,6 +12,7 @@ import sys
 
 from u2pl_hf.errors import TrainingError, exits_on_input_error
 from u2pl_hf.training.arguments import parse_arguments
+from u2pl_hf.training.plan import plan_without_data, published_counts, readable
 from u2pl_hf.training.processes import joined_processes, together
 from u2pl_hf.training.push import push_finished
 from u2pl_hf.training.trainer import Trainer
@@ -24,10 +25,16 @@ def main() -> None:
         args = together(processes, lambda: parse_arguments(sys.argv[1:], __doc__))
         # Some trackers print, a few of them even when Python exits; stdout is for the result.
         stdout, sys.stdout = sys.stdout, sys.stderr
-        trainer = Trainer(args)
-        result = trainer.plan() if args.plan else trainer.train()
+        counts = published_counts(args) if args.plan else None
+        if counts:
+            result = plan_without_data(args, counts, args.plan_processes or processes.num_processes)
+        else:
+            trainer = Trainer(args)
+            result = trainer.plan() if args.plan else trainer.train()
     # The other processes have gone: an upload may take longer than they would wait.
     if processes.is_main_process:
+        if args.plan:
+            print(readable(result), file=sys.stderr)
         if args.push_to_hub and not args.plan:
             result |= push_finished(args)
         print(json.dumps(result), file=stdout, flush=True)

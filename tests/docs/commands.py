@@ -29,8 +29,6 @@ FILES_WITH_COMMANDS = [
 ]  # fmt: skip
 # What the reader puts something of their own for, and what stands for it here.
 PLACEHOLDERS = {"RECIPE": "training_scripts/recipes/demo_u2pl.yaml", "...": ""}
-# Recipes that the documentation may name before they are there; remove this line with the last of them.
-PENDING = ("voc_suponly", "voc_u2pl", "cityscapes_suponly", "cityscapes_u2pl", "own_data_u2pl")
 PROGRAMS = r"(?:\.venv/bin/)?(?:python3?|accelerate|torchrun|sbatch|make|pip|hf|tensorboard) "
 
 
@@ -88,8 +86,6 @@ def words_of(command: Command) -> list[str]:
     words = shlex.split(command.text, comments=True)
     while re.match(r"[A-Z_0-9]+=", words[0]):
         words = words[1:]
-    pending = [f"training_scripts/recipes/{name}.yaml" for name in PENDING]
-    words = ["RECIPE" if word in pending and not (ROOT / word).exists() else word for word in words]
     words = [PLACEHOLDERS.get(word, word) for word in words]
     return [words[0].removeprefix(".venv/bin/"), *filter(None, words[1:])]
 

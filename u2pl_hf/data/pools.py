@@ -50,9 +50,8 @@ class RowPool:
         return self.deliver(requested.result())
 
     def _read(self, wanted: Tensor, arrived: torch.cuda.Event | None) -> dict:
-        if arrived is not None:
-            arrived.synchronize()
-        return collate([self._sample(row, seed) for row, seed in wanted.t().tolist()])
+        _wait(arrived)
+        return _for_device(collate([self._sample(row, seed) for row, seed in wanted.t().tolist()]), arrived)
 
     def _sample(self, row: int, seed: int) -> dict:
         return self.stream.at(row, seed) if row >= 0 else empty_sample(self.stream)
@@ -111,10 +110,10 @@ class Reservoir(RowPool):
         return self.reader.submit(self._collect, self.crops, self.served, *_to_host(rows, seeds))
 
     def _collect(self, crops: dict[int, dict], served: int, wanted: Tensor, arrived: torch.cuda.Event | None) -> dict:
-        if arrived is not None:
-            arrived.synchronize()
+        _wait(arrived)
         numbers = [self._number(row - self.rank * self.places, served) for row in wanted[0].tolist()]
-        return collate([crops[n] if n in crops else self.stream[self._of_stream(n), None] for n in numbers])
+        samples = [crops[n] if n in crops else self.stream[self._of_stream(n), None] for n in numbers]
+        return _for_device(collate(samples), arrived)
 
     def _number(self, place: int, served: int) -> int:
         """The last of this process's samples at a place."""
@@ -138,6 +137,20 @@ def empty_sample(stream: SampleStream) -> dict:
         "skipped": [],
     }
     return sample | ({"labels": torch.full((side, side), IGNORE, dtype=torch.uint8)} if stream.with_labels else {})
+
+
+def _wait(arrived: torch.cuda.Event | None) -> None:
+    if arrived is not None:
+        # The reading thread's own device is the first one, where waiting and pinning would open a second context.
+        torch.cuda.set_device(arrived.device)
+        arrived.synchronize()
+
+
+def _for_device(batch: dict, arrived: torch.cuda.Event | None) -> dict:
+    """Pinned, where a GPU is to take it: else the host would wait for the copy."""
+    if arrived is None:
+        return batch
+    return {name: part.pin_memory() if isinstance(part, Tensor) else part for name, part in batch.items()}
 
 
 def _to_host(rows: Tensor, seeds: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:

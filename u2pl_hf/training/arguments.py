@@ -185,7 +185,12 @@ class RunArguments:
     change_processes: bool = _field(
         False, "resume on another number of processes with the same images per step; the bits will differ"
     )
-    plan: bool = _field(False, "print what would be done as JSON and stop")
+    plan: bool = _field(
+        False,
+        "print what would be done as JSON and stop; of a published split this works without its data set",
+    )
+    plan_processes: int = _field(0, "processes that the plan is made for; 0: those that are started")
+    images_per_second: float = _field(0.0, "rate that the plan reckons hours with, as in metrics.jsonl of a run")
 
     def __post_init__(self):
         self.unlabelled_batch_size = (
@@ -203,6 +208,7 @@ class RunArguments:
             "save_steps",
             "num_workers",
             "cpu_threads",
+            "plan_processes",
             "seed",
             "picture_samples",
         ):
@@ -305,9 +311,10 @@ class RunArguments:
 
         Steps that follow from epochs are left out: they depend on the data, whose own check comes later.
         """
-        housekeeping = {"output_dir", "resume", "plan", "num_workers", "cpu_threads", "logging_steps", "save_steps",
-                        "watch_pseudo_labels", "keep_checkpoints", "change_processes", "trackers",
-                        "push_to_hub", "hub_revision", "hub_private", "hub_checkpoint"}  # fmt: skip
+        housekeeping = {"output_dir", "resume", "plan", "plan_processes", "images_per_second", "num_workers",
+                        "cpu_threads", "logging_steps", "save_steps", "watch_pseudo_labels", "keep_checkpoints",
+                        "change_processes", "trackers", "push_to_hub", "hub_revision", "hub_private",
+                        "hub_checkpoint"}  # fmt: skip
         follow = {steps for epochs, steps in EPOCHS.items() if getattr(self, epochs)}
         return {name: value for name, value in asdict(self).items() if name not in housekeeping | follow}
 

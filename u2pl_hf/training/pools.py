@@ -74,7 +74,9 @@ def method_settings(args: RunArguments, data: TrainingData) -> MethodSettings:
     if not rare:
         raise InputError("--frequent_classes names every class; leave out those that copy-paste is to paste")
     logger.info("copy-paste draws from %s", ", ".join(data.class_names[c] for c in rare))
-    return dataclasses.replace(settings, rare_classes=tuple(rare))
+    # The bank moves once per pass, and a step's passes are to move it as one would that has all their images.
+    momentum = settings.confidence_momentum ** (1.0 / args.gradient_accumulation_steps)
+    return dataclasses.replace(settings, rare_classes=tuple(rare), confidence_momentum=momentum)
 
 
 def _frequent(args: RunArguments, data: TrainingData) -> list[int]:

@@ -121,23 +121,32 @@ def _lay_out_momentum(optimizer: torch.optim.Optimizer) -> None:
             state["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
 
 
+def checkpoint_gradients(student: nn.Module) -> None:
+    """Make the backbone compute its features twice instead of keeping them.
+
+    Raises:
+        InputError: it cannot do that.
+    """
+    with warnings.catch_warnings():
+        # The newer name is not in all versions of transformers that we run with.
+        warnings.filterwarnings("ignore", ".*gradient_checkpointing_enable", FutureWarning)
+        # No block of the built-in ResNets draws random numbers, so there is no generator state to restore.
+        draws = student.config.backbone_config is not None
+        try:
+            student.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": draws})
+        except ValueError as error:
+            raise InputError(
+                f"--gradient_checkpointing true: the backbone {student.config.backbone} cannot do it; leave it out"
+            ) from error
+
+
 def tune_networks(args: RunArguments, student: nn.Module, method: nn.Module) -> None:
     """Gradient checkpointing of the student, and compilation of student and teacher, where asked for.
 
     Call it when the method has copied its teacher and accelerate has wrapped the student's forward.
     """
     if args.gradient_checkpointing:
-        with warnings.catch_warnings():
-            # The newer name is not in all versions of transformers that we run with.
-            warnings.filterwarnings("ignore", ".*gradient_checkpointing_enable", FutureWarning)
-            # No block of the built-in ResNets draws random numbers, so there is no generator state to restore.
-            draws = student.config.backbone_config is not None
-            try:
-                student.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": draws})
-            except ValueError as error:
-                raise InputError(
-                    f"--gradient_checkpointing true: the backbone {student.config.backbone} cannot do it; leave it out"
-                ) from error
+        checkpoint_gradients(student)
     if args.compile:
         for network in (student, *(child for child in method.children() if isinstance(child, PreTrainedModel))):
             # In place, so that names of parameters stay, and whoever holds the network calls the compiled forward.

@@ -113,29 +113,6 @@ def _resnet(config: PreTrainedConfig) -> dict | None:
     return {name: getattr(config, name) for name in names} if config.backbone_config is None else None
 
 
-def describe_plan(trainer) -> dict:
-    """What a run would do, as numbers."""
-    args, (labelled, unlabelled) = trainer.args, trainer.images_per_step
-    return {
-        "labelled_images": len(trainer.data.labelled),
-        "unlabelled_images": len(trainer.data.unlabelled),
-        "evaluation_images": len(trainer.data.evaluation.ids),
-        "classes": len(trainer.data.class_names),
-        "steps": args.max_steps,
-        "processes": trainer.accelerator.num_processes,
-        "gradient_accumulation_steps": args.gradient_accumulation_steps,
-        "images_per_pass": {"labelled": args.batch_size, "unlabelled": unlabelled and args.unlabelled_batch_size},
-        "images_per_step": {"labelled": labelled, "unlabelled": unlabelled},
-        "labelled_epochs": args.max_steps * labelled / len(trainer.data.labelled),
-        "unlabelled_epochs": (args.max_steps - args.warmup_steps) * unlabelled / max(len(trainer.data.unlabelled), 1),
-        "learning_rate": trainer.learning_rate,
-        "learning_rate_scale": trainer.learning_rate / args.learning_rate,
-        "head_learning_rate": trainer.learning_rate * args.head_lr_factor,
-        "parameters": sum(p.numel() for p in trainer.student.parameters()),
-        "initialised_with": trainer.initialised_with,
-    }
-
-
 def score(evaluation: dict) -> float:
     """What "best" compares; an evaluation set without any labelled pixel has no mean IoU."""
     return -1.0 if evaluation["mean_iou"] is None else evaluation["mean_iou"]

@@ -25,6 +25,7 @@ from u2pl_hf.training.failures import failures_in_one_line
 from u2pl_hf.training.finite import FiniteLosses
 from u2pl_hf.training.initialize import find_starting_point
 from u2pl_hf.training.inputs import TrainingData, load_training_data
+from u2pl_hf.training.plan import Counts, describe_plan
 from u2pl_hf.training.pools import method_settings
 from u2pl_hf.training.precision import memory_format, prepare_device, tune_networks, without_tuning
 from u2pl_hf.training.processes import (
@@ -38,7 +39,7 @@ from u2pl_hf.training.processes import (
     together,
 )
 from u2pl_hf.training.push import check_push
-from u2pl_hf.training.report import describe_plan, gather_results, picture_samples, score, segment_options
+from u2pl_hf.training.report import gather_results, picture_samples, score, segment_options
 from u2pl_hf.training.run_folder import RunFolder
 from u2pl_hf.training.stopping import Stopped, StopRequest
 from u2pl_hf.training.tracking import Tracker, mean_values
@@ -68,6 +69,8 @@ class Trainer:
             log_with=trackers,
             project_dir=args.output_dir,
         )
+        # Those that a plan is made for need not be here.
+        self.processes = (args.plan and args.plan_processes) or self.accelerator.num_processes
         self.folder = RunFolder(args)
         together(self.accelerator, lambda: check_push(args, self.accelerator.is_main_process))
         together(self.accelerator, self.folder.check)
@@ -113,7 +116,7 @@ class Trainer:
     @property
     def images_per_step(self) -> tuple[int, int]:
         """Labelled and unlabelled images of one optimizer step, over all processes."""
-        args, passes = self.args, self.args.gradient_accumulation_steps * self.accelerator.num_processes
+        args, passes = self.args, self.args.gradient_accumulation_steps * self.processes
         return args.batch_size * passes, (args.unlabelled_batch_size * passes if args.method != "suponly" else 0)
 
     @contextlib.contextmanager
@@ -194,7 +197,10 @@ class Trainer:
 
     def plan(self) -> dict:
         """What `train` would do, as numbers."""
-        return describe_plan(self)
+        data = self.data
+        counts = Counts(len(data.labelled), len(data.unlabelled), len(data.evaluation.ids), len(data.class_names))
+        plan = describe_plan(self.args, counts, self.processes, self.images_per_step, self.learning_rate)
+        return plan | {"initialised_with": self.initialised_with}
 
     def _start_folder(self, first: int) -> None:
         if self.accelerator.is_main_process:

@@ -1,0 +1,166 @@
+"""The recipes against the published table, and plans against numbers worked out by hand."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.training.test_trainer import make_trainer
+from u2pl_hf.errors import InputError
+from u2pl_hf.training.arguments import RunArguments, parse_arguments
+from u2pl_hf.training.plan import (
+    _losses,
+    kept_bytes,
+    meta_student,
+    plan_without_data,
+    published_counts,
+    readable,
+)
+
+ROOT = Path(__file__).parents[2]
+RECIPES = ROOT / "training_scripts" / "recipes"
+# processes, labelled and unlabelled images of each, crop, epochs, learning rate, head factor, weight decay, loss, and
+# epochs of warm-up. An epoch of AEL is twice as long, since only the bases of its mixed images count.
+PUBLISHED = {
+    "voc_suponly": (2, 8, 0, 513, 80, 0.001, 10, 1e-4, "ce", 0),
+    "voc_u2pl": (4, 4, 4, 513, 80, 0.001, 10, 1e-4, "ce", 1),
+    "cityscapes_suponly": (4, 4, 0, 769, 200, 0.01, 1, 5e-4, "ohem", 0),
+    "cityscapes_u2pl": (8, 2, 2, 769, 200, 0.01, 1, 5e-4, "ohem", 0),
+    "cityscapes_u2pl_ael": (8, 2, 1, 769, 100, 0.01, 10, 1e-4, "ohem", 0),
+}
+
+
+def recipe(name: str, *options: str) -> RunArguments:
+    return parse_arguments([str(RECIPES / f"{name}.yaml"), *options], "")
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_settings(name):
+    processes, labelled, unlabelled, crop, epochs, rate, head, decay, loss, warmup = PUBLISHED[name]
+    args = recipe(name)
+    assert (args.batch_size, args.unlabelled_batch_size) == (labelled, unlabelled or labelled)
+    assert args.reference_batch_size == processes * labelled == 16
+    assert (args.crop_size, args.epochs, args.learning_rate) == (crop, epochs, rate)
+    assert (args.head_lr_factor, args.weight_decay, args.momentum) == (head, decay, 0.9)
+    assert (args.supervised_loss, args.warmup_epochs) == (loss, warmup)
+    assert args.auxiliary_head == (loss == "ohem") and args.auxiliary_weight == 0.4
+    assert (args.backbone, args.stem, args.output_stride) == ("resnet101", "deep", 8)
+    assert (args.eval_mode, args.eval_window) == ("slide" if "city" in name else "whole", 769)
+    assert f"--num_processes {processes} " in (RECIPES / f"{name}.yaml").read_text()
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_on_one_gpu_the_step_has_the_same_images(name):
+    args, single = recipe(name), recipe(f"{name}_1gpu")
+    layout = {"batch_size", "unlabelled_batch_size", "gradient_accumulation_steps"}
+    there, here = args.recipe(), single.recipe()
+    assert {key for key in there if there[key] != here[key]} <= layout
+    passes = single.gradient_accumulation_steps
+    assert single.batch_size * passes == 16
+    if args.method != "suponly":
+        assert single.unlabelled_batch_size * passes == args.unlabelled_batch_size * 16 // args.batch_size
+
+
+def test_own_data_differ_in_the_method_only():
+    baseline, ours = recipe("own_data_suponly").recipe(), recipe("own_data_u2pl").recipe()
+    assert {key for key in ours if ours[key] != baseline[key]} <= {"method", "warmup_steps"}
+
+
+def plan_of(name: str, split: str, processes: int, *options: str) -> dict:
+    args = recipe(name, "--split", split, *options)
+    return plan_without_data(args, published_counts(args), processes)
+
+
+def test_voc_732_by_hand():
+    plan = plan_of("voc_u2pl", "voc_classic/732", 4, "--images_per_second", "20")
+    # 10,582 - 732 = 9,850; 9,850 / 16 = 615.6; 616 x 80 = 49,280; one epoch of warm-up.
+    assert (plan["labelled_images"], plan["unlabelled_images"], plan["evaluation_images"]) == (732, 9850, 1449)
+    assert (plan["steps_per_epoch"], plan["steps"], plan["warmup_steps"]) == (616, 49_280, 616)
+    assert plan["images_per_step"] == {"labelled": 16, "unlabelled": 16}
+    assert plan["labelled_epochs"] == pytest.approx(49_280 * 16 / 732)
+    assert plan["unlabelled_epochs"] == pytest.approx(48_664 * 16 / 9850)
+    assert (plan["learning_rate"], plan["head_learning_rate"]) == (0.001, pytest.approx(0.01))
+    # 16 x 49,280 + 16 x 48,664 = 1,567,104 images at 20 a second are 78,355 s.
+    assert plan["hours"] == pytest.approx(78_355.2 / 3600, abs=0.01)
+    sizes = plan["memory_per_process_mb"]
+    # 64.46 million float32; (50,000 + 20 x 30,000) x 256 half floats.
+    assert plan["parameters"] == 64_459_989 and sizes["weights"] == sizes["momentum"] == sizes["teacher"] == 258
+    assert sizes["queues"] == round(650_000 * 256 * 2 / 1e6) == 333
+    assert sizes["all"] == pytest.approx(sum(size for name, size in sizes.items() if name != "all"), abs=3)
+    # Three checkpoints of weights, momentum, teacher and queues, and two models.
+    assert plan["disk_mb"] == 3 * (3 * 258 + 333) + 2 * 258
+    assert plan["counts"] == "published" and "49,280" in readable(plan)
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "processes", "steps"),
+    [
+        ("cityscapes_u2pl", "cityscapes/744", 8, 28_000),  # 2,975 - 744 = 2,231; / 16 = 139.4; 140 x 200
+        ("cityscapes_u2pl", "cityscapes/1488", 8, 18_600),  # 1,488 labelled are more than 1,487 others; 93 x 200
+        ("cityscapes_u2pl_ael", "cityscapes/744", 8, 27_900),  # 2,231 / 8 = 278.9; 279 x 100
+        ("cityscapes_suponly", "cityscapes/744", 4, 9_400),  # 744 / 16 = 46.5; 47 x 200
+        ("voc_suponly", "voc_classic/732", 2, 3_680),  # 732 / 16 = 45.75; 46 x 80
+        ("voc_u2pl_1gpu", "voc_blender/5291", 1, 26_480),  # 5,291 / 16 = 330.7; 331 x 80
+    ],
+)
+def test_steps_by_hand(name, split, processes, steps):
+    assert plan_of(name, split, processes)["steps"] == steps
+
+
+def test_only_published_splits_without_their_data_are_counted_so(tiny_data):
+    assert published_counts(recipe("voc_u2pl", "--dataset", str(tiny_data))) is None
+    assert published_counts(recipe("voc_u2pl", "--split", "1/8")) is None
+    with pytest.raises(InputError, match="leave no rank"):
+        plan_of("voc_u2pl", "voc_classic/92", 4, "--low_rank", "30")
+
+
+def test_a_plan_for_other_processes(tiny_data, tmp_path):
+    trainer = make_trainer(tiny_data, tmp_path / "run", plan=True, plan_processes=4, epochs=2.0, warmup_steps=0)
+    plan = trainer.plan()
+    assert plan["processes"] == 4 and plan["images_per_step"] == {"labelled": 8, "unlabelled": 8}
+    assert plan["steps"] == 2 * 3 and plan["counts"] == "data"  # 18 / 8 = 2.25
+    assert not (tmp_path / "run").exists()
+
+
+def test_activations_are_counted_without_values_as_with_them():
+    args = RunArguments(backbone="resnet18", base_width=8, head_channels=8, representation_channels=8, crop_size=65)
+    meta = meta_student(args, 5)
+    counted = kept_bytes(lambda: _losses(args, meta, 4))
+    real = meta_student(args, 5).to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in (*real.parameters(), *real.buffers()):
+            tensor.fill_(0.01)
+    assert counted == kept_bytes(lambda: _losses(args, real, 4))
+    # Twice the images keep twice as much, half precision about half.
+    double = kept_bytes(lambda: _losses(args, meta_student(args, 5), 8))
+    assert double == pytest.approx(2 * counted, rel=0.02)
+    half = RunArguments(**vars(args) | {"mixed_precision": "bf16"})
+    assert 0.45 < kept_bytes(lambda: _losses(half, meta_student(half, 5), 4)) / counted < 0.75
+    again = RunArguments(**vars(args) | {"gradient_checkpointing": True})
+    assert kept_bytes(lambda: _losses(again, meta_student(again, 5), 4)) < 0.8 * counted
+
+
+def test_kept_bytes_closed_form():
+    weight, x = torch.ones(3, 5, requires_grad=True), torch.ones(7, 3)
+    # x for the weight's gradient, and the square's input.
+    assert kept_bytes(lambda: (x @ weight).square().sum()) == 4 * (7 * 3 + 7 * 5)
+
+
+def test_the_script_plans_without_data():
+    command = [
+        sys.executable,
+        "training_scripts/train_u2pl.py",
+        "training_scripts/recipes/cityscapes_u2pl.yaml",
+        "--plan",
+        "--plan_processes",
+        "8",
+    ]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+    plan = json.loads(done.stdout)
+    assert done.returncode == 0 and plan["steps"] == 140 * 200 and plan["processes"] == 8
+    assert "2,231" in done.stderr

@@ -1,0 +1,180 @@
+"""What a run would do, as numbers that can be checked by hand: steps, images, memory, disk, hours."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from u2pl_hf.hub.published import PUBLISHED
+from u2pl_hf.method.losses import cross_entropy
+from u2pl_hf.method.pseudo_labels import resize_logits
+from u2pl_hf.training.arguments import RunArguments
+from u2pl_hf.training.build import build_model
+from u2pl_hf.training.epochs import epochs_to_steps, steps_per_epoch
+from u2pl_hf.training.precision import checkpoint_gradients
+from u2pl_hf.training.processes import learning_rate_scale
+
+PUBLISHED_CLASSES = {"voc": 21, "cityscapes": 19}
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many images a run has, and classes; `origin` says who says so: data, or published."""
+
+    labelled: int
+    unlabelled: int
+    evaluation: int
+    classes: int
+    origin: str = "data"
+
+
+def published_counts(args: RunArguments) -> Counts | None:
+    """The counts of a published split whose data set is not there to be counted; None for any other."""
+    name, _, labelled = args.split.partition("/")
+    if labelled not in PUBLISHED["mean_iou_per_cent"].get(name, {}) or Path(args.dataset).exists():
+        return None
+    family = name.partition("_")[0]
+    data = PUBLISHED["datasets"][family]
+    unlabelled = data["training_images"] - int(labelled)
+    return Counts(int(labelled), unlabelled, data["evaluation_images"], PUBLISHED_CLASSES[family], "published")
+
+
+def plan_without_data(args: RunArguments, counts: Counts, processes: int) -> dict:
+    """The plan of a run whose data set is elsewhere.
+
+    Raises:
+        InputError: settings that the run would refuse.
+    """
+    passes = processes * args.gradient_accumulation_steps
+    images = args.batch_size * passes, args.unlabelled_batch_size * passes if args.method != "suponly" else 0
+    epochs_to_steps(args, steps_per_epoch(args, counts.labelled, counts.unlabelled, images))
+    scale = learning_rate_scale(images[0], args.reference_batch_size, args.scale_lr)
+    return describe_plan(args, counts, processes, images, args.learning_rate * scale)
+
+
+def describe_plan(
+    args: RunArguments, counts: Counts, processes: int, images_per_step: tuple[int, int], learning_rate: float
+) -> dict:
+    """What a run would do.
+
+    Args:
+        args: with steps, where they were epochs.
+        counts, processes: of the run.
+        images_per_step: labelled and unlabelled ones, over all passes and processes.
+        learning_rate: base rate at step 0.
+    """
+    labelled, unlabelled = images_per_step
+    args.method_settings(counts.classes)
+    student = meta_student(args, counts.classes)
+    sizes = memory(args, student, counts.classes)
+    hours = None
+    if args.images_per_second:
+        seen = args.max_steps * labelled + (args.max_steps - args.warmup_steps) * unlabelled
+        hours = round(seen / args.images_per_second / 3600, 2)
+    return {
+        "counts": counts.origin,
+        "labelled_images": counts.labelled,
+        "unlabelled_images": counts.unlabelled,
+        "evaluation_images": counts.evaluation,
+        "classes": counts.classes,
+        "steps": args.max_steps,
+        "warmup_steps": args.warmup_steps,
+        "steps_per_epoch": steps_per_epoch(args, counts.labelled, counts.unlabelled, images_per_step),
+        "processes": processes,
+        "gradient_accumulation_steps": args.gradient_accumulation_steps,
+        "images_per_pass": {"labelled": args.batch_size, "unlabelled": unlabelled and args.unlabelled_batch_size},
+        "images_per_step": {"labelled": labelled, "unlabelled": unlabelled},
+        "labelled_epochs": args.max_steps * labelled / counts.labelled,
+        "unlabelled_epochs": (args.max_steps - args.warmup_steps) * unlabelled / max(counts.unlabelled, 1),
+        "learning_rate": learning_rate,
+        "learning_rate_scale": learning_rate / args.learning_rate,
+        "head_learning_rate": learning_rate * args.head_lr_factor,
+        "parameters": sum(p.numel() for p in student.parameters()),
+        "memory_per_process_mb": sizes,
+        "disk_mb": disk(args, sizes),
+        "images_per_second": args.images_per_second or None,
+        "hours": hours,
+    }
+
+
+def meta_student(args: RunArguments, classes: int) -> nn.Module:
+    """The run's network with shapes and no values."""
+    with torch.device("meta"):
+        return build_model(args, [f"class_{c}" for c in range(classes)])
+
+
+def memory(args: RunArguments, student: nn.Module, classes: int) -> dict[str, int]:
+    """An estimate of what a process needs on its device, by part, in MB (10^6 bytes).
+
+    Activations are those that one pass of the student keeps for its gradient, with its losses at crop size; counted,
+    not measured. What kernels need besides comes on top, so `all` is a lower bound.
+    """
+    semi_supervised = args.method != "suponly"
+    weights = sum(p.nbytes for p in student.parameters())
+    images = args.batch_size + (args.unlabelled_batch_size if semi_supervised else 0)
+    keys = (args.background_queue_length + (classes - 1) * args.queue_length) * args.representation_channels
+    parts = {
+        "weights": weights,
+        "gradients": weights,
+        "momentum": weights,
+        "teacher": weights if semi_supervised else 0,
+        "queues": 2 * keys if semi_supervised else 0,
+        "activations": kept_bytes(lambda: _losses(args, student, images)),
+    }
+    return {name: round(size / 1e6) for name, size in (parts | {"all": sum(parts.values())}).items()}
+
+
+def _losses(args: RunArguments, student: nn.Module, images: int) -> Tensor:
+    """The student's pass over a step's images, and dense losses; the contrastive one keeps little."""
+    half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(args.mixed_precision, torch.float32)
+    if args.gradient_checkpointing:
+        checkpoint_gradients(student)
+    device, side = next(student.parameters()).device, args.crop_size
+    # Under autocast, what lies between the layers is half as wide.
+    pixels = torch.zeros(images, 3, side, side, device=device, dtype=half)
+    output = student.to(half).train()(pixels)
+    labels = torch.zeros(images, side, side, dtype=torch.long, device=device)
+    loss = cross_entropy(resize_logits(output.logits, (side, side)), labels)
+    if output.aux_logits is not None:
+        loss = loss + cross_entropy(resize_logits(output.aux_logits, (side, side)), labels)
+    return loss
+
+
+def kept_bytes(compute: Callable[[], Tensor]) -> int:
+    """Bytes that autograd keeps for the gradient of what `compute` returns, leaves (weights) left out."""
+    kept: dict[int, torch.UntypedStorage] = {}
+    leaves: set[int] = set()
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        # Kept, so that no other tensor gets its place meanwhile.
+        kept[storage._cdata] = storage
+        if tensor.is_leaf and tensor.requires_grad:
+            leaves.add(storage._cdata)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        compute()
+    return sum(storage.nbytes() for place, storage in kept.items() if place not in leaves)
+
+
+def disk(args: RunArguments, sizes: dict[str, int]) -> int:
+    """MB that a run's folder grows to: checkpoints, one more while it is written, and the last and the best model."""
+    checkpoint = sizes["weights"] + sizes["momentum"] + sizes["teacher"] + sizes["queues"]
+    return checkpoint * (args.keep_checkpoints + 1) + 2 * sizes["weights"]
+
+
+def readable(plan: dict) -> str:
+    """A plan as lines for people."""
+    width = max(map(len, plan))
+    return "\n".join(f"{name.replace('_', ' '):<{width}}  {_words(value)}" for name, value in plan.items())
+
+
+def _words(value) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_words(part)}" for name, part in value.items())
+    if isinstance(value, float):
+        return f"{value:,.6g}"
+    return "-" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
