@@ -19,6 +19,14 @@ def test_text_forms(tmp_path):
     assert read(tmp_path, "a,0,0,0\nb,1,1,1\nignore\n").ignore_colours == ()
 
 
+def test_other_programs_tables(tmp_path):
+    """With blanks; a name may have some too, and a number."""
+    expected = ClassList(("sky", "traffic sign 2"), ((1, 2, 3), (4, 5, 6)), ((0, 0, 0),))
+    assert read(tmp_path, "sky 1 2 3\ntraffic sign 2\t4 5 6\nvoid 0 0 0\n") == expected
+    assert read(tmp_path, "1 2 3\t\tsky\n4 5 6 traffic sign 2\n0 0 0 Void\n") == expected
+    assert read(tmp_path, "zone 1\nzone 2\n").names == ("zone 1", "zone 2")
+
+
 def test_json_forms(tmp_path):
     assert read(tmp_path, '["sky", "car"]', "c.json") == ClassList(("sky", "car"))
     assert read(tmp_path, '{"sky": null, "car": null}') == ClassList(("sky", "car"))

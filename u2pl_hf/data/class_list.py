@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ IGNORED_NAMES = ("ignore", "void")
 MAX_CLASSES = 255
 HEADERS = (["name", "r", "g", "b"], ["name", "red", "green", "blue"], ["name", "value"])
 FORMS = "a line is NAME, NAME,R,G,B or NAME,VALUE with numbers from 0 to 255"
+# Other programs' tables: NAME R G B, and R G B NAME, with blanks between.
+BLANKS = (r"(?P<name>.*\S)\s+(?P<colour>\d+\s+\d+\s+\d+)", r"(?P<colour>\d+\s+\d+\s+\d+)\s+(?P<name>\S.*)")
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,8 @@ class _Entry:
 def read_class_list(path: Path) -> ClassList:
     """Read a class list.
 
-    Text: one class per line, `name`, `name,R,G,B` or `name,VALUE`; a header line, `#` comments and blank lines may be
-    there. JSON: a list of names, or an object from names to [r, g, b], a grey value or null. A class named ignore or
+    Text: one class per line, `name`, `name,R,G,B` (or with blanks, `name R G B` and `R G B name`) or `name,VALUE`; a
+    header line, `#` comments and blank lines may be there. JSON: a list of names, or an object from names to [r, g, b], a grey value or null. A class named ignore or
     void stands for pixels to ignore; without colours, a name's place is its value in the masks.
 
     Raises:
@@ -92,9 +95,15 @@ def _text_entries(path: str, text: str) -> Iterable[_Entry]:
             is_first = False
             continue
         is_first = False
+        fields = _split_at_blanks(fields)
         if len(fields) not in (1, 2, 4) or not all(field.isdecimal() for field in fields[1:]):
             raise InputError(f"{where}: '{line.strip()}' cannot be read; {FORMS}")
         yield _Entry(where, fields[0], tuple(map(int, fields[1:])) or None)
+
+
+def _split_at_blanks(fields: list[str]) -> list[str]:
+    found = next(filter(None, (re.fullmatch(form, fields[0]) for form in BLANKS)), None) if len(fields) == 1 else None
+    return [found["name"], *found["colour"].split()] if found else fields
 
 
 def _json_entries(path: str, text: str) -> Iterable[_Entry]:

@@ -47,7 +47,8 @@ def stored_values(image: Image.Image) -> np.ndarray:
     """
     if image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;16"):
         raise BadMask(
-            f"the mask is {image.mode}, not one channel of class ids; colours need a colour table (--classes)"
+            f"the mask is {image.mode}, not one channel of class ids; for colours, --classes must name them, in lines "
+            "such as road,128,64,128"
         )
     # convert("L") would make grey levels out of palette indices.
     values = np.asarray(image)
