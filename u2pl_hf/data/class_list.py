@@ -48,8 +48,9 @@ def read_class_list(path: Path) -> ClassList:
     """Read a class list.
 
     Text: one class per line, `name`, `name,R,G,B` (or with blanks, `name R G B` and `R G B name`) or `name,VALUE`; a
-    header line, `#` comments and blank lines may be there. JSON: a list of names, or an object from names to [r, g, b], a grey value or null. A class named ignore or
-    void stands for pixels to ignore; without colours, a name's place is its value in the masks.
+    header line, `#` comments and blank lines may be there. JSON: a list of names, or an object from names to
+    [r, g, b], a grey value or null. A class named ignore or void stands for pixels to ignore; without colours, a name's
+    place is its value in the masks.
 
     Raises:
         InputError: names the file and the line.
