@@ -133,6 +133,7 @@ def test_names_that_lead_nowhere(tiny_data, tmp_path):
         ("timm/resnet101s.gluon_in1k", "cannot be fetched from the Hub (LocalEntryNotFoundError): mend the connection"),
     ):
         assert message in refused(tiny_data, tmp_path, backbone_weights=str(name))
+    assert "none starts from fresh ones" in refused(tiny_data, tmp_path, backbone_weights="timm/resnet101s.gluon_in1k")
     both = {"backbone_weights": "a/b", "initial_model": "a/c"}
     assert "pass one of them" in refused(tiny_data, tmp_path, **both)
     assert "needs --initial_model" in refused(tiny_data, tmp_path, initial_model_revision="main")

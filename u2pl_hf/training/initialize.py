@@ -214,8 +214,9 @@ def _download(where: str, repo_id: str, revision: str | None) -> Path:
     except (HTTPError, OSError, ValueError) as error:
         # Not the error's own text, which may quote the token.
         status = f", status {error.response.status_code}" if isinstance(error, HfHubHTTPError) else ""
+        fresh = f"; --backbone_weights {FRESH} starts from fresh ones" if where.startswith("--backbone_weights") else ""
         raise InputError(
             f"{where} cannot be fetched from the Hub ({type(error).__name__}{status}): mend the connection, or pass a "
-            "file or folder on this disk"
+            f"file or folder on this disk{fresh}"
         ) from error
     raise InputError(f"{where}: no {' or '.join(WEIGHT_FILES)} in it")
