@@ -57,6 +57,8 @@ def exits_on_input_error(main: Callable[..., None]) -> Callable[..., None]:
         logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
         for library in ("httpx", "httpx2", "datasets", "transformers", "accelerate"):
             logging.getLogger(library).setLevel(logging.ERROR)
+        # It has a handler of its own: with ours as well, each line would come twice.
+        logging.getLogger("huggingface_hub").propagate = False
         transformers_logging.disable_progress_bar()
         try:
             main(*args, **kwargs)

@@ -1,6 +1,8 @@
 """Tables of measured runs: files, runs, text, and the committed ones."""
 
+import itertools
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -89,6 +91,25 @@ def test_rows_of_the_projects_tables_are_runs_that_differ(path):
 def test_committed_cards_and_tables_are_those_of_their_json():
     texts = render_collection(ROOT / "model_cards") | render_tables(ROOT / "model_cards", list(map(read_table, TABLES)))
     assert all(path.read_text() == text for path, text in texts.items()) and texts
+
+
+def test_the_numbers_in_the_readme_are_those_of_the_tables():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    start = next(n for n, line in enumerate(lines) if line.startswith("| data, labelled images |"))
+    header = [cell.strip() for cell in lines[start].split("|")[2:-1]]
+    compared = 0
+    for line in itertools.takewhile(lambda line: line.startswith("|"), lines[start + 2 :]):
+        place, labelled = re.match(r"\| \[.*\]\((.*)\), (\d+) \|", line).groups()
+        rows = [
+            [c.strip() for c in row.split("|")[1:-1]] for row in (ROOT / place).read_text().splitlines() if "|" in row
+        ]
+        found = {row[0].removesuffix(f", {labelled}"): row for row in rows if len(row) == 9}
+        for name, cell in zip(header, line.split("|")[2:-1], strict=True):
+            if cell.strip():
+                last, _, deviation = cell.strip().partition(" ± ")
+                assert [last, deviation] == found[name][4:6], (line, name)
+                compared += 1
+    assert compared > 10
 
 
 def test_photographs_of_others_are_not_in_the_collection():
