@@ -3,16 +3,17 @@
     python training_scripts/render_cards.py
     python training_scripts/render_cards.py runs/demo_suponly_seed0 runs/demo_u2pl_seed0
 
-With runs, their facts and pictures are taken into the collection first. No number in a card is typed by hand. The last
-line on stdout is one JSON object with the cards and those that have changed.
+With runs, their facts and curves are taken into the collection first, and with --pictures the images of their last
+evaluation, where the data set's licence allows that. No number in a card is typed by hand. The last line on stdout is
+one JSON object with the cards and those that have changed.
 """
 
 import argparse
 import json
 from pathlib import Path
 
-from u2pl_hf.errors import exits_on_input_error
-from u2pl_hf.hub.card_collection import add_run, render_collection, write_collection
+from u2pl_hf.errors import InputError, exits_on_input_error
+from u2pl_hf.hub.card_collection import add_run, write_collection
 from u2pl_hf.hub.tables import read_table
 
 TABLES = Path(__file__).resolve().parent / "tables"
@@ -24,6 +25,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="output folders of finished runs to add")
     parser.add_argument("--model_cards", type=Path, default=COLLECTION, metavar="DIR", help="default: model_cards/")
+    parser.add_argument("--pictures", action="store_true", help="take the pictures of the runs as well")
     return parser.parse_args()
 
 
@@ -31,11 +33,13 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Add, render, print what changed."""
     args = parse_arguments()
+    if not args.runs and not args.model_cards.is_dir():
+        raise InputError(f"--model_cards {args.model_cards} does not exist; pass the folder with the cards")
     for run in args.runs:
-        add_run(run, args.model_cards)
+        add_run(run, args.model_cards, ("curves", "pictures")[: 1 + args.pictures])
     tables = [read_table(path) for path in sorted(TABLES.glob("*.yaml"))]
     changed = {_name(path) for path in write_collection(args.model_cards, tables)}
-    cards = [path.parent.name for path in render_collection(args.model_cards)]
+    cards = sorted(path.parent.name for path in args.model_cards.glob("*/results.json"))
     print(json.dumps({"cards": cards, "changed": sorted(changed)}))
 
 

@@ -13,10 +13,10 @@ import json
 import sys
 from pathlib import Path
 
-from u2pl_hf.errors import exits_on_input_error
+from u2pl_hf.errors import InputError, TrainingError, exits_on_input_error
 from u2pl_hf.hub.card_collection import add_run, write_collection
 from u2pl_hf.hub.exported import read_results
-from u2pl_hf.hub.tables import Row, read_table, render_table
+from u2pl_hf.hub.tables import Row, Table, read_table, render_table
 from u2pl_hf.training.run_queue import is_finished, option_words, run_all
 
 SCRIPTS = Path(__file__).resolve().parent
@@ -33,18 +33,66 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs beside each other (default: 1)")
     parser.add_argument("--only", nargs="+", default=[], metavar="ID", help="rows to run (default: all)")
-    parser.add_argument("--list", action="store_true", help="say what there is to do, and do nothing")
+    parser.add_argument("--list", action="store_true", help="start nothing: show what is finished and say what is left")
     parser.add_argument("--model_cards", type=Path, metavar="DIR", help="collection to add finished runs to")
     return parser.parse_args()
 
 
 def run_arguments(args: argparse.Namespace, name: str, row: Row, seed: int) -> list[str]:
-    """What train_u2pl.py is called with for one run."""
+    """What train_u2pl.py is called with for one run.
+
+    Raises:
+        InputError: the row needs a data set, and none is given.
+    """
     options = row.options | ({"dataset": args.dataset} if args.dataset else {})
-    place = str(options.get("dataset", ""))
-    filled = {key: value.format(dataset=place) if isinstance(value, str) else value for key, value in options.items()}
-    filled |= {"seed": seed, "output_dir": args.output_dir / name}
-    return [str(SCRIPTS / "recipes" / row.recipe), *option_words(filled)]
+    place = options.get("dataset")
+
+    def filled(value):
+        if isinstance(value, list):
+            return [filled(item) for item in value]
+        if not isinstance(value, str) or "{dataset}" not in value:
+            return value
+        if place is None:
+            raise InputError(f"table {args.table} is about a data set: pass --dataset")
+        return value.replace("{dataset}", str(place))
+
+    options = {key: filled(value) for key, value in options.items()}
+    words = option_words(options | {"seed": seed, "output_dir": args.output_dir / name})
+    return [str(SCRIPTS / "recipes" / row.recipe), *words]
+
+
+def finished_runs(table: Table, arguments: dict[str, list[str]], folder: Path) -> dict[str, dict]:
+    """Name -> results of the runs that are complete, with the very settings of the table.
+
+    Raises:
+        InputError: wrong arguments, or a folder that holds something else; names table and row.
+    """
+    found = {}
+    for name, words in arguments.items():
+        try:
+            if is_finished(words):
+                found[name] = read_results(folder / name)
+        except InputError as error:
+            raise InputError(f"table {table.name}, row {table.runs()[name][0].id}: {error}") from error
+    return found
+
+
+def add_cards(table: Table, found: dict[str, dict], args: argparse.Namespace) -> None:
+    """Take finished runs into the collection, and render it again.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    paths = {path.stem: path for path in sorted(TABLES.glob("*.yaml"))} | {table.name: args.table}
+    first = min(seed for _, seed in table.runs().values())
+    try:
+        for name in found:
+            # One seed's are enough for a repository.
+            shown = ("curves", "pictures")[: 1 + table.pictures] if table.runs()[name][1] == first else ()
+            add_run(args.output_dir / name, args.model_cards, shown)
+        write_collection(args.model_cards, [read_table(path) for path in paths.values()])
+    except OSError as error:
+        raise InputError(f"--model_cards {args.model_cards} cannot be written to ({error.strerror})") from error
 
 
 @exits_on_input_error
@@ -52,25 +100,28 @@ def main() -> None:
     """Run what is not there yet, then show the table."""
     args = parse_arguments()
     table = read_table(args.table)
-    chosen = {name: run for name, run in table.runs().items() if not args.only or run[0].id in args.only}
-    arguments = {name: run_arguments(args, name, *run) for name, run in chosen.items()}
-    to_do = {name: words for name, words in arguments.items() if not is_finished(words)}
-    try:
-        if not args.list and to_do:
+    ids = [row.id for row in table.rows]
+    unknown = [name for name in args.only if name not in ids]
+    if unknown:
+        raise InputError(f"--only {unknown[0]} is no row of {args.table}, whose rows are {' '.join(ids)}")
+    arguments = {name: run_arguments(args, name, *run) for name, run in table.runs().items()}
+    chosen = [name for name, (row, _) in table.runs().items() if not args.only or row.id in args.only]
+    found, problem = finished_runs(table, arguments, args.output_dir), None
+    to_do = {name: arguments[name] for name in chosen if name not in found}
+    if to_do and not args.list:
+        try:
             run_all([str(SCRIPTS / "train_u2pl.py")], to_do, args.output_dir / "logs", args.jobs)
-    finally:
-        found = {name: facts for name in table.runs() if (facts := read_results(args.output_dir / name)) is not None}
-        print(f"\n{render_table(table, found)}", file=sys.stderr)
-    if args.model_cards:
-        first = min(seed for _, seed in table.runs().values())
-        for name in found:
-            # One seed's are enough for a repository.
-            shown = ("curves", "pictures")[: 1 + table.pictures] if table.runs()[name][1] == first else ()
-            add_run(args.output_dir / name, args.model_cards, shown)
-        write_collection(args.model_cards, [read_table(path) for path in sorted(TABLES.glob("*.yaml"))])
-    print(
-        json.dumps({"table": table.name, "finished": list(found), "to_do": [n for n in table.runs() if n not in found]})
-    )
+        except TrainingError as error:
+            # What was measured is shown, and kept, all the same.
+            problem = error
+        found = finished_runs(table, arguments, args.output_dir)
+    print(f"\n{render_table(table, found)}", file=sys.stderr)
+    if args.model_cards and found:
+        add_cards(table, found, args)
+    if problem:
+        raise problem
+    left = [name for name in chosen if name not in found]
+    print(json.dumps({"table": table.name, "finished": list(found), "to_do": left}))
 
 
 if __name__ == "__main__":

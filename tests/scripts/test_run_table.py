@@ -1,12 +1,19 @@
-"""A table of two tiny runs: interrupted, continued, rendered."""
+"""A table of two tiny runs: interrupted, continued, rendered; and the queue alone, with children that only wait."""
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+
+import pytest
+
+from u2pl_hf.errors import InputError, TrainingError
+from u2pl_hf.training.run_queue import run_all
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "training_scripts" / "run_table.py"
@@ -32,6 +39,15 @@ def finish(process: subprocess.Popen) -> tuple[int, str, str]:
     return process.returncode, out, errors
 
 
+def here(monkeypatch, capsys, *arguments) -> tuple[int, str, str]:
+    """The script in this process: exit code, stdout, stderr."""
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    told = capsys.readouterr()
+    return ended.value.code, told.out, told.err
+
+
 def test_a_table_is_interrupted_goes_on_and_is_rendered(tiny_data, tmp_path):
     table = tmp_path / "tiny.yaml"
     table.write_text(TABLE.format(data=tiny_data, steps=400))
@@ -48,10 +64,23 @@ def test_a_table_is_interrupted_goes_on_and_is_rendered(tiny_data, tmp_path):
 
     code, out, errors = finish(start(*options, "--list"))
     assert code == 0 and json.loads(out)["to_do"] == ["tiny_suponly_seed0", "tiny_ael_seed0"]
+    code, out, errors = finish(start(*options, "--list", "--only", "ael"))
+    assert code == 0 and json.loads(out)["to_do"] == ["tiny_ael_seed0"]
     # The rest with fewer steps would be another run, so the table says so before anything starts.
     table.write_text(TABLE.format(data=tiny_data, steps=5))
-    code, out, errors = finish(start(*options))
-    assert code == 2 and "max_steps is 400 there and 5 here" in errors.splitlines()[-1]
+    code, out, errors = finish(start(*options, "--only", "ael"))
+    assert code == 2 and "table tiny, row suponly:" in errors and "max_steps is 400 there and 5 here" in errors
+    # Two beside each other, and a signal reaches both.
+    table.write_text(TABLE.format(data=tiny_data, steps=400))
+    running, runs = start(*options, "--jobs", "2"), [tmp_path / "runs" / f"tiny_{m}_seed0" for m in ("suponly", "ael")]
+    there = metrics.read_text().count("\n")
+    while not ((runs[1] / "metrics.jsonl").exists() and metrics.read_text().count("\n") > there):
+        assert running.poll() is None
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    assert finish(running)[0] == 128 + signal.SIGINT
+    assert all(any((run / "checkpoints").iterdir()) and not (run / "results.json").exists() for run in runs)
+    assert "resuming from" in (tmp_path / "runs" / "logs" / "tiny_suponly_seed0.log").read_text()
 
 
 def test_finished_runs_are_passed_over_and_failed_ones_are_named(tiny_data, tmp_path):
@@ -68,9 +97,127 @@ def test_finished_runs_are_passed_over_and_failed_ones_are_named(tiny_data, tmp_
     results = json.loads((tmp_path / "cards" / "tiny_ael_seed0" / "results.json").read_text())
     score = f"{100 * results['last']['mean_iou']:.2f}"
     assert f"| U2PL + AEL | 6 | 5 | 0 | {score} |" in errors
+    # A table of one's own is rendered as the project's are.
+    assert f"| {score} |" in (tmp_path / "cards" / "tiny.md").read_text()
     assert results["method"] == "u2pl_ael" and (tmp_path / "cards" / "tiny_ael_seed0" / "README.md").exists()
 
     table.write_text(TABLE.format(data=tiny_data, steps=5).replace('["0"]', '["no_such_class"]'))
-    code, out, errors = finish(start(table, "--output_dir", tmp_path / "other", "--only", "ael"))
+    code, out, errors = finish(start(table, "--output_dir", tmp_path / "other", "--model_cards", tmp_path / "kept"))
+    # What did not fail is kept.
+    assert "SupOnly" in (tmp_path / "kept" / "tiny.md").read_text()
     assert code == 1 and not out and "error: tiny_ael_seed0 failed; see" in errors.splitlines()[-1]
     assert "no_such_class is no class" in (tmp_path / "other" / "logs" / "tiny_ael_seed0.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        ("title: A\nrows:\n  - {id: a, name: A, recipe: demo_suponly.yaml}", ["--only", "b"], "--only b is no row of"),
+        (
+            "title: A\nrows:\n  - {id: a, name: A, recipe: demo_suponly.yaml}",
+            ["--jobs", "0"],
+            "--jobs 0 must be at least 1",
+        ),
+        (
+            "title: A\nrows:\n  - {id: a, name: A, recipe: demo_suponly.yaml, options: {split: '{dataset}/x'}}",
+            ["--list"],
+            "pass --dataset",
+        ),
+        ("title: A\nrows:\n  - {id: a, name: A, recipe: demo_suponly.yaml, seeds: []}", [], "row a has no seeds"),
+        (
+            "title: A\nrows:\n  - {id: a, name: A, recipe: demo_suponly.yaml, options: {max_step: 7}}",
+            ["--list"],
+            "table t, row a: unrecognized arguments: --max_step 7",
+        ),
+        ("", [], "is not a title and rows"),
+        ("- a", [], "is not a title and rows"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, content, options, message):
+    (tmp_path / "t.yaml").write_text(content)
+    code, out, errors = here(monkeypatch, capsys, tmp_path / "t.yaml", "--output_dir", tmp_path / "runs", *options)
+    assert code == 2 and not out and message in errors.splitlines()[-1] and "Traceback" not in errors
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("results.json", '{"last": ', "results.json is no JSON"),
+        ("results.json", "{}", "results.json holds no results of a run"),
+        ("recipe.yaml", "a: [", "recipe.yaml is damaged"),
+    ],
+)
+def test_a_damaged_run_is_named(tmp_path, monkeypatch, capsys, name, content, message):
+    table, run = tmp_path / "t.yaml", tmp_path / "runs" / "t_a_seed0"
+    table.write_text("title: A\nrows:\n  - {id: a, name: A, recipe: demo_suponly.yaml}")
+    run.mkdir(parents=True)
+    (run / "recipe.yaml").write_text((ROOT / "training_scripts" / "recipes" / "demo_suponly.yaml").read_text())
+    (run / name).write_text(content)
+    code, out, errors = here(monkeypatch, capsys, table, "--output_dir", tmp_path / "runs")
+    assert code == 2 and not out and message in errors.splitlines()[-1] and "Traceback" not in errors
+
+
+def queue(names: str, logs: Path, jobs: int = 1, **child: str) -> None:
+    """Runs of those names, of which each is the child's code with its name for NAME."""
+    run_all(["-c"], {name: [child["code"].replace("NAME", name)] for name in names}, logs, jobs)
+
+
+def signal_later(seconds: float, *numbers: int) -> None:
+    def send() -> None:
+        for number in numbers:
+            time.sleep(seconds)
+            os.kill(os.getpid(), number)
+
+    threading.Thread(target=send, daemon=True).start()
+
+
+def test_a_signal_between_two_runs_is_not_lost(tmp_path):
+    code = f"open({str(tmp_path / 'NAME')!r}, 'w').close()"
+    began = tmp_path / "b"
+    signal_later(0.01, signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        queue("ab", tmp_path / "logs", code=code)
+    assert ended.value.code == 128 + signal.SIGTERM and not began.exists()
+
+
+def test_every_signal_reaches_all_that_are_going(tmp_path):
+    """A run ends at once at its second Ctrl-C, so it must come to know of it."""
+    code = (
+        "import signal, sys, time\n"
+        "seen = []\n"
+        "def note(*_):\n"
+        "    seen.append(1)\n"
+        "    len(seen) > 1 and sys.exit(3)\n"
+        "signal.signal(signal.SIGINT, note)\n"
+        f"open({str(tmp_path / 'NAME')!r}, 'w').close()\n"
+        "time.sleep(60), time.sleep(60)"
+    )
+
+    def when_both_are_there() -> None:
+        while not all((tmp_path / name).exists() for name in "ab"):
+            time.sleep(0.02)
+        signal_later(0.2, signal.SIGINT, signal.SIGINT)
+
+    threading.Thread(target=when_both_are_there, daemon=True).start()
+    start = time.monotonic()
+    with pytest.raises(SystemExit):
+        queue("abc", tmp_path / "logs", jobs=2, code=code)
+    assert time.monotonic() - start < 50 and not (tmp_path / "c").exists()
+
+
+def test_no_run_is_left_behind(tmp_path):
+    """The log of the second one cannot be written: the first must not train on."""
+    (tmp_path / "logs" / "b.log").mkdir(parents=True)
+    code = f"import os, time; open({str(tmp_path / 'NAME')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    with pytest.raises(InputError, match=r"b\.log cannot be written to"):
+        queue("ab", tmp_path / "logs", jobs=2, code=code)
+    if (tmp_path / "a").exists():
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((tmp_path / "a").read_text()), 0)
+
+
+def test_what_fails_is_named_after_the_rest_is_done(tmp_path):
+    with pytest.raises(TrainingError, match=r"a, c failed; see .*a\.log"):
+        queue("abcd", tmp_path / "logs", jobs=2, code=f"open({str(tmp_path / 'NAME')!r}, 'w'); exit('NAME' in 'ac')")
+    assert all((tmp_path / name).exists() for name in "abcd")

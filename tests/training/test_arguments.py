@@ -17,16 +17,23 @@ def parse(tmp_path: Path, content: str, *options: str):
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_is_valid(recipe):
     args = parse_arguments([str(recipe)], "")
-    assert args.method in recipe.stem
+    assert recipe.stem.removesuffix("_1gpu").endswith(f"_{args.method}")
 
 
-@pytest.mark.parametrize("pair", ["demo", "camvid"])
+@pytest.mark.parametrize("pair", ["demo", "camvid", "voc_small"])
 def test_recipes_of_a_pair_differ_only_in_the_method(pair):
     suponly, u2pl = (
         parse_arguments([str(RECIPES[0].parent / f"{pair}_{m}.yaml")], "").recipe() for m in ("suponly", "u2pl")
     )
     changed = {name for name in suponly if suponly[name] != u2pl[name]}
     assert {"method"} <= changed <= {"method", "warmup_steps", "contrastive_weight", "representation_channels"}
+
+
+def test_ael_differs_from_u2pl_in_the_method_only():
+    u2pl, ael = (
+        parse_arguments([str(RECIPES[0].parent / f"camvid_{m}.yaml")], "").recipe() for m in ("u2pl", "u2pl_ael")
+    )
+    assert {name for name in u2pl if u2pl[name] != ael[name]} == {"method", "contrastive_start_steps"}
 
 
 def test_command_line_wins(tmp_path):
@@ -43,6 +50,9 @@ def test_command_line_wins(tmp_path):
         ("auxiliary_head: 3", [], "'auxiliary_head' must be bool"),
         ("max_steps:", [], "'max_steps' must be int"),
         ("dataset: [a]", [], "'dataset' must be str"),
+        ("max_steps: .inf", [], "'max_steps' must be int"),
+        ("", ["--images_per_second", "-5"], "--images_per_second -5.0 must be a number from 0 on"),
+        ("", ["--max_step", "7"], "unrecognized arguments: --max_step"),
         ("max_steps: true", [], "'max_steps' must be int"),
         ("class_names: sky", [], "'class_names' must be a list"),
         ("method: fixmatch", [], "must be one of suponly, u2pl"),
@@ -65,6 +75,11 @@ def test_mistakes_are_one_line(tmp_path, content, options, message):
     with pytest.raises(InputError) as error:
         parse(tmp_path, content, *options)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_defects_are_a_set(tmp_path):
+    args = parse(tmp_path, "variant: official", "--fixed_defects", "3", "1", "3")
+    assert args.fixed_defects == [1, 3]
 
 
 def test_how_numbers_are_computed_belongs_to_the_recipe(tmp_path):

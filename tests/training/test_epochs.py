@@ -77,11 +77,15 @@ def test_a_run_told_in_epochs_goes_on_and_is_known_again(tiny_data, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"epochs": -1.0}, "--epochs -1.0 must not be negative"),
+        ({"epochs": -1.0}, "--epochs -1.0 must be a number from 0 on"),
         ({"epochs": 0.01}, "--epochs 0.01 is less than one step"),
-        ({"epochs": 1.0, "warmup_epochs": 1.0}, "--warmup_steps 9 must be below max_steps 9"),
+        (
+            {"epochs": 1.0, "warmup_epochs": 1.0},
+            "--warmup_epochs 1 are 9 steps of 9: pass another number, or --warmup_steps",
+        ),
+        ({"epochs": 1.0, "warmup_epochs": 0.01}, "--warmup_epochs 0.01 are 0 steps of 9"),
         ({"eval_epochs": 0.01}, "--eval_epochs 0.01 is less than one step"),
-        ({"epochs": float("inf")}, "--epochs inf must not be negative"),
+        ({"epochs": float("inf")}, "--epochs inf must be a number from 0 on"),
     ],
 )
 def test_wrong_epochs(tiny_data, tmp_path, options, message):

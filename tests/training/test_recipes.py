@@ -32,6 +32,14 @@ PUBLISHED = {
     "cityscapes_u2pl": (8, 2, 2, 769, 200, 0.01, 1, 5e-4, "ohem", 0),
     "cityscapes_u2pl_ael": (8, 2, 1, 769, 100, 0.01, 10, 1e-4, "ohem", 0),
 }
+# What all of them say of the method, or leave to the defaults.
+METHOD = {
+    "unreliable_share": 0.2, "unsupervised_weight": 1.0, "ema_decay": 0.99, "strong_augmentation": "cutmix",
+    "strong_probability": 0.5, "anchor_threshold": 0.3, "low_rank": None, "high_rank": 20, "temperature": 0.5,
+    "num_anchors": 256, "num_negatives": 50, "queue_length": 30_000, "background_queue_length": 50_000,
+    "new_keys_per_class": 256, "contrastive_weight": 0.1, "variant": "paper", "fixed_defects": [],
+    "ohem_threshold": 0.7, "ohem_min_kept": 100_000, "seed": 0,
+}  # fmt: skip
 
 
 def recipe(name: str, *options: str) -> RunArguments:
@@ -50,6 +58,11 @@ def test_published_settings(name):
     assert args.auxiliary_head == (loss == "ohem") and args.auxiliary_weight == 0.4
     assert (args.backbone, args.stem, args.output_stride) == ("resnet101", "deep", 8)
     assert (args.eval_mode, args.eval_window) == ("slide" if "city" in name else "whole", 769)
+    assert {key: getattr(args, key) for key in METHOD} == METHOD
+    assert name == f"{name.partition('_')[0]}_{args.method}"
+    ael = args.method == "u2pl_ael"
+    assert args.frequent_classes == (["0", "1", "2", "8", "10"] if ael else [])
+    assert args.contrastive_start_epochs == (10 if ael else 0)
     assert f"--num_processes {processes} " in (RECIPES / f"{name}.yaml").read_text()
 
 
@@ -59,6 +72,8 @@ def test_on_one_gpu_the_step_has_the_same_images(name):
     layout = {"batch_size", "unlabelled_batch_size", "gradient_accumulation_steps"}
     there, here = args.recipe(), single.recipe()
     assert {key for key in there if there[key] != here[key]} <= layout
+    # OHEM keeps its least number of pixels of a pass: passes are as large as a process's share.
+    assert args.supervised_loss == "ce" or single.batch_size == args.batch_size
     passes = single.gradient_accumulation_steps
     assert single.batch_size * passes == 16
     if args.method != "suponly":
@@ -85,7 +100,7 @@ def test_voc_732_by_hand():
     assert plan["unlabelled_epochs"] == pytest.approx(48_664 * 16 / 9850)
     assert (plan["learning_rate"], plan["head_learning_rate"]) == (0.001, pytest.approx(0.01))
     # 16 x 49,280 + 16 x 48,664 = 1,567,104 images at 20 a second are 78,355 s.
-    assert plan["hours"] == pytest.approx(78_355.2 / 3600, abs=0.01)
+    assert plan["training_hours"] == pytest.approx(78_355.2 / 3600, abs=0.01)
     sizes = plan["memory_per_process_mb"]
     # 64.46 million float32; (50,000 + 20 x 30,000) x 256 half floats.
     assert plan["parameters"] == 64_459_989 and sizes["weights"] == sizes["momentum"] == sizes["teacher"] == 258
@@ -93,7 +108,7 @@ def test_voc_732_by_hand():
     assert sizes["all"] == pytest.approx(sum(size for name, size in sizes.items() if name != "all"), abs=3)
     # Three checkpoints of weights, momentum, teacher and queues, and two models.
     assert plan["disk_mb"] == 3 * (3 * 258 + 333) + 2 * 258
-    assert plan["counts"] == "published" and "49,280" in readable(plan)
+    assert plan["evaluations"] == 80 and plan["counts"] == "published" and "49,280" in readable(plan)
 
 
 @pytest.mark.parametrize(
@@ -101,6 +116,7 @@ def test_voc_732_by_hand():
     [
         ("cityscapes_u2pl", "cityscapes/744", 8, 28_000),  # 2,975 - 744 = 2,231; / 16 = 139.4; 140 x 200
         ("cityscapes_u2pl", "cityscapes/1488", 8, 18_600),  # 1,488 labelled are more than 1,487 others; 93 x 200
+        ("cityscapes_u2pl_ael", "cityscapes/1488", 8, 18_600),  # 1,487 / 8 = 185.9, more than 1,488 / 16; 186 x 100
         ("cityscapes_u2pl_ael", "cityscapes/744", 8, 27_900),  # 2,231 / 8 = 278.9; 279 x 100
         ("cityscapes_suponly", "cityscapes/744", 4, 9_400),  # 744 / 16 = 46.5; 47 x 200
         ("voc_suponly", "voc_classic/732", 2, 3_680),  # 732 / 16 = 45.75; 46 x 80
@@ -114,6 +130,9 @@ def test_steps_by_hand(name, split, processes, steps):
 def test_only_published_splits_without_their_data_are_counted_so(tiny_data):
     assert published_counts(recipe("voc_u2pl", "--dataset", str(tiny_data))) is None
     assert published_counts(recipe("voc_u2pl", "--split", "1/8")) is None
+    assert published_counts(recipe("voc_u2pl", "--unlabelled_dataset", "more")) is None
+    assert published_counts(recipe("demo_u2pl", "--split", "voc_classic/92")) is None
+    assert plan_of("voc_u2pl", "voc_classic/92", 4, "--num_labels", "5")["classes"] == 5
     with pytest.raises(InputError, match="leave no rank"):
         plan_of("voc_u2pl", "voc_classic/92", 4, "--low_rank", "30")
 

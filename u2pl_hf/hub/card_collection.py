@@ -36,6 +36,8 @@ def add_run(run: Path, collection: Path, shown: Sequence[str] = ("pictures", "cu
         raise InputError(f"{run} holds no finished run (no results.json with a last evaluation); train it first")
     folder = collection / run.resolve().name
     folder.mkdir(parents=True, exist_ok=True)
+    for old in (*folder.glob("pictures/*.png"), folder / "curves.png"):
+        old.unlink(missing_ok=True)
     facts = public_facts(results)
     for name in ("pictures", "curves"):
         if name in shown and facts.get(name) and (run / facts[name]).is_file():

@@ -65,9 +65,9 @@ def read_results(folder: Path) -> dict | None:
     try:
         results = json.loads(path.read_text())
     except ValueError as error:
-        raise InputError(f"{path} is no JSON ({error}); restore it, or remove it to push without it") from error
+        raise InputError(f"{path} is no JSON ({error}); restore it, or remove it") from error
     if not isinstance(results, dict):
-        raise InputError(f"{path} holds no results of a run; restore it, or remove it to push without it")
+        raise InputError(f"{path} holds no results of a run; restore it, or remove it")
     return results
 
 

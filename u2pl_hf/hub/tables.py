@@ -63,6 +63,8 @@ def read_table(path: Path) -> Table:
     """
     try:
         content = yaml.safe_load(path.read_text())
+        if not isinstance(content, dict):
+            raise TypeError("it holds no fields")
         shared, seeds = content.get("options") or {}, content.get("seeds") or [0]
         rows = tuple(
             Row(
@@ -74,7 +76,7 @@ def read_table(path: Path) -> Table:
             )
             for row in content["rows"]
         )
-        text, pictures = str(content.get("text", "")).strip(), bool(content.get("pictures", False))
+        text, pictures = str(content.get("text") or "").strip(), bool(content.get("pictures", False))
         table = Table(path.stem, str(content["title"]), text, rows, pictures)
     except OSError as error:
         raise InputError(f"table {path} cannot be read ({error.strerror}); see training_scripts/tables") from error
@@ -82,6 +84,9 @@ def read_table(path: Path) -> Table:
         raise InputError(
             f"table {path} is not a title and rows with id, name, recipe: {' '.join(str(error).split())}"
         ) from error
+    unmeasured = [row.id for row in rows if not row.seeds]
+    if unmeasured:
+        raise InputError(f"table {path}: row {unmeasured[0]} has no seeds")
     ids = [row.id for row in rows]
     if not ids or len(set(ids)) < len(ids) or not all(SLUG.fullmatch(i) for i in ids):
         raise InputError(f"table {path}: ids must be different and of a-z, 0-9, _: {' '.join(ids)}")

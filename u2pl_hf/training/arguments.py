@@ -136,7 +136,9 @@ class RunArguments:
     # Optimisation
     max_steps: int = _field(1000, "optimizer steps")
     epochs: float = _field(
-        0.0, "the same in passes over the larger list of images (for suponly the labelled one); 0: max_steps counts"
+        0.0,
+        "the same in passes over the list of images that takes more steps (for suponly the labelled one); 0: max_steps "
+        "counts",
     )
     batch_size: int = _field(4, "labelled images per process and forward pass")
     unlabelled_batch_size: int | None = _field(
@@ -190,7 +192,7 @@ class RunArguments:
         "print what would be done as JSON and stop; of a published split this works without its data set",
     )
     plan_processes: int = _field(0, "processes that the plan is made for; 0: those that are started")
-    images_per_second: float = _field(0.0, "rate that the plan reckons hours with, as in metrics.jsonl of a run")
+    images_per_second: float = _field(0.0, "rate that the plan reckons hours with, as in metrics.jsonl after warm-up")
 
     def __post_init__(self):
         self.unlabelled_batch_size = (
@@ -226,8 +228,9 @@ class RunArguments:
             "contrastive_weight",
             "auxiliary_weight",
             "max_grad_norm",
+            "images_per_second",
         ):
-            self._require(0.0 <= getattr(self, name) < math.inf, name, "must not be negative")
+            self._require(0.0 <= getattr(self, name) < math.inf, name, "must be a number from 0 on")
         self._require(33 <= self.crop_size <= 4096, "crop_size", "must lie in 33..4096 pixels")
         three = len(self.aspp_dilations) == 3 and min(self.aspp_dilations) >= 1
         self._require(three, "aspp_dilations", "must be three positive numbers, such as 12 24 36")
@@ -259,6 +262,7 @@ class RunArguments:
             self.check_schedule()
         if self.fixed_defects and self.variant != "official":
             raise InputError("--fixed_defects needs --variant official, whose differences from the paper they are")
+        self.fixed_defects = sorted(set(self.fixed_defects))
         self._require(set(self.fixed_defects) <= set(DEFECTS), "fixed_defects", "must be among 1 2 3 4 5 6")
         if self.method == "u2pl_ael" and self.variant != "paper":
             raise InputError(f"--variant {self.variant} goes with --method u2pl: pass one of them")
@@ -272,14 +276,21 @@ class RunArguments:
         self._require(self.max_steps >= 1, "epochs", "is less than one step")
         self._require(self.eval_steps >= 1 or not self.eval_epochs, "eval_epochs", "is less than one step")
         if self.method != "suponly":
+            self._require_in_time("warmup", "")
+        if self.method == "u2pl_ael" and self.contrastive_weight:
+            self._require_in_time("contrastive_start", "; to do without that loss, pass --contrastive_weight 0")
+
+    def _require_in_time(self, what: str, otherwise: str) -> None:
+        """That a part of the schedule, in epochs or in steps, begins before the end; in epochs, not with step 0."""
+        steps, epochs = getattr(self, f"{what}_steps"), getattr(self, f"{what}_epochs")
+        if not epochs:
             self._require(
-                self.warmup_steps < self.max_steps, "warmup_steps", f"must be below max_steps {self.max_steps}"
+                steps < self.max_steps, f"{what}_steps", f"must be below max_steps {self.max_steps}{otherwise}"
             )
-        if self.method == "u2pl_ael":
-            self._require(
-                self.contrastive_start_steps < self.max_steps or not self.contrastive_weight,
-                "contrastive_start_steps",
-                f"must be below max_steps {self.max_steps}; to do without that loss, pass --contrastive_weight 0",
+        elif not 1 <= steps < self.max_steps:
+            raise InputError(
+                f"--{what}_epochs {epochs:g} are {steps} steps of {self.max_steps}: pass another number, or "
+                f"--{what}_steps{otherwise}"
             )
 
     def _check_initial_weights(self) -> None:
@@ -325,7 +336,7 @@ def parse_arguments(argv: list[str], description: str) -> RunArguments:
     Raises:
         InputError: missing or malformed recipe, unknown field (with the nearest known name), value of the wrong type.
     """
-    parser = HfArgumentParser(RunArguments, description=description)
+    parser = HfArgumentParser(RunArguments, description=description, allow_abbrev=False)
     parser.add_argument("recipe", help="YAML file with fields of this list; see training_scripts/recipes")
     parser.error = _raise_input_error
     # Once to find the recipe, wherever it stands, and again with its values as defaults.

@@ -9,15 +9,14 @@ logger = logging.getLogger(__name__)
 
 
 def steps_per_epoch(args: RunArguments, labelled: int, unlabelled: int, images_per_step: tuple[int, int]) -> int:
-    """Steps of one pass over the larger list, which for suponly is the labelled one; the last may be a part of a step.
+    """Steps of one pass over the list that takes more of them, for suponly the labelled one; the last may be partial.
 
     Args:
         labelled, unlabelled: images of the lists.
         images_per_step: of each list, over all passes and processes.
     """
-    if args.method == "suponly" or labelled > unlabelled:
-        return math.ceil(labelled / images_per_step[0])
-    return math.ceil(unlabelled / images_per_step[1])
+    steps = math.ceil(labelled / images_per_step[0])
+    return steps if args.method == "suponly" else max(steps, math.ceil(unlabelled / images_per_step[1]))
 
 
 def epochs_to_steps(args: RunArguments, per_epoch: int) -> None:

@@ -36,8 +36,9 @@ def _explain(error: Exception, output_dir: Path) -> str | None:
     text = str(error)
     if isinstance(error, torch.OutOfMemoryError) or any(part in text for part in NO_MEMORY):
         return (
-            f"out of memory ({text.splitlines()[0].strip()}): halve --batch_size and --unlabelled_batch_size and "
-            "double --gradient_accumulation_steps, lower --crop_size, or pass --gradient_checkpointing true; "
+            f"out of memory ({text.splitlines()[0].strip()}): halve --batch_size and --unlabelled_batch_size, "
+            "but not below 2, and double --gradient_accumulation_steps, lower --crop_size, or pass "
+            "--gradient_checkpointing true; "
             "an evaluation needs less with --eval_mode slide or a smaller --eval_batch_size"
         )
     # safetensors passes the system's error on as text.

@@ -1,5 +1,6 @@
 """What a run would do, as numbers that can be checked by hand: steps, images, memory, disk, hours."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,19 +34,21 @@ class Counts:
 def published_counts(args: RunArguments) -> Counts | None:
     """The counts of a published split whose data set is not there to be counted; None for any other."""
     name, _, labelled = args.split.partition("/")
-    if labelled not in PUBLISHED["mean_iou_per_cent"].get(name, {}) or Path(args.dataset).exists():
+    elsewhere = args.dataset != "demo" and not Path(args.dataset).exists() and not args.unlabelled_dataset
+    if labelled not in PUBLISHED["mean_iou_per_cent"].get(name, {}) or not elsewhere:
         return None
     family = name.partition("_")[0]
     data = PUBLISHED["datasets"][family]
     unlabelled = data["training_images"] - int(labelled)
-    return Counts(int(labelled), unlabelled, data["evaluation_images"], PUBLISHED_CLASSES[family], "published")
+    classes = args.num_labels or PUBLISHED_CLASSES[family]
+    return Counts(int(labelled), unlabelled, data["evaluation_images"], classes, "published")
 
 
 def plan_without_data(args: RunArguments, counts: Counts, processes: int) -> dict:
     """The plan of a run whose data set is elsewhere.
 
     Raises:
-        InputError: settings that the run would refuse.
+        InputError: settings that the run would refuse, as far as they show without data.
     """
     passes = processes * args.gradient_accumulation_steps
     images = args.batch_size * passes, args.unlabelled_batch_size * passes if args.method != "suponly" else 0
@@ -81,6 +84,7 @@ def describe_plan(
         "classes": counts.classes,
         "steps": args.max_steps,
         "warmup_steps": args.warmup_steps,
+        "evaluations": math.ceil(args.max_steps / (args.eval_steps or args.max_steps)),
         "steps_per_epoch": steps_per_epoch(args, counts.labelled, counts.unlabelled, images_per_step),
         "processes": processes,
         "gradient_accumulation_steps": args.gradient_accumulation_steps,
@@ -95,7 +99,7 @@ def describe_plan(
         "memory_per_process_mb": sizes,
         "disk_mb": disk(args, sizes),
         "images_per_second": args.images_per_second or None,
-        "hours": hours,
+        "training_hours": hours,
     }
 
 

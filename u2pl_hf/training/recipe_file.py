@@ -57,7 +57,7 @@ def _typed(value, hint, choices: tuple | None):
         return value
     try:
         typed = value if isinstance(value, bool) else kind(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(kind.__name__) from None
     lossy = isinstance(value, list | dict | type(None)) or (kind is int and float(value) != typed)
     if lossy or isinstance(value, bool) != (kind is bool):

@@ -18,6 +18,7 @@ from PIL import Image
 
 from u2pl_hf.data.splits import read_ids, write_ids
 from u2pl_hf.errors import InputError
+from u2pl_hf.hub.exported import read_results
 from u2pl_hf.training.arguments import RunArguments
 from u2pl_hf.training.checkpoint import damage, newest_complete, read_state, remove, write_atomically
 from u2pl_hf.training.failures import NO_SPACE
@@ -58,7 +59,10 @@ class RunFolder:
         if self.args.resume == "never":
             raise InputError(f"--output_dir {self.path} is not empty; pass another folder or --resume auto")
         recipe = self.path / "recipe.yaml"
-        content = yaml.safe_load(recipe.read_text()) if recipe.is_file() else None
+        try:
+            content = yaml.safe_load(recipe.read_text()) if recipe.is_file() else None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise InputError(f"{recipe} is damaged; restore it, or pass another --output_dir") from error
         if not isinstance(content, dict):
             raise InputError(f"--output_dir {self.path} is not empty and holds no run; pass another folder")
         self._compare(content, recipe)
@@ -125,8 +129,15 @@ class RunFolder:
             self.lock_file = None
 
     def finished_results(self) -> dict | None:
-        """The results of a run that is complete."""
-        return json.loads(self.results_path.read_text()) if self.results_path.is_file() else None
+        """The results of a run that is complete.
+
+        Raises:
+            InputError: results.json is not what a run wrote.
+        """
+        results = read_results(self.path)
+        if results is not None and not results.get("last"):
+            raise InputError(f"{self.results_path} holds no results of a run; restore it, or remove it")
+        return results
 
     def checkpoint_path(self, step: int) -> Path:
         """Where the checkpoint of a step lies."""

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from u2pl_hf.errors import TrainingError
+from u2pl_hf.errors import InputError, TrainingError
 from u2pl_hf.training.arguments import parse_arguments
 from u2pl_hf.training.run_folder import RunFolder
 from u2pl_hf.training.stopping import SIGNALS
@@ -40,37 +40,52 @@ def is_finished(arguments: Sequence[str]) -> bool:
 def run_all(command: Sequence[str], runs: Mapping[str, Sequence[str]], logs: Path, jobs: int = 1) -> None:
     """Start `command` with the arguments of each run, `jobs` at a time; what a run says goes to logs/NAME.log.
 
-    A signal is passed on to the runs, which write their checkpoints; the same call then goes on from there.
+    Signals are passed on to the runs, which write their checkpoints; the same call then goes on from there. No run is
+    left behind, however this ends.
 
     Raises:
+        InputError: fewer than one job, or logs cannot be written.
         TrainingError: runs failed; the others were done nevertheless.
         SystemExit: a signal came.
     """
+    if jobs < 1:
+        raise InputError(f"--jobs {jobs} must be at least 1")
     waiting, going, failed, caught = list(runs), {}, [], []
-    before = {number: signal.signal(number, lambda number, frame: caught.append(number)) for number in SIGNALS}
-    logs.mkdir(parents=True, exist_ok=True)
+
+    def note(number: int, frame) -> None:
+        caught.append(number)
+        for process, _ in going.values():
+            process.send_signal(number)
+
+    before = {number: signal.signal(number, note) for number in SIGNALS}
     try:
+        logs.mkdir(parents=True, exist_ok=True)
         while going or (waiting and not caught):
             while waiting and len(going) < jobs and not caught:
                 name = waiting.pop(0)
                 going[name] = (_start([*command, *runs[name]], logs / f"{name}.log"), time.monotonic())
+                if caught:  # It came while the run was not yet in the list.
+                    going[name][0].send_signal(caught[0])
                 logger.info("%s: begun, %s", name, logs / f"{name}.log")
-            if caught:
-                for process, _ in going.values():
-                    process.send_signal(caught[0])
-                for process, _ in going.values():
-                    process.wait()
-                logger.info("stopped by %s; the same command goes on", signal.Signals(caught[0]).name)
-                sys.exit(128 + caught[0])
             for name in [name for name, (process, _) in going.items() if process.poll() is not None]:
                 process, since = going.pop(name)
-                minutes = (time.monotonic() - since) / 60
-                logger.info("%s: %s after %.1f minutes", name, "failed" if process.returncode else "done", minutes)
-                failed += [name] if process.returncode else []
+                how = "failed" if process.returncode else "done"
+                how = "stopped" if process.returncode and caught else how
+                logger.info("%s: %s after %.1f minutes", name, how, (time.monotonic() - since) / 60)
+                failed += [name] if how == "failed" else []
             time.sleep(0.2)
+    except OSError as error:
+        raise InputError(f"{error.filename} cannot be written to ({error.strerror}); pass another folder") from error
     finally:
+        for process, _ in going.values():
+            process.terminate()
+        for process, _ in going.values():
+            process.wait()
         for number, handler in before.items():
             signal.signal(number, handler)
+    if caught:
+        logger.info("stopped by %s; the same command goes on", signal.Signals(caught[0]).name)
+        sys.exit(128 + caught[0])
     if failed:
         raise TrainingError(f"{', '.join(failed)} failed; see {logs / (failed[0] + '.log')}; the same command goes on")
 

@@ -32,32 +32,38 @@ class Tracker:
         *,
         total: int,
         initial: int,
-        images_per_step: int,
         every: int,
     ):
         self.accelerator, self.trackers, self.class_names = accelerator, trackers, class_names
-        self.every, self.images_per_step, self.main = every, images_per_step, accelerator.is_main_process
+        self.every, self.main = every, accelerator.is_main_process
         self.bar = tqdm(
             total=total, initial=initial, disable=not self.main, file=sys.stderr, unit="step", dynamic_ncols=True
         )
         # Without a terminal a line every few seconds is enough for a log file.
         self.bar.mininterval = 0.5 if sys.stderr.isatty() else 20.0
         self.file = open(metrics_path, "a", buffering=1) if self.main else None  # noqa: SIM115 (for the whole run)
-        self.window_start, self.window_steps = time.perf_counter(), 0
+        self.window_start, self.window_images = time.perf_counter(), 0
 
-    def step(self, step: int, values: dict[str, Tensor | float], learning_rate: float) -> None:
-        """Count one finished step, on all processes; `step` counts from 1, `values` are scalars or (C,)."""
-        self.window_steps += 1
+    def step(self, step: int, values: dict[str, Tensor | float], learning_rate: float, images: int) -> None:
+        """Count one finished step, on all processes.
+
+        Args:
+            step: its number, from 1.
+            values: scalars or (C,).
+            learning_rate: it was done with.
+            images: it saw, over all processes; in warm-up these are labelled ones alone.
+        """
+        self.window_images += images
         if step % self.every == 0:
             numbers = process_means(values, self.accelerator)
             if self.main:
                 self._log_step(step, numbers, learning_rate)
-            self.window_start, self.window_steps = time.perf_counter(), 0
+            self.window_start, self.window_images = time.perf_counter(), 0
         self.bar.update()
 
     def _log_step(self, step: int, numbers: dict, learning_rate: float) -> None:
         seconds = time.perf_counter() - self.window_start
-        speed = self.window_steps * self.images_per_step / max(seconds, 1e-9)
+        speed = self.window_images / max(seconds, 1e-9)
         self._write({"step": step} | numbers | {"learning_rate": learning_rate, "images_per_second": round(speed, 2)})
         losses = {name.replace("loss_", ""): v for name, v in numbers.items() if name.startswith("loss")}
         shown = {name: "nan" if value is None else f"{value:.3f}" for name, value in losses.items()}

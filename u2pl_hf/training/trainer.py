@@ -106,6 +106,11 @@ class Trainer:
         lists = len(data.labelled), len(data.unlabelled)
         epochs_to_steps(args, steps_per_epoch(args, *lists, self.images_per_step))
         scale = learning_rate_scale(self.images_per_step[0], args.reference_batch_size, args.scale_lr)
+        if args.method == "u2pl" and args.unlabelled_batch_size == 1 and args.strong_augmentation != "cutout":
+            logger.warning(
+                "%s finds no other image in a pass of one, so nothing is mixed: pass --unlabelled_batch_size 2 or more",
+                args.strong_augmentation,
+            )
         return data, method_settings(args, data), scale
 
     @property
@@ -118,6 +123,11 @@ class Trainer:
         """Labelled and unlabelled images of one optimizer step, over all processes."""
         args, passes = self.args, self.args.gradient_accumulation_steps * self.processes
         return args.batch_size * passes, (args.unlabelled_batch_size * passes if args.method != "suponly" else 0)
+
+    def _images(self, step: int) -> int:
+        """Images that a step sees, over all processes: in warm-up no unlabelled ones."""
+        labelled, unlabelled = self.images_per_step
+        return labelled + (unlabelled if step >= self.args.warmup_steps else 0)
 
     @contextlib.contextmanager
     def _timed(self, what: str) -> Iterator[None]:
@@ -163,7 +173,7 @@ class Trainer:
                 values = self._gradients(step)
                 self._update(step)
                 with self._timed("logging"):
-                    tracker.step(step + 1, values, learning_rate)
+                    tracker.step(step + 1, values, learning_rate, self._images(step))
                 last = self._save_and_evaluate(step + 1, tracker, stop)
         return self._finish(last)
 
@@ -234,7 +244,6 @@ class Trainer:
             self.data.class_names,
             total=self.args.max_steps,
             initial=first,
-            images_per_step=sum(self.images_per_step),
             every=self.args.logging_steps,
         )
 
