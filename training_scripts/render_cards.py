@@ -4,7 +4,7 @@
     python training_scripts/render_cards.py runs/demo_suponly_seed0 runs/demo_u2pl_seed0
 
 With runs, their facts and curves are taken into the collection first, and with --pictures the images of their last
-evaluation, where the data set's licence allows that. No number in a card is typed by hand. The last line on stdout is
+evaluation; pass it only where these may be shown. No number in a card is typed by hand. The last line on stdout is
 one JSON object with the cards and those that have changed.
 """
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from u2pl_hf.errors import InputError, TrainingError
+from u2pl_hf.training import run_queue
 from u2pl_hf.training.run_queue import run_all
 
 ROOT = Path(__file__).parents[2]
@@ -50,7 +51,7 @@ def here(monkeypatch, capsys, *arguments) -> tuple[int, str, str]:
 
 def test_a_table_is_interrupted_goes_on_and_is_rendered(tiny_data, tmp_path):
     table = tmp_path / "tiny.yaml"
-    table.write_text(TABLE.format(data=tiny_data, steps=400))
+    table.write_text(TABLE.format(data=tiny_data, steps=4000))
     options = [table, "--output_dir", tmp_path / "runs", "--model_cards", tmp_path / "cards"]
     running, metrics = start(*options), tmp_path / "runs" / "tiny_suponly_seed0" / "metrics.jsonl"
     while not (metrics.exists() and metrics.read_text().count("\n") > 1):
@@ -69,12 +70,13 @@ def test_a_table_is_interrupted_goes_on_and_is_rendered(tiny_data, tmp_path):
     # The rest with fewer steps would be another run, so the table says so before anything starts.
     table.write_text(TABLE.format(data=tiny_data, steps=5))
     code, out, errors = finish(start(*options, "--only", "ael"))
-    assert code == 2 and "table tiny, row suponly:" in errors and "max_steps is 400 there and 5 here" in errors
+    assert code == 2 and "table tiny, row suponly:" in errors and "max_steps is 4000 there and 5 here" in errors
     # Two beside each other, and a signal reaches both.
-    table.write_text(TABLE.format(data=tiny_data, steps=400))
+    table.write_text(TABLE.format(data=tiny_data, steps=4000))
     running, runs = start(*options, "--jobs", "2"), [tmp_path / "runs" / f"tiny_{m}_seed0" for m in ("suponly", "ael")]
     there = metrics.read_text().count("\n")
-    while not ((runs[1] / "metrics.jsonl").exists() and metrics.read_text().count("\n") > there):
+    while not ((runs[1] / "metrics.jsonl").exists() and (runs[1] / "metrics.jsonl").read_text().count("\n")
+               and metrics.read_text().count("\n") > there):  # fmt: skip
         assert running.poll() is None
         time.sleep(0.05)
     running.send_signal(signal.SIGINT)
@@ -173,12 +175,12 @@ def signal_later(seconds: float, *numbers: int) -> None:
 
 
 def test_a_signal_between_two_runs_is_not_lost(tmp_path):
-    code = f"open({str(tmp_path / 'NAME')!r}, 'w').close()"
-    began = tmp_path / "b"
-    signal_later(0.01, signal.SIGTERM)
+    """The first run sends it as its last act, so that it comes while nothing else is going."""
+    code = f"import os, signal; open({str(tmp_path / 'NAME')!r}, 'w').close(); os.kill(os.getppid(), signal.SIGTERM)"
     with pytest.raises(SystemExit) as ended:
         queue("ab", tmp_path / "logs", code=code)
-    assert ended.value.code == 128 + signal.SIGTERM and not began.exists()
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert (tmp_path / "a").exists() and not (tmp_path / "b").exists()
 
 
 def test_every_signal_reaches_all_that_are_going(tmp_path):
@@ -206,18 +208,22 @@ def test_every_signal_reaches_all_that_are_going(tmp_path):
     assert time.monotonic() - start < 50 and not (tmp_path / "c").exists()
 
 
-def test_no_run_is_left_behind(tmp_path):
+def test_no_run_is_left_behind(tmp_path, monkeypatch):
     """The log of the second one cannot be written: the first must not train on."""
     (tmp_path / "logs" / "b.log").mkdir(parents=True)
-    code = f"import os, time; open({str(tmp_path / 'NAME')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    started, start_process = [], run_queue._start
+
+    def note(*arguments) -> subprocess.Popen:
+        started.append(start_process(*arguments))
+        return started[-1]
+
+    monkeypatch.setattr(run_queue, "_start", note)
     with pytest.raises(InputError, match=r"b\.log cannot be written to"):
-        queue("ab", tmp_path / "logs", jobs=2, code=code)
-    if (tmp_path / "a").exists():
-        with pytest.raises(ProcessLookupError):
-            os.kill(int((tmp_path / "a").read_text()), 0)
+        queue("ab", tmp_path / "logs", jobs=2, code="import time; time.sleep(60)")
+    assert [process.poll() for process in started] == [-signal.SIGTERM]
 
 
 def test_what_fails_is_named_after_the_rest_is_done(tmp_path):
-    with pytest.raises(TrainingError, match=r"a, c failed; see .*a\.log"):
-        queue("abcd", tmp_path / "logs", jobs=2, code=f"open({str(tmp_path / 'NAME')!r}, 'w'); exit('NAME' in 'ac')")
+    with pytest.raises(TrainingError, match=r"^b failed; see .*b\.log"):
+        queue("abcd", tmp_path / "logs", jobs=2, code=f"open({str(tmp_path / 'NAME')!r}, 'w'); exit('NAME' == 'b')")
     assert all((tmp_path / name).exists() for name in "abcd")

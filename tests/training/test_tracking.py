@@ -281,3 +281,20 @@ def test_numbers_are_means_over_two_processes(tmp_path):
                 "gamma": None}  # fmt: skip
     for rank in range(2):
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == {"means": expected, "collectives": 1}
+
+
+def test_images_per_second_are_those_of_training(tiny_data, tmp_path, monkeypatch):
+    """An evaluation between two lines begins the count anew; a warm-up step has labelled images alone."""
+    trainer = make_trainer(tiny_data, tmp_path / "run", trackers=["none"], logging_steps=4, warmup_steps=2)
+    assert [trainer._images(step) for step in (1, 2)] == [2, 4]
+    trainer.folder.path.mkdir()
+    now = [0.0]
+    monkeypatch.setattr("u2pl_hf.training.tracking.time.perf_counter", lambda: now[0])
+    with trainer._tracker(0) as tracker:
+        for step, images, seconds in ((1, 6, 1.0), (2, 6, 1.0), (3, 10, 2.0), (4, 10, 2.0)):
+            now[0] += seconds
+            tracker.step(step, {"loss": torch.tensor(1.0)}, 0.1, images)
+            if step == 2:
+                now[0] += 100.0
+                tracker.evaluation(step, {"step": step, "mean_iou": None})
+    assert read_lines(tmp_path / "run")[-1]["images_per_second"] == 20 / 4

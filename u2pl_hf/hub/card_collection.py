@@ -29,21 +29,23 @@ def add_run(run: Path, collection: Path, shown: Sequence[str] = ("pictures", "cu
         The folder in the collection.
 
     Raises:
-        InputError: the run is not finished.
+        InputError: the run is not finished, or is the collection's own copy.
     """
     results = read_results(run)
     if results is None or results.get("last") is None:
         raise InputError(f"{run} holds no finished run (no results.json with a last evaluation); train it first")
     folder = collection / run.resolve().name
     folder.mkdir(parents=True, exist_ok=True)
-    for old in (*folder.glob("pictures/*.png"), folder / "curves.png"):
-        old.unlink(missing_ok=True)
-    facts = public_facts(results)
+    if folder.resolve() == run.resolve():
+        raise InputError(f"{run} is in the collection already; pass the run's own folder")
+    facts, before = public_facts(results), {*folder.glob("pictures/*.png"), *folder.glob("curves.png")}
     for name in ("pictures", "curves"):
         if name in shown and facts.get(name) and (run / facts[name]).is_file():
             _copy_picture(run / facts[name], folder / facts[name])
         else:
             facts[name] = None
+    for old in before - {folder / facts[name] for name in ("pictures", "curves") if facts[name]}:
+        old.unlink()
     _write(folder / "results.json", json.dumps(facts, indent=2) + "\n")
     return folder
 

@@ -45,7 +45,7 @@ def _differences(results: dict, data: dict, labelled: int) -> list[tuple[str, ob
     here = results | (results.get("architecture") or {})
     rows = [(_words(key), here[key], there[key]) for key in there if here.get(key) not in (None, there[key])]
     steps = results.get("max_steps")
-    # An epoch is one pass over the larger list; the supervised baseline has only one.
+    # An epoch is one pass over the list with more steps; the supervised baseline has only one.
     longest = labelled if results.get("method") == "suponly" else max(labelled, unlabelled)
     expected = round(data["epochs"] * longest / data["images_per_step"])
     if steps is not None and abs(steps - expected) > STEPS_TOLERANCE * expected:

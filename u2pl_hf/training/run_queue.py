@@ -75,6 +75,8 @@ def run_all(command: Sequence[str], runs: Mapping[str, Sequence[str]], logs: Pat
                 failed += [name] if how == "failed" else []
             time.sleep(0.2)
     except OSError as error:
+        if error.filename is None:  # No file: the system starts no process.
+            raise
         raise InputError(f"{error.filename} cannot be written to ({error.strerror}); pass another folder") from error
     finally:
         for process, _ in going.values():

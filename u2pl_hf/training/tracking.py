@@ -75,7 +75,7 @@ class Tracker:
             self._write({"step": step} | {f"eval_{name}": value for name, value in result.items() if name != "step"})
             score = "-" if result["mean_iou"] is None else f"{result['mean_iou']:.4f}"
             self.bar.write(f"step {step}: mean IoU {score}", file=sys.stderr)
-        self.window_start, self.window_steps = time.perf_counter(), 0
+        self.window_start, self.window_images = time.perf_counter(), 0
 
     def picture(self, step: int, picture: Image.Image) -> None:
         """Show the picture grid of an evaluation to the trackers."""
