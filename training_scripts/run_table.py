@@ -5,7 +5,7 @@
 A table is a YAML file of rows, each a recipe with options and seeds; training_scripts/tables has the project's. What
 runs say goes to OUTPUT_DIR/logs. Stopped in any way, the same command goes on. With --model_cards the finished runs are
 taken into the collection, where table and cards are rendered from their JSON. The table goes to stderr, one JSON line
-to stdout.
+to stdout. Options of train_u2pl.py for every run come at the end, after --, such as -- --backbone_weights FILE.
 """
 
 import argparse
@@ -35,7 +35,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=[], metavar="ID", help="rows to run (default: all)")
     parser.add_argument("--list", action="store_true", help="start nothing: show what is finished and say what is left")
     parser.add_argument("--model_cards", type=Path, metavar="DIR", help="collection to add finished runs to")
-    return parser.parse_args()
+    # argparse itself takes what follows -- only where no option stands between it and the table.
+    words = sys.argv[1:]
+    end = words.index("--") if "--" in words else len(words)
+    return parser.parse_args(words[:end], argparse.Namespace(options=words[end + 1 :]))
 
 
 def run_arguments(args: argparse.Namespace, name: str, row: Row, seed: int) -> list[str]:
@@ -57,8 +60,8 @@ def run_arguments(args: argparse.Namespace, name: str, row: Row, seed: int) -> l
         return value.replace("{dataset}", str(place))
 
     options = {key: filled(value) for key, value in options.items()}
-    words = option_words(options | {"seed": seed, "output_dir": args.output_dir / name})
-    return [str(SCRIPTS / "recipes" / row.recipe), *words]
+    last = option_words({"seed": seed, "output_dir": args.output_dir / name})
+    return [str(SCRIPTS / "recipes" / row.recipe), *option_words(options), *args.options, *last]
 
 
 def finished_runs(table: Table, arguments: dict[str, list[str]], folder: Path) -> dict[str, dict]:

@@ -20,7 +20,7 @@ def test_every_recipe_is_valid(recipe):
     assert recipe.stem.removesuffix("_1gpu").endswith(f"_{args.method}")
 
 
-@pytest.mark.parametrize("pair", ["demo", "camvid", "voc_small"])
+@pytest.mark.parametrize("pair", ["demo", "camvid", "voc_small", "voc_imagenet"])
 def test_recipes_of_a_pair_differ_only_in_the_method(pair):
     suponly, u2pl = (
         parse_arguments([str(RECIPES[0].parent / f"{pair}_{m}.yaml")], "").recipe() for m in ("suponly", "u2pl")
@@ -64,6 +64,7 @@ def test_command_line_wins(tmp_path):
         ("", ["--learning_rate", "inf"], "must be a positive number"),
         ("", ["--aspp_dilations", "0", "1", "2"], "must be three positive numbers"),
         ("", ["--methd", "u2pl"], "unrecognized arguments"),
+        ("", ["--output_stride", "32"], "--output_stride 32 must be 8 or 16"),
         ("", ["--warmup_steps", "2000"], "must be below max_steps"),
         ("method: suponly", ["--batch_size", "1"], "BatchNorm"),
         ("", ["--fixed_defects", "2"], "--fixed_defects needs --variant official"),
@@ -75,6 +76,11 @@ def test_mistakes_are_one_line(tmp_path, content, options, message):
     with pytest.raises(InputError) as error:
         parse(tmp_path, content, *options)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_only_resnets_have_a_default_output_stride(tmp_path):
+    assert parse(tmp_path, "").output_stride == 8
+    assert parse(tmp_path, "", "--backbone", "timm/mobilenetv2_100").output_stride is None
 
 
 def test_defects_are_a_set(tmp_path):

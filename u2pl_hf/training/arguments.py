@@ -18,6 +18,8 @@ from u2pl_hf.training.recipe_file import read_recipe
 METHODS = ("suponly", "u2pl", "u2pl_ael")
 VARIANTS = ("paper", "official")
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101")
+# What --backbone begins with for a network of timm.
+TIMM = "timm/"
 # Of --backbone_weights: start from fresh ones.
 FRESH = "none"
 # Fields that count epochs, and the fields that count steps which they win over.
@@ -78,7 +80,9 @@ class RunArguments:
     )
     stem: str = _field("deep", "of a ResNet: three 3x3 convolutions (deep) or one 7x7 (plain)", ("deep", "plain"))
     base_width: int = _field(64, "channels of a ResNet's first stage; 64 is the published one")
-    output_stride: int = _field(8, "stride of a ResNet's last stage", (8, 16))
+    output_stride: int | None = _field(
+        None, "stride of the last stage, 8 or 16; default: 8 for a ResNet, its own (mostly 32) for a network of timm"
+    )
     head_channels: int = _field(256, "channels of ASPP, decoder and heads")
     representation_channels: int = _field(256, "D, channels of the representation")
     aspp_dilations: list[int] = _field([12, 24, 36], "dilations of the three ASPP branches")
@@ -238,6 +242,7 @@ class RunArguments:
             self._require(self.reference_batch_size >= 1, "reference_batch_size", "must be at least 1")
         if self.num_labels is not None:
             self._require(2 <= self.num_labels <= 255, "num_labels", "must lie in 2..255")
+        self._check_output_stride()
         self._check_initial_weights()
         if self.batch_size == 1 and (self.method == "suponly" or self.warmup_steps or self.warmup_epochs):
             raise InputError(
@@ -254,6 +259,17 @@ class RunArguments:
         if self.compile and self.gradient_checkpointing:
             raise InputError("--compile and --gradient_checkpointing do not go together: pass one of them")
         self._check_method()
+
+    def _check_output_stride(self) -> None:
+        """Fill in the ResNets' default; others have none, and most no choice."""
+        if self.backbone in BACKBONES and self.output_stride is None:
+            self.output_stride = 8
+        self._require(self.output_stride in (None, 8, 16), "output_stride", "must be 8 or 16")
+        if self.output_stride is not None and self.backbone not in BACKBONES and not self.backbone.startswith(TIMM):
+            raise InputError(
+                f"--output_stride goes with the ResNets and with timm's networks, not with --backbone {self.backbone}: "
+                "leave it out"
+            )
 
     def _check_method(self) -> None:
         if self.method != "suponly":

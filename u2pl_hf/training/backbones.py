@@ -5,18 +5,18 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, TimmBackboneConfig
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
 from u2pl_hf.errors import InputError
+from u2pl_hf.model.configuration_u2pl import U2PLConfig
 from u2pl_hf.model.modeling_u2pl import U2PLForSemanticSegmentation
-from u2pl_hf.training.arguments import BACKBONES, FRESH, RunArguments
+from u2pl_hf.training.arguments import BACKBONES, FRESH, TIMM, RunArguments
 
 logger = logging.getLogger(__name__)
-
-TIMM = "timm/"
 
 
 def backbone_config(args: RunArguments) -> PreTrainedConfig | None:
@@ -61,7 +61,19 @@ def _timm_config(args: RunArguments) -> TimmBackboneConfig:
         raise InputError(f"--backbone {args.backbone}: timm has no {name}; timm.list_models() has all names")
     if args.backbone_stages:
         raise InputError(f"--backbone_stages does not go with --backbone {args.backbone}: timm's last four are taken")
-    return TimmBackboneConfig(backbone=name)
+    config = TimmBackboneConfig(backbone=name, output_stride=args.output_stride)
+    try:
+        # Some have no such stride, some no maps with channels first, some take images of one size only.
+        with torch.device("meta"):
+            network = U2PLForSemanticSegmentation(U2PLConfig(backbone=config, representation_channels=0)).eval()
+            network(torch.empty(1, 3, args.crop_size, args.crop_size))
+    except Exception as error:  # each in its own way
+        stride = f" with --output_stride {args.output_stride}" if args.output_stride else ""
+        raise InputError(
+            f"--backbone {args.backbone} cannot be used{stride} ({_line(error)}): pass "
+            f"{'another stride, none, or ' if stride else ''}another network, such as timm/mobilenetv2_100"
+        ) from error
+    return config
 
 
 def _timm(args: RunArguments):

@@ -19,7 +19,7 @@ def build_model(
         backbone=args.backbone if other is None else other,
         stem=args.stem,
         base_width=args.base_width,
-        output_stride=args.output_stride,
+        **({"output_stride": args.output_stride} if other is None else backbone_normalisation(args)),
         head_channels=args.head_channels,
         representation_channels=0 if args.method == "suponly" else args.representation_channels,
         aspp_dilations=args.aspp_dilations,
@@ -28,7 +28,6 @@ def build_model(
         id2label=dict(enumerate(class_names)),
         label2id={name: i for i, name in enumerate(class_names)},
         palette=palette or default_palette(len(class_names)),
-        **({} if other is None else backbone_normalisation(args)),
     )
     return U2PLForSemanticSegmentation(config)
 

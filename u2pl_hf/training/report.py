@@ -76,8 +76,7 @@ def gather_results(trainer, last: dict | None) -> dict:
         "batch_size_unlabelled": trainer.images_per_step[1] or None,
         "gradient_accumulation_steps": args.gradient_accumulation_steps,
         "learning_rate": trainer.learning_rate,
-        "backbone": trainer.student.config.backbone,
-        "architecture": _resnet(trainer.student.config),
+        **_backbone(trainer.student.config),
         "parameters": sum(p.numel() for p in trainer.student.parameters()),
         "initialised_with": trainer.initialised_with,
         "seconds": round(trainer.seconds, 1),
@@ -107,10 +106,16 @@ def _changed_settings(settings: MethodSettings) -> dict | None:
     return {name: value for name, value in lists.items() if name not in told} or None
 
 
-def _resnet(config: PreTrainedConfig) -> dict | None:
-    """What "backbone" leaves open, where it is a ResNet of this package."""
-    names = ("stem", "base_width", "output_stride")
-    return {name: getattr(config, name) for name in names} if config.backbone_config is None else None
+def _backbone(config: PreTrainedConfig) -> dict:
+    """Its name, and what the name leaves open."""
+    own = config.backbone_config
+    if own is None:
+        names = ("stem", "base_width", "output_stride")
+        return {"backbone": config.backbone, "architecture": {name: getattr(config, name) for name in names}}
+    if own.model_type == "timm_backbone":
+        chosen = {"output_stride": own.output_stride} if own.output_stride else None
+        return {"backbone": f"timm/{own.backbone}", "architecture": chosen}
+    return {"backbone": config.backbone, "architecture": None}
 
 
 def score(evaluation: dict) -> float:
