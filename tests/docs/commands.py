@@ -194,7 +194,7 @@ def known_options() -> set[str]:
     for parser in (launch_command_parser(), torchrun_parser()):
         known |= options_of(parser)
     for path in FILES_WITH_COMMANDS:
-        if path.suffix == ".py" and "parse_args()" in path.read_text():
+        if path.suffix == ".py" and "parse_args(" in path.read_text():
             known |= options_of(parser_of(path))
     return known
 

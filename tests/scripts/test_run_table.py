@@ -89,16 +89,20 @@ def test_finished_runs_are_passed_over_and_failed_ones_are_named(tiny_data, tmp_
     table = tmp_path / "tiny.yaml"
     table.write_text(TABLE.format(data=tiny_data, steps=5))
     options = [table, "--output_dir", tmp_path / "runs", "--model_cards", tmp_path / "cards"]
-    code, out, errors = finish(start(*options, "--only", "suponly"))
+    code, out, errors = finish(start(*options, "--only", "suponly", "--", "--max_steps", "4", "--seed", "7"))
     assert code == 0 and json.loads(out)["finished"] == ["tiny_suponly_seed0"]
-    code, out, errors = finish(start(*options, "--jobs", "2"))
+    told = json.loads((tmp_path / "runs" / "tiny_suponly_seed0" / "results.json").read_text())
+    # They win over the table's own, but not over what tells the runs apart.
+    assert (told["max_steps"], told["seed"]) == (4, 0)
+    options += ["--jobs", "2", "--", "--max_steps", "4"]
+    code, out, errors = finish(start(*options))
     assert code == 0 and json.loads(out) == {
         "table": "tiny", "finished": ["tiny_suponly_seed0", "tiny_ael_seed0"], "to_do": []
     }  # fmt: skip
     assert "tiny_suponly_seed0: begun" not in errors and "tiny_ael_seed0: done" in errors
     results = json.loads((tmp_path / "cards" / "tiny_ael_seed0" / "results.json").read_text())
     score = f"{100 * results['last']['mean_iou']:.2f}"
-    assert f"| U2PL + AEL | 6 | 5 | 0 | {score} |" in errors
+    assert f"| U2PL + AEL | 6 | 4 | 0 | {score} |" in errors
     # A table of one's own is rendered as the project's are.
     assert f"| {score} |" in (tmp_path / "cards" / "tiny.md").read_text()
     assert results["method"] == "u2pl_ael" and (tmp_path / "cards" / "tiny_ael_seed0" / "README.md").exists()

@@ -69,7 +69,6 @@ def test_starts_from_the_weights_in_the_folder(tiny_data, folders, tmp_path):
         ({"backbone": "{swin}", "backbone_weights": "{dinov2}"}, "of another network"),
         ({"backbone": "{convnext}", "backbone_stages": ["stage9"]}, "pass some of stem stage1 stage2"),
         ({"backbone_stages": ["stage4"]}, "not with --backbone resnet18"),
-        ({"backbone": "{swin}", "output_stride": 16}, "--output_stride goes with the ResNets and with timm's networks"),
         ({"backbone": "{convnext}", "backbone_weights": "none", "gradient_checkpointing": True}, "convnext cannot"),
     ],
 )

@@ -81,7 +81,8 @@ class RunArguments:
     stem: str = _field("deep", "of a ResNet: three 3x3 convolutions (deep) or one 7x7 (plain)", ("deep", "plain"))
     base_width: int = _field(64, "channels of a ResNet's first stage; 64 is the published one")
     output_stride: int | None = _field(
-        None, "stride of the last stage, 8 or 16; default: 8 for a ResNet, its own (mostly 32) for a network of timm"
+        None,
+        "stride of the last stage: 8 (default) or 16 for a ResNet; 8, 16 or 32 for one of timm (default: its own)",
     )
     head_channels: int = _field(256, "channels of ASPP, decoder and heads")
     representation_channels: int = _field(256, "D, channels of the representation")
@@ -261,15 +262,11 @@ class RunArguments:
         self._check_method()
 
     def _check_output_stride(self) -> None:
-        """Fill in the ResNets' default; others have none, and most no choice."""
-        if self.backbone in BACKBONES and self.output_stride is None:
-            self.output_stride = 8
-        self._require(self.output_stride in (None, 8, 16), "output_stride", "must be 8 or 16")
-        if self.output_stride is not None and self.backbone not in BACKBONES and not self.backbone.startswith(TIMM):
-            raise InputError(
-                f"--output_stride goes with the ResNets and with timm's networks, not with --backbone {self.backbone}: "
-                "leave it out"
-            )
+        """Fill in the ResNets' default. Backbones of transformers have no choice, whatever a recipe says."""
+        if self.backbone in BACKBONES:
+            self.output_stride = self.output_stride or 8
+            self._require(self.output_stride in (8, 16), "output_stride", "must be 8 or 16 for a ResNet")
+        self._require(self.output_stride in (None, 8, 16, 32), "output_stride", "must be 8, 16 or, for timm's, 32")
 
     def _check_method(self) -> None:
         if self.method != "suponly":

@@ -61,17 +61,19 @@ def _timm_config(args: RunArguments) -> TimmBackboneConfig:
         raise InputError(f"--backbone {args.backbone}: timm has no {name}; timm.list_models() has all names")
     if args.backbone_stages:
         raise InputError(f"--backbone_stages does not go with --backbone {args.backbone}: timm's last four are taken")
-    config = TimmBackboneConfig(backbone=name, output_stride=args.output_stride)
+    # 32 is what nearly all have, and not all take it as an option.
+    stride = None if args.output_stride == 32 else args.output_stride
+    config = TimmBackboneConfig(backbone=name, output_stride=stride)
     try:
         # Some have no such stride, some no maps with channels first, some take images of one size only.
         with torch.device("meta"):
             network = U2PLForSemanticSegmentation(U2PLConfig(backbone=config, representation_channels=0)).eval()
             network(torch.empty(1, 3, args.crop_size, args.crop_size))
     except Exception as error:  # each in its own way
-        stride = f" with --output_stride {args.output_stride}" if args.output_stride else ""
         raise InputError(
-            f"--backbone {args.backbone} cannot be used{stride} ({_line(error)}): pass "
-            f"{'another stride, none, or ' if stride else ''}another network, such as timm/mobilenetv2_100"
+            f"--backbone {args.backbone} cannot be used{f' with --output_stride {stride}' if stride else ''} "
+            f"({_line(error)}): pass {'--output_stride 32, or ' if stride else ''}another network, such as "
+            "timm/mobilenetv2_100"
         ) from error
     return config
 
