@@ -18,6 +18,11 @@ from u2pl_hf.hub import push
 torch.set_num_threads(1)
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than cores: many tests wait for scripts that they have started."""
+    return (os.cpu_count() or 1) + 1
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)

@@ -43,13 +43,16 @@ def finish(process: subprocess.Popen) -> tuple[int, str, str]:
 def here(monkeypatch, capsys, *arguments) -> tuple[int, str, str]:
     """The script in this process: exit code, stdout, stderr."""
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
+    code = 0
+    try:
         runpy.run_path(str(SCRIPT), run_name="__main__")
+    except SystemExit as ended:
+        code = ended.code
     told = capsys.readouterr()
-    return ended.value.code, told.out, told.err
+    return code, told.out, told.err
 
 
-def test_a_table_is_interrupted_goes_on_and_is_rendered(tiny_data, tmp_path):
+def test_a_table_is_interrupted_goes_on_and_is_rendered(tiny_data, tmp_path, monkeypatch, capsys):
     table = tmp_path / "tiny.yaml"
     table.write_text(TABLE.format(data=tiny_data, steps=4000))
     options = [table, "--output_dir", tmp_path / "runs", "--model_cards", tmp_path / "cards"]
@@ -63,13 +66,13 @@ def test_a_table_is_interrupted_goes_on_and_is_rendered(tiny_data, tmp_path):
     assert any((tmp_path / "runs" / "tiny_suponly_seed0" / "checkpoints").iterdir())
     assert not (tmp_path / "runs" / "tiny_ael_seed0").exists()
 
-    code, out, errors = finish(start(*options, "--list"))
+    code, out, errors = here(monkeypatch, capsys, *options, "--list")
     assert code == 0 and json.loads(out)["to_do"] == ["tiny_suponly_seed0", "tiny_ael_seed0"]
-    code, out, errors = finish(start(*options, "--list", "--only", "ael"))
+    code, out, errors = here(monkeypatch, capsys, *options, "--list", "--only", "ael")
     assert code == 0 and json.loads(out)["to_do"] == ["tiny_ael_seed0"]
     # The rest with fewer steps would be another run, so the table says so before anything starts.
     table.write_text(TABLE.format(data=tiny_data, steps=5))
-    code, out, errors = finish(start(*options, "--only", "ael"))
+    code, out, errors = here(monkeypatch, capsys, *options, "--only", "ael")
     assert code == 2 and "table tiny, row suponly:" in errors and "max_steps is 4000 there and 5 here" in errors
     # Two beside each other, and a signal reaches both.
     table.write_text(TABLE.format(data=tiny_data, steps=4000))
