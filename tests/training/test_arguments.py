@@ -65,6 +65,7 @@ def test_command_line_wins(tmp_path):
         ("", ["--aspp_dilations", "0", "1", "2"], "must be three positive numbers"),
         ("", ["--methd", "u2pl"], "unrecognized arguments"),
         ("", ["--output_stride", "32"], "--output_stride 32 must be 8 or 16 for a ResNet"),
+        ("", ["--output_stride", "0"], "--output_stride 0 must be 8 or 16 for a ResNet"),
         ("backbone: timm/x", ["--output_stride", "4"], "--output_stride 4 must be 8, 16 or"),
         ("", ["--warmup_steps", "2000"], "must be below max_steps"),
         ("method: suponly", ["--batch_size", "1"], "BatchNorm"),

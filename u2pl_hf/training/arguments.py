@@ -264,7 +264,7 @@ class RunArguments:
     def _check_output_stride(self) -> None:
         """Fill in the ResNets' default. Backbones of transformers have no choice, whatever a recipe says."""
         if self.backbone in BACKBONES:
-            self.output_stride = self.output_stride or 8
+            self.output_stride = 8 if self.output_stride is None else self.output_stride
             self._require(self.output_stride in (8, 16), "output_stride", "must be 8 or 16 for a ResNet")
         self._require(self.output_stride in (None, 8, 16, 32), "output_stride", "must be 8, 16 or, for timm's, 32")
 
