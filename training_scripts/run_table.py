@@ -107,6 +107,9 @@ def main() -> None:
     unknown = [name for name in args.only if name not in ids]
     if unknown:
         raise InputError(f"--only {unknown[0]} is no row of {args.table}, whose rows are {' '.join(ids)}")
+    if args.options and not args.options[0].startswith("--"):
+        # It would become one more value of the row's last option.
+        raise InputError(f"-- {args.options[0]} is no option: pass some of train_u2pl.py's, such as -- --max_steps 500")
     arguments = {name: run_arguments(args, name, *run) for name, run in table.runs().items()}
     chosen = [name for name, (row, _) in table.runs().items() if not args.only or row.id in args.only]
     found, problem = finished_runs(table, arguments, args.output_dir), None

@@ -128,6 +128,11 @@ def test_finished_runs_are_passed_over_and_failed_ones_are_named(tiny_data, tmp_
             "--jobs 0 must be at least 1",
         ),
         (
+            "title: A\nrows:\n  - {id: a, name: A, recipe: demo_suponly.yaml, options: {trackers: [none]}}",
+            ["--list", "--", "wandb"],
+            "-- wandb is no option",
+        ),
+        (
             "title: A\nrows:\n  - {id: a, name: A, recipe: demo_suponly.yaml, options: {split: '{dataset}/x'}}",
             ["--list"],
             "pass --dataset",
