@@ -221,7 +221,7 @@ def test_bad_rows_are_told_together_or_left_out(tmp_path, caplog):
     layout, out = layout_of(tmp_path / "in", validation="0"), tmp_path / "out"
     with (
         caplog.at_level("WARNING"),
-        pytest.raises(InputError, match=r"9 of 13 rows cannot be used; .*out\.bad\.txt.*--skip_bad"),
+        pytest.raises(InputError, match=r"9 of 13 rows cannot be used, .*out\.bad\.txt.*--skip_bad"),
     ):
         prepare(layout, out)
     listed = dict(line.split("\t") for line in (tmp_path / "out.bad.txt").read_text(encoding="utf-8").splitlines())

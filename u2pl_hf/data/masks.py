@@ -13,6 +13,8 @@ IGNORE = 255
 # Cityscapes: label id of each of the 19 train ids; every other label id up to 33 is not evaluated.
 CITYSCAPES_LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 SHOWN = 5
+# What to do about a value without a name.
+ADD = ": add it there, named void if it is to be ignored"
 
 
 class BadMask(ValueError):  # noqa: N818 - reads as what it is
@@ -112,7 +114,7 @@ def _from_greys(image: Image.Image, classes: ClassList) -> np.ndarray:
         table[value], known[value] = class_id, True
     unknown = np.flatnonzero((np.bincount(values.ravel(), minlength=256) > 0) & ~known)
     if len(unknown):
-        raise BadMask(f"the mask holds {_listed(unknown.tolist())}, which the class list does not name")
+        raise BadMask(f"the mask holds {_listed(unknown.tolist())}, which the class list does not name{ADD}")
     return table[values]
 
 
@@ -126,7 +128,7 @@ def _from_rgb(pixels: np.ndarray, classes: ClassList) -> np.ndarray:
     unknown = np.unique(codes[table[order][places] != codes])
     if len(unknown):
         colours = [f"({c >> 16},{c >> 8 & 255},{c & 255})" for c in unknown.tolist()]
-        raise BadMask(f"the mask holds {_listed(colours)}, which the class list does not name")
+        raise BadMask(f"the mask holds {_listed(colours)}, which the class list does not name{ADD}")
     return ids[order][places]
 
 

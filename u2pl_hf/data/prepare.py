@@ -149,7 +149,10 @@ def _judge(bad: list[tuple[str, str]], rows: dict[str, int], output_dir: Path, s
     emptied = [subset for subset, count in rows.items() if not count] or ["any subset"]
     remedy = "or pass --skip_bad to leave them out" if is_enough else f"as no row of {emptied[0]} is left without them"
     total = sum(rows.values()) + len(bad)
-    raise InputError(f"{len(bad)} of {total} rows cannot be used; {listing} names all. Mend them, {remedy}")
+    first = f"{bad[0][0]}: {bad[0][1]}"
+    raise InputError(
+        f"{len(bad)} of {total} rows cannot be used, all named in {listing}, such as {first}. Mend them, {remedy}"
+    )
 
 
 def _result(layout: Layout, reports: dict[str, list[Report]], bad: list[tuple[str, str]]) -> dict:
