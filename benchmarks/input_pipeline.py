@@ -117,7 +117,7 @@ def resize_then_crop(image: np.ndarray, label: np.ndarray, size: int, seed: int)
     scale, x, y = geometry(image.shape, size, seed)
     width, height = round(image.shape[1] * scale), round(image.shape[0] * scale)
     image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-    label = cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST)
+    label = cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
     sides = (max(0, -y), max(0, y + size - height), max(0, -x), max(0, x + size - width))
     window = np.s_[max(0, y) : y + size, max(0, x) : x + size]
     image = cv2.copyMakeBorder(image[window], *sides, cv2.BORDER_CONSTANT, value=FILL)

@@ -98,3 +98,26 @@ def test_a_short_side_survives_the_smallest_scale(shape):
     samples = [augment(image, np.ones(shape, np.uint8), seed) for seed in range(300)]
     assert all(torch.equal(sample["labels"] == 1, sample["valid"]) for sample in samples)
     assert any(sample["valid"].any() for sample in samples)
+
+
+@pytest.mark.parametrize("side", [60, 97, 160])
+def test_labels_lie_under_their_pixels_at_every_scale(side):
+    """Each pixel holds its column, or its row, and its label too, rising or falling.
+
+    A label that is moved is too low on the rising ramp and too high on the falling one; rounding is alike on both.
+    """
+    rising = np.tile(np.arange(side, dtype=np.uint8), (side, 1))
+    augment = WeakAugmentation(49, flip=0.0)
+    for axis in (0, 1):
+        means = {1: [], -1: []}
+        for seed in range(300):
+            for way in means:
+                ramp = np.ascontiguousarray(np.swapaxes(rising[:, ::way], 0, axis))
+                sample = augment(np.dstack([ramp] * 3), ramp.copy(), seed)
+                labels = sample["labels"].float()
+                inside = sample["valid"] & (labels > 2) & (labels < side - 3)
+                off = (sample["pixel_values"][0] - labels)[inside]
+                means[way].append(off.mean().item() if inside.any() else 0.0)
+                # A label stands for the pixel around its centre: half a pixel each way, and rounding.
+                assert not inside.any() or off.abs().max() <= 1
+        assert abs(np.mean(means[1]) - np.mean(means[-1])) / 2 < 0.03

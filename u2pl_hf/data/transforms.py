@@ -38,7 +38,7 @@ class WeakAugmentation:
             "fill": [round(255 * m) for m in IMAGE_MEAN],
             "fill_mask": IGNORE,
         }
-        resize = {"interpolation": cv2.INTER_LINEAR, "mask_interpolation": cv2.INTER_NEAREST, "p": 1.0}
+        resize = {"interpolation": cv2.INTER_LINEAR, "mask_interpolation": cv2.INTER_NEAREST_EXACT, "p": 1.0}
         self.compose = A.Compose(
             [
                 # A shorter side would be scaled to nothing.
