@@ -69,6 +69,37 @@ def test_voc_classic_split_only_when_it_is_whole(tmp_path):
     assert layout.notes == ["train.txt lists 1464 ids, 1 of them have no image or no label here"]
 
 
+@pytest.mark.parametrize(
+    "form", ["JPEGImages/{0}.jpg SegmentationClass/{0}.png", "{0}.jpg,{0}.png", "JPEGImages\\{0}.jpg\r"]
+)
+@pytest.mark.parametrize("augmented", [(), ("a1", "v1")])
+def test_voc_lists_of_other_works(tmp_path, form, augmented):
+    files = voc_files(augmented=augmented)
+    for name, ids in (("train", ("f1", "f2")), ("val", ("v1",))):
+        files[f"{VOC}/ImageSets/Segmentation/{name}.txt"] = "\n".join(map(form.format, ids)).encode()
+    layout = voc_layout(list_members(write_folder(tmp_path, files)))
+    assert subsets(layout) == {"train": {"f1", "f2", *augmented} - {"v1"}, "validation": {"v1"}}
+    assert not layout.notes
+
+
+@pytest.mark.parametrize("augmented", [(), ("a1", "v1")])
+def test_voc_lists_of_no_use(tmp_path, augmented):
+    name = f"{VOC}/ImageSets/Segmentation/val.txt"
+    for number, (content, message) in enumerate((
+        (b"x1\nx2", "val.txt: the data has none of its 2 images; a line of it is 'x1', an id of the data 'a1'"),
+        (b"none", "none of the 1 images in .*val.txt has a label here"),
+        (b"", "val.txt lists no image"),
+        (b"\xff\xff", "val.txt is not a text file"),
+        (b"v1\nv1.jpg", "val.txt lists 1 images more than once"),
+        (b"f1\nf2\na1\nv1", "no image is left for training"),
+    )):  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            files = voc_files(augmented=augmented) | {name: content}
+            voc_layout(list_members(write_folder(tmp_path / str(number), files)))
+    layout = voc_layout(list_members(write_folder(tmp_path / "x", voc_files(augmented=augmented) | {name: b"v1\nf2"})))
+    assert layout.notes == ["1 images are in train.txt and in val.txt: they are for validation"]
+
+
 def test_voc_palette_and_names():
     layout_colours = voc_colours_of_the_challenge()
     from u2pl_hf.data.layouts.voc import NAMES, voc_colours

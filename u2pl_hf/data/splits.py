@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from u2pl_hf.data.published_splits import SPLITS, plain_id, published_ids
+from u2pl_hf.data.id_lists import match_ids, nothing_matches, read_ids
+from u2pl_hf.data.published_splits import SPLITS, published_ids
 from u2pl_hf.data.stratify import stratified_draw
 from u2pl_hf.errors import InputError
 
@@ -18,29 +19,9 @@ log = logging.getLogger(__name__)
 
 LABELLED, UNLABELLED = "labeled.txt", "unlabeled.txt"
 FORMS = (
-    "a file with one id per line, a folder with labeled.txt and unlabeled.txt, a published split such as "
+    "a file with one id or image file per line, a folder with labeled.txt and unlabeled.txt, a published split such as "
     "voc_classic/92, a fraction such as 1/16, a count such as 25, or 'all'"
 )
-
-
-def read_ids(path: Path) -> list[str]:
-    """Ids of a list file: one per line, blank lines and surrounding white space ignored.
-
-    Raises:
-        InputError: no such file, no id in it, or an id twice.
-    """
-    if not path.is_file():
-        raise InputError(f"split {path} is not a file; pass {FORMS}")
-    try:
-        ids = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise InputError(f"split {path} is not a text file; pass {FORMS}") from error
-    if not ids:
-        raise InputError(f"split {path} lists no image: at least one image is needed")
-    if len(set(ids)) < len(ids):
-        twice = next(i for n, i in enumerate(ids) if i in ids[:n])
-        raise InputError(f"split {path} lists '{twice}' more than once")
-    return ids
 
 
 def write_ids(path: Path, ids: Iterable[str]) -> None:
@@ -133,8 +114,9 @@ def _lists(
     for folder in folders:
         if (folder / LABELLED).is_file():
             log.info("split %s: lists in %s", split, folder)
-            unlabelled = read_ids(folder / UNLABELLED) if (folder / UNLABELLED).is_file() else None
-            return read_ids(folder / LABELLED), unlabelled
+            files = [file for file in (folder / LABELLED, folder / UNLABELLED) if file.is_file()]
+            labelled, *unlabelled = (read_ids(file) for file in files)
+            return labelled, unlabelled[0] if unlabelled else None
     if split in SPLITS and not Path(split).is_file():
         labelled, unlabelled = (
             published_ids(f"{SPLITS[split]}/{name}", splits_dir=splits_dir) for name in (LABELLED, UNLABELLED)
@@ -144,23 +126,29 @@ def _lists(
         near = difflib.get_close_matches(split, SPLITS, n=1)
         guess = f"did you mean {near[0]}? " if near else ""
         raise InputError(f"no split {split}: {guess}Published ones are {', '.join(SPLITS)}; or pass {FORMS}")
+    if not Path(split).is_file():
+        raise InputError(f"split {split} is not a file; pass {FORMS}")
     return read_ids(Path(split)), None
 
 
 def _places(
     split: str, ids: list[str], labelled: list[str], unlabelled: list[str] | None, drop_absent: bool
 ) -> tuple[set[int], set[int] | None]:
-    """Places of the listed ids; absent ones are an error, or left out."""
+    """Places of the listed images; absent ones are an error, or left out."""
     place = {name: index for index, name in enumerate(ids)}
     lists = {"labelled": labelled} if unlabelled is None else {"labelled": labelled, "unlabelled": unlabelled}
-    # Own lists, too, may have the form of the published Cityscapes lists.
-    found = {kind: {i: place.get(i, place.get(plain_id(i))) for i in listed} for kind, listed in lists.items()}
-    absent = {kind: [i for i, at in found[kind].items() if at is None] for kind in lists}
+    places, absent = {}, {}
+    for kind, lines in lists.items():
+        found, absent[kind] = match_ids(lines, ids, f"split {split}")
+        if not found:
+            raise nothing_matches(absent[kind], ids, f"split {split}", f"{kind} ")
+        places[kind] = {place[name] for name in found}
+        lists[kind] = found + absent[kind]  # without a header
     if any(absent.values()):
         _report_absent(split, lists, absent, drop_absent)
-    places = {kind: {at for at in found[kind].values() if at is not None} for kind in lists}
-    if not places["labelled"]:
-        raise InputError(f"split {split}: the data has none of its {len(labelled)} labelled images")
+    if both := places["labelled"] & places.get("unlabelled", set()):
+        shown = f"such as {ids[min(both)]}: they are used in both ways"
+        log.warning("split %s: %d images are in both of its lists, %s", split, len(both), shown)
     return places["labelled"], places.get("unlabelled")
 
 

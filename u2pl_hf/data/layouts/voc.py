@@ -1,9 +1,10 @@
 """PASCAL VOC 2012, with the augmented labels of SBD if they are there."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from u2pl_hf.data.archives import Member
 from u2pl_hf.data.class_list import ClassList
+from u2pl_hf.data.id_lists import match_ids, nothing_matches, parse_ids
 from u2pl_hf.data.layouts.base import About, Layout, Row, require, unique_by
 from u2pl_hf.data.masks import require_scipy
 from u2pl_hf.errors import InputError
@@ -52,14 +53,16 @@ def voc_layout(members: Sequence[Member]) -> Layout:
     )
     if any(coding == "sbd" for _, coding in labels.values()):
         require_scipy()
-    validation = _listed(members, "val.txt")
-    train_list = _listed(members, "train.txt", is_needed=not has_augmented)
     usable = images.keys() & labels.keys()
+    require(usable, "no image has a label of its name: JPEGImages and the label folders share no id")
+    validation, val_note = _listed(members, "val.txt", images.keys(), usable)
+    train_list, train_note = _listed(members, "train.txt", images.keys(), usable, is_needed=not has_augmented)
     train = usable.difference(validation) if has_augmented else usable.intersection(train_list).difference(validation)
     rows = [Row(i, "train", images[i], *labels[i]) for i in sorted(train)]
     rows += [Row(i, "validation", images[i], *labels[i]) for i in sorted(usable.intersection(validation))]
-    require(rows, "no image has a label of its name: JPEGImages and the label folders share no id")
-    notes = [_absence("train.txt", train_list, usable), _absence("val.txt", validation, usable)]
+    require(train, "no image is left for training: val.txt lists all that have a label")
+    both = sorted(set(validation).intersection(train_list))
+    overlap = f"{len(both)} images are in train.txt and in val.txt: they are for validation" if both else ""
     is_classic = len(train_list) == FINE_TRAIN < len(train) and train.issuperset(train_list)
     return Layout(
         "voc",
@@ -68,7 +71,7 @@ def voc_layout(members: Sequence[Member]) -> Layout:
         ABOUT,
         bad,
         {f"voc_classic/{FINE_TRAIN}/labeled.txt": train_list} if is_classic else {},
-        [note for note in notes if note],
+        [note for note in (train_note, val_note, overlap) if note],
     )
 
 
@@ -99,16 +102,24 @@ def _labels(members: Sequence[Member], bad: list[tuple[str, str]]) -> tuple[dict
     return labels, counts[0] + counts[1] > 0
 
 
-def _listed(members: Sequence[Member], name: str, is_needed: bool = True) -> list[str]:
+def _listed(
+    members: Sequence[Member], name: str, images: Set[str], usable: set[str], is_needed: bool = True
+) -> tuple[list[str], str]:
+    """The images of a list, and a note if some of its lines are of no use."""
     lists = [m for m in members if m.parts[-3:] == ("ImageSets", "Segmentation", name)]
     lists = [m for m in lists if "VOC2012" in m.parts] or lists
     if len(lists) > 1:
         raise InputError(f"{name} is there {len(lists)} times ({lists[0]}; {lists[1]}): pass only one data set")
-    if not lists and is_needed:
-        raise InputError(f"no ImageSets/Segmentation/{name} found: it says which images are for {name[:-4]}")
-    return lists[0].read().decode("utf-8-sig").split() if lists else []
-
-
-def _absence(name: str, ids: list[str], usable: set[str]) -> str | None:
-    absent = len(set(ids) - usable)
-    return f"{name} lists {len(ids)} ids, {absent} of them have no image or no label here" if absent else None
+    if not lists:
+        if is_needed:
+            raise InputError(f"no ImageSets/Segmentation/{name} found: it says which images are for {name[:-4]}")
+        return [], ""
+    lines = parse_ids(lists[0].read(), str(lists[0]))
+    found, missing = match_ids(lines, images, str(lists[0]))
+    if is_needed and not found:
+        raise nothing_matches(missing, images, str(lists[0]))
+    used, listed = len(usable.intersection(found)), len(found) + len(missing)
+    if is_needed and not used:
+        raise InputError(f"none of the {listed} images in {lists[0]} has a label here: pass their labels as well")
+    note = f"{name} lists {listed} ids, {listed - used} of them have no image or no label here"
+    return found, note if used < listed else ""

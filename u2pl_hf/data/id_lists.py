@@ -1,0 +1,104 @@
+"""Lists of images: ids, one per line, or lines of other works that name an image file first."""
+
+import codecs
+import logging
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from u2pl_hf.errors import InputError
+
+log = logging.getLogger(__name__)
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
+SUFFIX = f"(?:{'|'.join(map(re.escape, SUFFIXES))})"
+# Names with blanks or commas in them end where their suffix does.
+FILE_FIRST = re.compile(rf'"?(.+?{SUFFIX})"?(?:[\s,;]|$)', re.IGNORECASE)
+ENDING = re.compile(rf"(?:_leftImg8bit)?{SUFFIX}?$", re.IGNORECASE)
+HEADER = re.compile(
+    r"(?:image|img|file)?_?(?:id|name|path|file)?s?|[a-z_]+(?:[\s,;]+[a-z_]+)+", re.IGNORECASE
+)  # of one column or of several
+
+
+def read_ids(path: Path, what: str = "") -> list[str]:
+    """Lines of a list file, see `parse_ids`."""
+    return parse_ids(path.read_bytes(), what or f"split {path}")
+
+
+def parse_ids(content: bytes, what: str) -> list[str]:
+    """Lines of a list in UTF-8, or in UTF-16 with its mark; blank ones and surrounding white space are left out.
+
+    Raises:
+        InputError: no text, or no line in it; `what` names the list.
+    """
+    is_wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = content.decode("utf-16" if is_wide else "utf-8-sig")
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        raise InputError(f"{what} is not a text file in UTF-8; pass one with one id per line")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise InputError(f"{what} lists no image: at least one image is needed")
+    return lines
+
+
+def match_ids(lines: Sequence[str], ids: Iterable[str], what: str) -> tuple[list[str], list[str]]:
+    """The ids that lines name, in their order, and the lines that name none. A header is left out.
+
+    A line is an id, or its first field (up to a blank, tab, comma or semicolon) is a file: then its path without its
+    suffix is looked for, then the ids that end in its name, of which the one that shares most folders with it is meant.
+
+    Raises:
+        InputError: a line fits several ids, or an image is there twice.
+    """
+    found: dict[str, str | None] = {line: line for line in set(lines).intersection(ids)}
+    by_name: dict[str, list[str]] = defaultdict(list)
+    if len(found) < len(set(lines)):
+        for name in ids:
+            by_name[_path(name)[-1]].append(name)
+    found |= {line: _by_file(line, by_name, what) for line in lines if line not in found}
+    if len(lines) > 1 and found[lines[0]] is None and HEADER.fullmatch(lines[0].replace('"', "")):
+        lines = lines[1:]
+    counts = Counter(found[line] or line for line in lines)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise InputError(f"{what} lists {len(twice)} images more than once, such as '{twice[0]}'")
+    if files := [line for line in lines if found[line] not in (line, None)]:
+        log.info("%s: %d lines name files, such as '%s' for '%s'", what, len(files), files[0], found[files[0]])
+    return [name for line in lines if (name := found[line])], [line for line in lines if not found[line]]
+
+
+def nothing_matches(absent: Sequence[str], ids: Iterable[str], what: str, kind: str = "") -> InputError:
+    """The error for a list without a single image of the data."""
+    return InputError(
+        f"{what}: the data has none of its {len(absent)} {kind}images; a line of it is '{absent[0]}', an id of the data "
+        f"'{min(ids, default='')}': list ids, or files whose names are those of the ids"
+    )
+
+
+def _by_file(line: str, by_name: dict[str, list[str]], what: str) -> str | None:
+    path = _path(_first_field(line))
+    scores = {name: _likeness(path, _path(name)) for name in by_name.get(path[-1], [])}
+    best = [name for name, score in scores.items() if score == max(scores.values())]
+    if len(best) > 1:
+        raise InputError(f"{what}: '{line}' may be {best[0]} or {best[1]}; list ids as they are")
+    return best[0] if best else None
+
+
+def _first_field(line: str) -> str:
+    if file := FILE_FIRST.match(line):
+        return file[1]
+    return re.split(r"[\t,;]" if re.search(r"[\t,;]", line) else r"\s", line)[0].strip('" ')
+
+
+def _path(name: str) -> tuple[str, ...]:
+    """Folders and name, without suffix; on any system, however it writes letters with accents."""
+    plain = ENDING.sub("", unicodedata.normalize("NFC", name).replace("\\", "/"))
+    return tuple(part for part in plain.split("/") if part not in ("", ".")) or ("",)
+
+
+def _likeness(path: tuple[str, ...], other: tuple[str, ...]) -> tuple[bool, int, bool]:
+    return path == other, len({*path} & {*other}), {*other} <= {*path}
