@@ -106,3 +106,11 @@ def test_an_image_in_both_lists_is_told(tmp_path, caplog):
         f"split {tmp_path}: 1 images are in both of its lists, such as 002: they are used in both ways"
         in caplog.messages
     )
+
+
+def test_an_unlabelled_list_of_which_nothing_is_there(tmp_path):
+    (tmp_path / "labeled.txt").write_text("001\n")
+    (tmp_path / "unlabeled.txt").write_text("x\ny\n")
+    with pytest.raises(InputError, match="none of its 2 unlabelled images"):
+        resolve_split(str(tmp_path), IDS, 0)
+    assert resolve_split(str(tmp_path), IDS, 0, drop_absent=True) == ([0], [])

@@ -73,9 +73,10 @@ def match_ids(lines: Sequence[str], ids: Iterable[str], what: str) -> tuple[list
 
 def nothing_matches(absent: Sequence[str], ids: Iterable[str], what: str, kind: str = "") -> InputError:
     """The error for a list without a single image of the data."""
+    example = min(ids, default="")
     return InputError(
-        f"{what}: the data has none of its {len(absent)} {kind}images; a line of it is '{absent[0]}', an id of the data "
-        f"'{min(ids, default='')}': list ids, or files whose names are those of the ids"
+        f"{what}: the data has none of its {len(absent)} {kind}images; a line of it is '{absent[0]}', an id of the "
+        f"data '{example}': list ids, or files whose names are those of the ids"
     )
 
 

@@ -140,7 +140,7 @@ def _places(
     places, absent = {}, {}
     for kind, lines in lists.items():
         found, absent[kind] = match_ids(lines, ids, f"split {split}")
-        if not found:
+        if not found and (kind == "labelled" or not drop_absent):
             raise nothing_matches(absent[kind], ids, f"split {split}", f"{kind} ")
         places[kind] = {place[name] for name in found}
         lists[kind] = found + absent[kind]  # without a header
