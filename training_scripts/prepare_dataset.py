@@ -20,6 +20,7 @@ from u2pl_hf.data.archives import Member, list_members
 from u2pl_hf.data.class_list import read_class_list
 from u2pl_hf.data.infer_classes import infer_classes
 from u2pl_hf.data.layouts import Layout, cityscapes_layout, folder_layout, voc_layout
+from u2pl_hf.data.layouts.folder import DEFAULT_VALIDATION
 from u2pl_hf.data.prepare import check_output, prepare
 from u2pl_hf.errors import InputError, exits_on_input_error
 from u2pl_hf.hub.push import check_can_push, push_folder
@@ -42,10 +43,11 @@ FOLDER = """Your own images: images/ and masks/ of the same names, and unlabelle
 
     python training_scripts/prepare_dataset.py folder --root my_images --classes classes.txt --output_dir my_data
 
-Folders nest as you like. images/train, images/val (and test, left out) are the subsets if they are there; else
-validation images are drawn. Without --classes, masks must hold 0, 1 ... and 255 for pixels to ignore. A class list has
-one class per line: NAME, NAME,R,G,B for masks painted in colours or NAME,VALUE for grey values; a class named ignore
-or void is left out. It may be JSON as well: a list of names, or {"NAME": [R, G, B]}.
+Folders nest as you like. Those called train and val (also Training, valid, val2017; test is left out), below images/ or
+above it, are the subsets; where none is for validation, its images are drawn. masks/ may be called labels/ or
+annotations/. Without --classes, masks must hold 0, 1 ... and 255 for pixels to ignore. A class list has one class per
+line: NAME, NAME,R,G,B for masks painted in colours or NAME,VALUE for grey values; a class named ignore or void is left
+out. It may be JSON as well: a list of names, or {"NAME": [R, G, B]}.
 """
 
 
@@ -61,9 +63,9 @@ def parse_arguments() -> argparse.Namespace:
             layout.add_argument(
                 "--classes", type=Path, metavar="FILE", help="class list (default: class_0, class_1 ...)"
             )
-            layout.add_argument("--validation", default="0.2", metavar="SHARE|COUNT|FILE",
-                                help="labelled images to validate on, where images/ has no subsets: a share, a count, "
-                                "a file of ids, or 0 for none (default: 0.2)")  # fmt: skip
+            layout.add_argument("--validation", default=DEFAULT_VALIDATION, metavar="SHARE|COUNT|FILE",
+                                help="labelled images to validate on, where no folder is called val: a share, a "
+                                "count, a file of ids, or 0 for none (default: %(default)s)")  # fmt: skip
             layout.add_argument("--seed", type=int, default=0, help="of the draw of validation images (default: 0)")
     return parser.parse_args()
 

@@ -211,6 +211,68 @@ def test_folder_with_subsets(tmp_path):
     ]
 
 
+OWN_SPLITS = {
+    "{subset}/images/{n}": ("train", "val", "test"),
+    "images/{subset}/{n}": ("Train", "VAL", "Test"),
+    "images/{subset}/a/{n}": ("training", "validation", "testing"),
+    "photos/{subset}/images/b/{n}": ("Training", "Valid", "test"),
+    "images/city/{subset}/{n}": ("train2017", "val2017", "test2017"),
+}
+
+
+@pytest.mark.parametrize("form", OWN_SPLITS)
+@pytest.mark.parametrize("masks", ["masks", "labels", "Annotations"])
+def test_folders_of_the_user_are_the_subsets(tmp_path, form, masks):
+    names = OWN_SPLITS[form]
+    # The same numbers in each: an id must still be unique.
+    images = [form.format(subset=subset, n=n) for subset in names for n in range(3)]
+    files = {f"{name}.jpg": b"" for name in images}
+    files |= {f"{name.replace('images', masks)}.png": b"" for name in images}
+    files |= {f"{name.replace('images', masks)}.txt": b"" for name in images}
+    layout = folder_layout(list_members(write_folder(tmp_path, files)), lambda _: TWO)
+    found = subsets(layout)
+    assert [len(found[subset]) for subset in ("train", "validation")] == [3, 3]
+    for subset, name in zip(("train", "validation"), names, strict=False):
+        assert all(name in key.split("/") and "images" not in key for key in found[subset])
+    assert all(row.image.stem == row.mask.stem and row.subset in (*found,) for row in layout.rows)
+    assert "below" in layout.notes[-1] and not layout.bad
+
+
+def test_folder_above_all_images_is_no_subset(tmp_path):
+    names = [f"i{n}" for n in range(20)]
+    plain = folder_of(tmp_path / "plain", names, names)
+    files = {f"val/{kind}/{n}.png": b"" for kind in ("images", "masks") for n in names}
+    layout = folder_layout(list_members(write_folder(tmp_path / "val", files)), lambda _: TWO)
+    assert subsets(layout) == subsets(plain)
+    assert layout.notes == plain.notes == [
+        "validation: 4 of 20 labelled images drawn, since no folder says which; --validation chooses others"
+    ]  # fmt: skip
+
+
+def test_folder_with_loose_images_beside_subsets(tmp_path):
+    ids = ["train/1", "train/2", "val/1", "9", "more/7"]
+    layout = folder_of(tmp_path, ids, ids, validation="3")
+    assert subsets(layout) == {"train": {"train/1", "train/2", "9", "more/7"}, "validation": {"val/1"}}
+    assert layout.notes == [
+        "2 images in no folder of a subset are for training, such as 9",
+        "--validation 3 is not used: images/val holds validation images",
+    ]
+
+
+def test_folder_with_train_and_test_only(tmp_path):
+    ids = [f"train/{n}" for n in range(10)] + ["test/1"]
+    layout = folder_of(tmp_path, ids, ids)
+    assert [len(found) for found in subsets(layout).values()] == [8, 2]
+    assert layout.notes[1].startswith("validation: 2 of 10 labelled images drawn")
+
+
+def test_folder_subsets_of_no_use(tmp_path):
+    with pytest.raises(InputError, match="no image below images/val has a mask"):
+        folder_of(tmp_path / "a", ["train/1", "val/1"], ["train/1"])
+    with pytest.raises(InputError, match="no image with a mask is left for training"):
+        folder_of(tmp_path / "b", ["test/1", "train/1"], ["test/1"])
+
+
 def test_folder_draws_validation_images(tmp_path):
     names = [f"i{n}" for n in range(20)]
 
@@ -227,6 +289,13 @@ def test_folder_draws_validation_images(tmp_path):
     for wrong in ("20", "1.5", "-1", "some", "nan"):
         with pytest.raises(InputError, match="does not fit 20 labelled"):
             drawn(wrong)
+    (tmp_path / "val.txt").write_text("image\tmask\nimages/i3.jpg\tmasks/i3.png\nimages/i5.jpg\tmasks/i5.png\n")
+    assert drawn(str(tmp_path / "val.txt")) == {"i3", "i5"}
+    (tmp_path / "val.txt").write_text("x3\nx5\n")
+    with pytest.raises(
+        InputError, match=r"val\.txt: the data has none of its 2 images; .* 'x3', an id of the data 'i0'"
+    ):
+        drawn(str(tmp_path / "val.txt"))
     (tmp_path / "val.txt").write_text("i3\nu\n")
     with pytest.raises(InputError, match="1 ids without image or mask: u"):
         drawn(str(tmp_path / "val.txt"))
@@ -250,6 +319,19 @@ def test_folder_says_what_was_looked_for(tmp_path):
     ):
         with pytest.raises(InputError, match=f"{message}.*looked for files below"):
             folder_of(tmp_path / message[-2:], images, masks)
+
+
+def test_folder_says_what_is_there_instead(tmp_path):
+    heic = {"mine/images/1.HEIC": b"", "mine/images/2.HEIC": b"", "mine/images/3.dng": b""}
+    with pytest.raises(InputError, match=r"no images found.*there are 2 \.heic, 1 \.dng, .*save them as JPEG or PNG"):
+        folder_of(tmp_path / "heic", [], ["1"], heic)
+    polygons = {f"mine/images/{n}.json": b"" for n in range(3)}
+    with pytest.raises(InputError, match=r"no masks found.*; 3 \.json files are there.*LabelMe"):
+        folder_of(tmp_path / "polygons", ["0", "1", "2"], [], polygons)
+    with pytest.raises(InputError, match=r"no masks found.*there are 1 \.npy, such as .*0\.npy: save them as PNG"):
+        folder_of(tmp_path / "arrays", ["0"], [], {"mine/masks/0.npy": b""})
+    layout = folder_of(tmp_path / "both", ["0", "1", "2"], ["0"], polygons, validation="0")
+    assert layout.notes[0] == "3 files are no images and left out: 3 .json, such as mine/images/0.json"
 
 
 def masks_of(path, arrays):
