@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, OSError)
 ENCRYPTED = 1
+ZIP_START = b"PK\3\4"
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Member:
         if self.kind == "zip":
             return _zip(self.container).read(self.name)
         if self.kind == "stream":
-            with tarfile.open(self.container) as archive:
+            with _open_tar(self.container) as archive:
                 return archive.extractfile(self.name).read()
         path = Path(self.container, self.name) if self.kind == "folder" else self.container
         with open(path, "rb") as file:
@@ -74,6 +75,34 @@ class Member:
 
     def __str__(self) -> str:
         return f"{self.container}: {self.name}"
+
+
+class _Header(tarfile.TarInfo):
+    """A tar's header that is not taken for the archive's end where it is damaged or missing."""
+
+    is_at_end = False  # the block before was one of zeros
+
+    @classmethod
+    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> "tarfile.TarInfo":
+        """As in `tarfile`, which stops in silence at all that is no header.
+
+        Raises:
+            tarfile.ReadError: the block is neither a header nor zeros, or the file stops before a block of zeros.
+        """
+        was_at_end, cls.is_at_end = cls.is_at_end, False
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            cls.is_at_end = not any(buf) and (was_at_end or bool(buf))
+            if not cls.is_at_end:
+                raise tarfile.ReadError(f"{error} where a file or the archive's end should be") from error
+            raise
+
+
+def _open_tar(path: str | os.PathLike) -> tarfile.TarFile:
+    """A tar, and those that were put behind it: zeros between them are passed over."""
+    _Header.is_at_end = False
+    return tarfile.open(path, tarinfo=_Header, ignore_zeros=True)
 
 
 @functools.lru_cache(maxsize=8)
@@ -147,14 +176,26 @@ def _opens_as_tar(path: Path, mode: str) -> bool:
 
 
 def _list_tar(path: Path, template: Member) -> Iterator[Member]:
-    with tarfile.open(path) as archive:
+    links = []
+    with _open_tar(path) as archive:
         for info in archive:
-            if info.isreg() and not info.issparse():
+            if info.issparse():
+                raise InputError(f"{path} holds {info.name} as a sparse file: unpack it and pass --root")
+            if info.isreg():
                 yield replace(template, name=info.name, size=info.size, offset=info.offset_data)
+            elif info.islnk() or info.issym():
+                links.append(info.name)
+    if links:
+        logger.warning(
+            "%s holds %d links, such as %s, which are left out; tar -h packs files", path, len(links), links[0]
+        )
 
 
 def _list_zip(path: Path, template: Member) -> Iterator[Member]:
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
+        first = min((info.header_offset for info in archive.infolist()), default=0)
+        if first and file.read(4) == ZIP_START:
+            raise InputError(f"{path} is damaged, or several zip files end to end: unzip it and pass --root")
         for info in archive.infolist():
             if info.flag_bits & ENCRYPTED:
                 raise InputError(f"{path} is encrypted: unpack it and pass --root")
@@ -192,7 +233,7 @@ def _unpack(container: str, names: set[str], target: Path) -> dict[str, int]:
     logger.info("unpacking %s files of %s", len(names), container)
     places = {}
     try:
-        with durable(target) as temporary, open(temporary, "wb") as out, tarfile.open(container) as archive:
+        with durable(target) as temporary, open(temporary, "wb") as out, _open_tar(container) as archive:
             for info in archive:
                 if info.name in names and info.isreg():
                     places[info.name] = out.tell()
