@@ -166,6 +166,10 @@ def test_folder_with_a_colour_table(tmp_path, run, refused):
     assert {name: subset["rows"] for name, subset in result["subsets"].items()} == {"train": 3, "validation": 2}
     assert result["subsets"]["validation"]["pixels"]["wire"] == 2 * (wire == 255).sum()
     assert (tmp_path / "out" / "class_names.txt").read_text() == "background\nwire\n"
+    drawn = "validation: 2 of 5 labelled images drawn, since no folder says which"
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert result["notes"][0].startswith(drawn) and drawn in card
+    assert "--dataset DIR --split all --unlabelled_dataset MORE" in card and "`--split 1/8`" in card
 
 
 def test_bad_rows_end_with_one_error(tmp_path, run, refused):

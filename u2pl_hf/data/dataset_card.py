@@ -89,6 +89,10 @@ def _training(result: dict) -> str:
     elif any(subset["unlabelled"] for subset in result["subsets"].values()):
         which, text = "--split all", "All images that have a label are used with it, the others without"
     else:
-        which, text = "--split 1/8", "Here an eighth of the training images is used with labels"
+        which = "--split all --unlabelled_dataset MORE"
+        text = (
+            "All images have a label: `--split all` uses each with it, and MORE, a folder or data set of further "
+            "images, without; where there are none, `--split 1/8` uses an eighth with labels and the others without"
+        )
     command = f"accelerate launch training_scripts/train_u2pl.py RECIPE.yaml --dataset DIR {which}"
     return f"{text}; DIR is this folder.\n\n```bash\n{command}\n```"
