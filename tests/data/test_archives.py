@@ -70,6 +70,9 @@ def test_what_is_no_archive_or_not_whole_is_refused(tmp_path):
     (tmp_path / "text").write_text("hello")
     with pytest.raises(InputError, match="no archive: looked for tar"):
         list_members(tmp_path / "text")
+    (tmp_path / "zeros").write_bytes(bytes(20_000))
+    with pytest.raises(InputError, match="zeros holds no files"):
+        list_members(tmp_path / "zeros")
     big = {f"{i}": os.urandom(5000) for i in range(9)}
     for mode in ("w", "w:gz"):
         path = write_tar(tmp_path / "cut", big, mode)

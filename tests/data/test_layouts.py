@@ -291,6 +291,9 @@ def test_folder_draws_validation_images(tmp_path):
             drawn(wrong)
     (tmp_path / "val.txt").write_text("image\tmask\nimages/i3.jpg\tmasks/i3.png\nimages/i5.jpg\tmasks/i5.png\n")
     assert drawn(str(tmp_path / "val.txt")) == {"i3", "i5"}
+    (tmp_path / "val.txt").write_text("\n".join(names))
+    with pytest.raises(InputError, match="lists all 20 labelled images: none is left to train on"):
+        drawn(str(tmp_path / "val.txt"))
     (tmp_path / "val.txt").write_text("x3\nx5\n")
     with pytest.raises(
         InputError, match=r"val\.txt: the data has none of its 2 images; .* 'x3', an id of the data 'i0'"

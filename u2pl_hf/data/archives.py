@@ -115,7 +115,7 @@ def list_members(path: Path) -> list[Member]:
     """The files in a folder or archive, sorted by name. Hidden files are left out.
 
     Raises:
-        InputError: no such file, not an archive, a damaged or encrypted one, or names that lead out of it.
+        InputError: no such file, not an archive, a damaged, encrypted or empty one, or names that lead out of it.
     """
     if path.is_dir():
         found = _list_folder(path)
@@ -128,6 +128,8 @@ def list_members(path: Path) -> list[Member]:
         by_name = {member.name: member for member in found if _is_wanted(path, member)}
     except DAMAGED as error:
         raise InputError(f"{path} is damaged or not complete: {error}") from error
+    if path.is_file() and not by_name:
+        raise InputError(f"{path} holds no files: is the download complete?")
     return [by_name[name] for name in sorted(by_name)]
 
 

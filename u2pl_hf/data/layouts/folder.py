@@ -188,6 +188,9 @@ def _draw(labelled: list[str], validation: str, seed: int) -> tuple[set[str], li
             raise nothing_matches(absent, labelled, what)
         if absent:
             raise InputError(f"{what} lists {len(absent)} ids without image or mask: {absent[0]}")
+        require(
+            set(labelled).difference(found), f"{what} lists all {len(found)} labelled images: none is left to train on"
+        )
         return set(found), [f"validation: {len(found)} of {len(labelled)} labelled images, those of {validation}"]
     count = _count(len(labelled), validation)
     drawn = sorted(labelled, key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest())[:count]
