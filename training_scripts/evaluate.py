@@ -22,10 +22,17 @@ from u2pl_hf.data.sources import Source, load_source
 from u2pl_hf.errors import InputError, exits_on_input_error
 from u2pl_hf.evaluation.compute import compile_model, computing
 from u2pl_hf.evaluation.inference import class_names, count_pixels, describe_protocol, named_scores
-from u2pl_hf.evaluation.loading import dataset_commit, library_versions, load_model, model_commit, pick_device
+from u2pl_hf.evaluation.loading import (
+    dataset_commit,
+    library_versions,
+    load_model,
+    model_commit,
+    model_digest,
+    pick_device,
+)
 from u2pl_hf.evaluation.options import OneLineParser, add_segment_arguments, segment_options
-from u2pl_hf.evaluation.outputs import check_free, check_ids, check_writable, save_png
-from u2pl_hf.evaluation.pictures import default_palette, overlay
+from u2pl_hf.evaluation.outputs import check_free, check_ids, check_replaceable, check_writable, save_png
+from u2pl_hf.evaluation.pictures import default_palette, overlay, with_legend
 from u2pl_hf.training.checkpoint import write_atomically
 from u2pl_hf.training.precision import check_compiler, check_number_type
 from u2pl_hf.training.processes import joined_processes, together
@@ -49,9 +56,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--streaming", action="store_true", help="read parquet files where they lie, Hub or disk")
     add_segment_arguments(parser)
     parser.add_argument("--batch_size", type=int, default=1, help="neighbouring images of equal size share a pass (1)")
-    parser.add_argument("--save_predictions", metavar="DIR", help="write each prediction as 8-bit ids to DIR/<id>.png")
+    parser.add_argument("--save_predictions", metavar="DIR", help="write predictions, 8-bit ids with a palette")
     parser.add_argument("--save_overlays", metavar="DIR", help="write prediction and ground truth, side by side")
-    parser.add_argument("--overwrite", action="store_true", help="write into folders that hold pictures already")
+    parser.add_argument("--overwrite", action="store_true", help="replace the pictures of evaluate.py in these folders")
     parser.add_argument("--output_file", metavar="JSON", help="write the result, with the confusion matrix, as well")
     args = parser.parse_args()
     describe_protocol(**segment_options(args))
@@ -116,6 +123,7 @@ def prepare(args: argparse.Namespace):
     check_classes(class_names(model), source.class_names, args.dataset)
     for folder in filter(None, (getattr(args, name) for name in FOLDERS)):
         check_ids(source.ids, folder)
+        check_replaceable((Path(folder) / f"{sample_id}.png" for sample_id in source.ids), "folder")
     # The last of the checks, since it makes the folders.
     for name in filter(lambda name: getattr(args, name), FOLDERS):
         check_writable(getattr(args, name), f"--{name}")
@@ -148,6 +156,7 @@ def check_classes(ours: list[str], theirs: list[str] | None, dataset: str) -> No
 def count(args: argparse.Namespace, model, source: Source, device, processes):
     """The confusion matrix of this process's share; writes its predictions."""
     palette = model.config.palette or source.palette or default_palette(model.config.num_labels)
+    origin = {"model": args.model, "digest": model_digest(model), "options": describe_protocol(**segment_options(args))}
     with computing(args.precision, device):
         return count_pixels(
             model,
@@ -155,19 +164,22 @@ def count(args: argparse.Namespace, model, source: Source, device, processes):
             range(len(source.ids))[processes.process_index :: processes.num_processes],
             device=device,
             batch_size=args.batch_size,
-            on_sample=lambda *sample: save(args, palette, *sample),
+            on_sample=lambda *sample: save(args, palette, class_names(model), origin, *sample),
             progress=processes.is_main_process,
             **segment_options(args),
         )
 
 
-def save(args: argparse.Namespace, palette: list, sample_id: str, image, label, prediction) -> None:
+def save(
+    args: argparse.Namespace, palette: list, names: list[str], origin: dict, sample_id: str, image, label, prediction
+) -> None:
     """Write what was asked for, an id with slashes into sub-folders."""
     if args.save_predictions:
-        save_png(Path(args.save_predictions) / f"{sample_id}.png", prediction)
+        save_png(Path(args.save_predictions) / f"{sample_id}.png", prediction, origin, palette)
     if args.save_overlays:
-        pair = [overlay(image, ids, palette) for ids in (prediction, label)]
-        save_png(Path(args.save_overlays) / f"{sample_id}.png", np.hstack(pair))
+        pair = np.hstack([overlay(image, ids, palette, contour=True) for ids in (prediction, label)])
+        pair = with_legend(pair, np.union1d(prediction, label), palette, names)
+        save_png(Path(args.save_overlays) / f"{sample_id}.png", pair, origin)
 
 
 def report(result: dict, confusion: list[list[int]], output_file: str | None) -> None:

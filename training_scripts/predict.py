@@ -2,12 +2,14 @@
 
     python training_scripts/predict.py runs/demo_u2pl photo.jpg "holiday/*.png" --output_dir predictions
 
-For each image of any size: `<name>_mask.png`, 8-bit class ids, and `<name>_overlay.png`, the image with the classes'
-colours over it. Large images are predicted by sliding windows, in bounded memory. The last line of stdout is one JSON
-object with the files written, and how each was predicted.
+For each image of any size: `<name>_mask.png`, 8-bit class ids with the classes' colours as their palette, and
+`<name>_overlay.png`, the image with these colours over it and their names below. Large images are predicted by
+sliding windows, in bounded memory. Files that this program did not write, and those of another model, are not
+replaced. The last line of stdout is one JSON object with the files written, and how each was predicted.
 """
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 
@@ -18,12 +20,12 @@ from tqdm.auto import tqdm
 import u2pl_hf  # noqa: F401 - registers the model classes
 from u2pl_hf.errors import InputError, exits_on_input_error
 from u2pl_hf.evaluation.compute import compile_model, computing
-from u2pl_hf.evaluation.inference import describe_protocol, predict_images
-from u2pl_hf.evaluation.loading import load_model, pick_device
+from u2pl_hf.evaluation.inference import class_names, describe_protocol, predict_images
+from u2pl_hf.evaluation.loading import load_model, model_digest, pick_device
 from u2pl_hf.evaluation.options import OneLineParser, add_segment_arguments, segment_options
-from u2pl_hf.evaluation.outputs import check_writable, save_png
+from u2pl_hf.evaluation.outputs import check_replaceable, check_writable, is_of, save_png
 from u2pl_hf.evaluation.photographs import Photograph, find_photographs, read_headers, same_size_batches
-from u2pl_hf.evaluation.pictures import default_palette, overlay
+from u2pl_hf.evaluation.pictures import default_palette, overlay, with_legend
 from u2pl_hf.training.precision import check_compiler, check_number_type
 
 
@@ -34,10 +36,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, folders of them, or globs")
     parser.add_argument("--output_dir", required=True, type=Path, help="where to write; made if it is missing")
     parser.add_argument("--recursive", action="store_true", help="also take what lies in sub-folders of folders")
-    parser.add_argument("--skip_existing", action="store_true", help="leave out images whose results are there")
+    parser.add_argument(
+        "--skip_existing", action="store_true", help="leave out images whose results, of these options, are there"
+    )
     parser.add_argument("--save_confidence", action="store_true", help="write <name>_confidence.png: 255 = sure")
     parser.add_argument("--model_revision", help="branch, tag or commit of a model on the Hub")
     parser.add_argument("--opacity", type=float, default=0.5, help="of the colours in the overlay (0.5)")
+    drawn = {"action": argparse.BooleanOptionalAction, "default": True}
+    parser.add_argument("--contour", **drawn, help="white lines between the classes of the overlay (yes)")
+    parser.add_argument("--legend", **drawn, help="the classes' names below the overlay (yes)")
     parser.add_argument("--batch_size", type=int, default=1, help="neighbouring images of equal size share a pass (1)")
     add_segment_arguments(parser, auto=True)
     args = parser.parse_args()
@@ -60,17 +67,20 @@ def main() -> None:
         check_compiler(device, "install it or leave out --compile")
     photographs = find_photographs(args.images, recursive=args.recursive, output_dir=args.output_dir)
     check_outputs(photographs, args)
-    todo = [p for p in photographs if not (args.skip_existing and all(f.exists() for f in outputs(p, args).values()))]
+    model = load_model(args.model, device=args.device, revision=args.model_revision)
+    origin = {"model": args.model, "digest": model_digest(model), "options": protocol | {"precision": args.precision}}
+    files = {photograph: outputs(photograph, args).values() for photograph in photographs}
+    check_replaceable(itertools.chain(*files.values()), "--output_dir", origin["digest"])
+    todo = [p for p in photographs if not (args.skip_existing and all(is_of(file, origin) for file in files[p]))]
     todo, written = read_headers(todo), []
     if todo:
-        model = load_model(args.model, device=args.device, revision=args.model_revision)
         # The last of the checks, since it makes the folder.
         check_writable(args.output_dir, "--output_dir")
         if args.compile:
             compile_model(model)
         try:
             with computing(args.precision, device):
-                predict(model, todo, args, device, written)
+                predict(model, todo, args, device, origin, written)
         except InputError as error:
             kept = f"{len(written)} of {len(todo)} are done; without this file, --skip_existing goes on from there"
             raise InputError(f"{error}; {kept}") from error
@@ -106,17 +116,19 @@ def check_outputs(photographs: list[Photograph], args: argparse.Namespace) -> No
 
 
 def predict(
-    model, photographs: list[Photograph], args: argparse.Namespace, device: torch.device, written: list[dict]
+    model, photographs: list[Photograph], args: argparse.Namespace, device: torch.device, origin: dict, written: list
 ) -> None:
     """Predict and write; puts the facts of each image that is done into `written`."""
     total = sum(photograph.pixels for photograph in photographs)
     with tqdm(total=total, desc="predict", unit="px", unit_scale=True) as bar:
         for batch in same_size_batches(photographs, args.batch_size):
             bar.set_postfix_str(f"{len(written)}/{len(photographs)} images")
-            predict_batch(model, batch, args, device, bar, written)
+            predict_batch(model, batch, args, device, bar, origin, written)
 
 
-def predict_batch(model, batch: list[tuple[Photograph, np.ndarray]], args, device, bar, written: list[dict]) -> None:
+def predict_batch(
+    model, batch: list[tuple[Photograph, np.ndarray]], args, device, bar, origin: dict, written: list
+) -> None:
     """Predict and write images of one size; a function of its own, so that its arrays are gone before the next."""
     mode = args.mode
     if mode == "auto":
@@ -131,17 +143,17 @@ def predict_batch(model, batch: list[tuple[Photograph, np.ndarray]], args, devic
     )
     palette = model.config.palette or default_palette(model.config.num_labels)
     for place, (photograph, pixels) in enumerate(batch):
-        pictures = {"mask": ids[place], "overlay": overlay(pixels, ids[place], palette, args.opacity)}
+        drawn = overlay(pixels, ids[place], palette, args.opacity, contour=args.contour)
+        if args.legend:
+            drawn = with_legend(drawn, ids[place], palette, class_names(model))
+        pictures = {"mask": ids[place], "overlay": drawn}
         if confidence is not None:
             pictures["confidence"] = confidence[place]
-        written.append(write(photograph, outputs(photograph, args), pictures) | {"mode": mode})
-
-
-def write(photograph: Photograph, files: dict[str, Path], pictures: dict[str, np.ndarray]) -> dict:
-    """Write an image's results, the mask last; returns their names."""
-    for kind, path in files.items():
-        save_png(path, pictures[kind])
-    return {"image": str(photograph.path)} | {kind: str(path) for kind, path in files.items()}
+        files = outputs(photograph, args)
+        for kind, path in files.items():
+            save_png(path, pictures[kind], origin, palette if kind == "mask" else None)
+        paths = {kind: str(path) for kind, path in files.items()}
+        written.append({"image": str(photograph.path), **paths, "mode": mode})
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from u2pl_hf.data.decode import DAMAGED, upright_rgb
+from u2pl_hf.data.decode import DAMAGED, UnclearPixelsError, upright_rgb
 from u2pl_hf.errors import InputError
 from u2pl_hf.evaluation.inference import score_image
 from u2pl_hf.method.pseudo_labels import masked_quantile, pixel_entropy, split_at
@@ -54,10 +54,11 @@ def explain(model, image: np.ndarray, longest_side: int = LONGEST_SIDE) -> Expla
 
 
 def read_photo(path: str | Path) -> np.ndarray:
-    """An image file of any mode as RGB (H,W,3) uint8, turned upright as its EXIF orientation says.
+    """An image file as RGB (H,W,3) uint8, as `upright_rgb` reads it.
 
     Raises:
-        InputError: no image, a damaged one, or one of more than MAX_PIXELS pixels; the message names the file.
+        InputError: no image, a damaged one, one whose pixels could only be guessed, or one of more than MAX_PIXELS
+            pixels; the message names the file.
     """
     name = Path(path).name
     try:
@@ -68,6 +69,8 @@ def read_photo(path: str | Path) -> np.ndarray:
         raise InputError(f"{name}: too many pixels; pass at most {MAX_PIXELS // 10**6} million") from error
     except InputError:
         raise
+    except UnclearPixelsError as error:
+        raise InputError(f"{name}: {error}") from error
     except DAMAGED as error:
         raise InputError(f"{name}: not an image that can be read; pass a JPEG, PNG, WebP, BMP or TIFF file") from error
 

@@ -39,6 +39,8 @@ def describe_model(model) -> str:
 def card_scores(name: str, revision: str | None = None) -> list[str]:
     """One phrase for each mean IoU that the model's card reports; none without a card.
 
+    A run's card also tells of its best evaluation, whose model lies elsewhere: the score of the weights here is first.
+
     Args:
         name: exported folder or Hub id.
         revision: branch, tag or commit on the Hub.
@@ -49,6 +51,7 @@ def card_scores(name: str, revision: str | None = None) -> list[str]:
         results = ModelCard.load(path, ignore_metadata_errors=True).data.eval_results or []
     except NO_CARD:
         return []
+    results.sort(key=lambda result: (result.metric_name or "").startswith("mIoU (best"))
     return [
         f"{100 * result.metric_value:.1f} % {result.metric_name or 'mIoU'} on {_where(result)}"
         for result in results

@@ -3,9 +3,14 @@
 import io
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from u2pl_hf.errors import InputError
+
+# There, since it goes to the Hub with each model; here for all who read files.
+from u2pl_hf.model.image_processing_u2pl import UnclearPixelsError, check_mode, upright_rgb
+
+__all__ = ["DAMAGED", "UnclearPixelsError", "check_mode", "decode_image", "decode_label", "image_size", "upright_rgb"]
 
 # What damaged files make PIL raise while it decodes.
 DAMAGED = (OSError, SyntaxError, ValueError)
@@ -19,7 +24,7 @@ def decode_image(cell: dict, name: str) -> np.ndarray:
         name: the row's id, for messages.
 
     Raises:
-        InputError: the bytes are not an image, or are damaged.
+        InputError: the bytes are not an image, are damaged, or hold what `upright_rgb` refuses.
     """
     image = _open(cell, f"image of {name}")
     try:
@@ -45,11 +50,6 @@ def decode_label(cell: dict, name: str) -> np.ndarray:
     return ids.astype(np.uint8)
 
 
-def upright_rgb(image: Image.Image) -> np.ndarray:
-    """Decode to uint8 (H,W,3) RGB, turned upright as the EXIF orientation says; damaged files raise PIL's errors."""
-    return np.asarray(ImageOps.exif_transpose(_to_rgb(image)))
-
-
 def image_size(cell: dict, name: str) -> tuple[int, int]:
     """(height, width) of an image as stored, from its header."""
     width, height = _open(cell, f"image of {name}").size
@@ -61,14 +61,3 @@ def _open(cell: dict, what: str) -> Image.Image:
         return Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"])
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, TypeError, AttributeError) as error:
         raise InputError(f"{what} is not a readable image") from error
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16") or image.mode == "I":
-        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
-    return image if image.mode == "RGB" else _keep_exif(image, image.convert("RGB"))
-
-
-def _keep_exif(before: Image.Image, after: Image.Image) -> Image.Image:
-    after.info.setdefault("exif", before.info.get("exif", b""))
-    return after

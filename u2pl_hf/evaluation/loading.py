@@ -1,6 +1,8 @@
 """Find a trained model, and say what runs it."""
 
+import hashlib
 import importlib.metadata
+import json
 import platform
 import re
 from pathlib import Path
@@ -71,6 +73,15 @@ def pick_device(name: str = "auto") -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {name}: not available here; pass auto or cpu ({_line(error)})") from error
     return device
+
+
+def model_digest(model) -> str:
+    """What two models share that have the same weights and class names, wherever they lie."""
+    digest = hashlib.sha256(json.dumps(model.config.id2label).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def model_commit(name: str, revision: str | None = None) -> str | None:

@@ -6,6 +6,7 @@ Two ways to use it. In this package, `MeanIoU(num_labels)` with `update` and `co
 evaluate takes seconds, so its class stands here only for those who have imported evaluate already, as `load` needs.
 """
 
+import inspect
 import sys
 
 import torch
@@ -145,6 +146,9 @@ if "evaluate" in sys.modules:
         """
 
         def __init__(self, *args, num_labels: int | None = None, ignore_index: int = IGNORE_INDEX, **kwargs):
+            # The base class takes any other name as well, and does nothing with it.
+            if unknown := kwargs.keys() - inspect.signature(evaluate.Metric).parameters:
+                raise TypeError(f"{', '.join(sorted(unknown))}: no option of this metric (num_labels, ignore_index)")
             super().__init__(*args, **kwargs)
             if self.num_process > 1:
                 raise ValueError("num_process: counts are not shared through files; use MeanIoU and its all_reduce")
@@ -162,18 +166,18 @@ if "evaluate" in sys.modules:
             )
 
         # The base class copies the next three methods without their closures: no super() inside; docstrings must stay.
-        def add(self, *, prediction=None, reference=None, predictions=None, references=None, **_):
+        def add(self, *, prediction=None, reference=None, predictions=None, references=None):
             """Add one mask (H,W) and its ground truth; `evaluate.combine` passes them by the plural names."""
             self._pairs.update(
                 predictions if prediction is None else prediction, references if reference is None else reference
             )
 
-        def add_batch(self, *, predictions=None, references=None, **_):
+        def add_batch(self, *, predictions=None, references=None):
             """Add masks (B,H,W), or a list of masks of different sizes, and their ground truth."""
             for prediction, reference in zip(predictions, references, strict=True):
                 self._pairs.update(prediction, reference)
 
-        def compute(self, *, predictions=None, references=None, num_labels=None, ignore_index=None, **_):
+        def compute(self, *, predictions=None, references=None, num_labels=None, ignore_index=None):
             """Scores of everything added since the last call, and of the masks given here."""
             if predictions is not None:
                 self.add_batch(predictions=predictions, references=references)

@@ -1,33 +1,82 @@
-"""Predictions as files: complete or not there, and never among those of another model."""
+"""Predictions as files: complete or not there, each knows its model, and nobody else's files are replaced."""
 
 import contextlib
+import json
 import os
+import secrets
 import tempfile
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
+from u2pl_hf.data.decode import DAMAGED
 from u2pl_hf.errors import InputError
+from u2pl_hf.evaluation.pictures import colour_table
+
+# The entry of a PNG file's text that says which model it comes from.
+ORIGIN = "u2pl_hf"
 
 
-def save_png(path: Path, pixels: np.ndarray) -> None:
-    """Write uint8 (H,W) or (H,W,3); what stands at `path` is always a whole picture.
+def save_png(path: Path, pixels: np.ndarray, origin: dict, palette: Sequence[Sequence[int]] | None = None) -> None:
+    """Write a picture; what stands at `path` is always a whole one.
+
+    Args:
+        pixels: uint8 (H,W) or (H,W,3).
+        origin: what `read_origin` gives back: `model`, its name, `digest`, its `model_digest`, and `options`.
+        palette: of a mask (H,W): viewers show its ids in these colours, arrays of it are the ids.
 
     Raises:
         InputError: the disk is full, or the folder cannot be written to.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    # A name of nobody else's, and opened only if it is new: a link at it would lead to another file.
+    partial = path.with_name(f".{secrets.token_hex(8)}.partial")
     try:
+        image, text = Image.fromarray(pixels), PngInfo()
+        if palette is not None:
+            image.putpalette(colour_table(palette).tobytes())
+        text.add_text(ORIGIN, json.dumps(origin))
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(partial, format="PNG")
+        with open(partial, "xb") as file:
+            image.save(file, format="PNG", pnginfo=text)
         os.replace(partial, path)
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror or error})") from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def read_origin(path: Path) -> dict | None:
+    """The `origin` of a picture that `save_png` wrote at this path; None for any other file, a link, or a folder."""
+    try:
+        with warnings.catch_warnings(), Image.open(path) as image:
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            return None if path.is_symlink() else json.loads(image.info[ORIGIN])
+    except (KeyError, Image.DecompressionBombError, *DAMAGED):
+        return None
+
+
+def is_of(path: Path, origin: dict) -> bool:
+    """Whether a file is a picture of this model, whatever its name, made with these options."""
+    return (read_origin(path) or {}) | {"model": origin["model"]} == origin
+
+
+def check_replaceable(paths: Iterable[Path], option: str, digest: str | None = None) -> None:
+    """Refuse to replace a file that `save_png` did not write, or, where `digest` is given, another model's picture.
+
+    Raises:
+        InputError: names the file.
+    """
+    for path in filter(os.path.lexists, paths):
+        origin = read_origin(path)
+        if origin is None:
+            raise InputError(f"{path} is there and was not written by this program: pass another {option}")
+        if digest not in (None, origin["digest"]):
+            raise InputError(f"{path} is of another model, {origin['model']}: pass another {option}")
 
 
 def check_writable(folder: str | os.PathLike, option: str) -> None:

@@ -11,13 +11,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from u2pl_hf.data.decode import DAMAGED, upright_rgb
+from u2pl_hf.data.decode import DAMAGED, UnclearPixelsError, check_mode, upright_rgb
 from u2pl_hf.errors import InputError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 WILDCARDS = "*?["
-# Others, such as F, hold numbers of which nobody says what is black and what is white.
-MODES = {"1", "L", "P", "RGB", "RGBA", "RGBX", "RGBa", "LA", "La", "PA", "CMYK", "YCbCr", "HSV", "I"}
 
 # Larger ones are decoded when their turn comes: that takes memory, and little time beside their prediction.
 MAX_AHEAD_PIXELS = 2**24
@@ -99,20 +97,21 @@ def read_headers(photographs: Sequence[Photograph]) -> list[Photograph]:
                 # A warning at 89 million pixels; from 179 million on it is an error.
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
                 with Image.open(photograph.path) as image:
-                    mode, (width, height) = image.mode, image.size
+                    check_mode(image)
+                    width, height = image.size
+        except UnclearPixelsError as error:
+            raise InputError(f"{photograph.path}: {error}") from error
         except (*DAMAGED, Image.DecompressionBombError) as error:
             raise InputError(f"{photograph.path}: not an image that can be read ({_line(error)})") from error
-        if mode not in MODES and not mode.startswith("I;16"):
-            raise InputError(f"{photograph.path}: pixels of type {mode} are not supported; store it as 8-bit RGB")
         known.append(Photograph(photograph.path, photograph.name, width * height))
     return known
 
 
 def read_photograph(path: Path) -> np.ndarray:
-    """RGB (H,W,3) uint8, turned the way its EXIF orientation says; of several frames, the first.
+    """RGB (H,W,3) uint8 of a file, as `upright_rgb` reads it.
 
     Raises:
-        InputError: the file is damaged.
+        InputError: the file is damaged, or its pixels could only be guessed.
     """
     try:
         with warnings.catch_warnings():
@@ -120,6 +119,8 @@ def read_photograph(path: Path) -> np.ndarray:
             with Image.open(path) as image:
                 # Writable, as torch wants it.
                 return np.array(upright_rgb(image))
+    except UnclearPixelsError as error:
+        raise InputError(f"{path}: {error}") from error
     except DAMAGED as error:
         raise InputError(f"{path}: damaged image ({_line(error)})") from error
 

@@ -17,7 +17,8 @@ INK, PAPER = (20, 20, 20), (255, 255, 255)
 ENTROPY_COLOURS = np.array([(24, 20, 72), (34, 86, 140), (38, 146, 132), (130, 200, 82), (250, 226, 60)], float)
 COLUMNS = ("image", "ground truth", "prediction", "pseudo-label", "entropy")
 BAND = 256  # rows whose colours are mixed at a time: doubles of a whole photograph would be a gigabyte
-GAP, TITLE_HEIGHT, FONT_SIZE, SWATCH = 6, 22, 13, 14
+LINE_SHARE = 600  # pixels of the longest side for each pixel of a contour
+GAP, TITLE_HEIGHT, FONT_SIZE = 6, 22, 13
 
 
 def default_palette(num_labels: int) -> list[list[int]]:
@@ -34,21 +35,55 @@ def default_palette(num_labels: int) -> list[list[int]]:
     return palette
 
 
-def colour_mask(ids: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
-    """Colours (H,W,3) uint8 of class ids (H,W); 255, and any id without a colour, is light grey."""
+def colour_table(palette: Sequence[Sequence[int]]) -> np.ndarray:
+    """Colours (256,3) uint8 of all 8-bit ids; 255, and any id without a colour, is light grey."""
     table = np.full((256, 3), IGNORE_COLOUR, np.uint8)
     table[: min(len(palette), IGNORE)] = np.asarray(palette[:IGNORE], np.uint8)
-    return table[ids]
+    return table
 
 
-def overlay(image: np.ndarray, ids: np.ndarray, palette: Sequence[Sequence[int]], opacity: float = 0.5) -> np.ndarray:
-    """The image (H,W,3) with class colours laid over it; opacity in [0, 1]; ignored pixels show the bare image."""
+def colour_mask(ids: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
+    """Colours (H,W,3) uint8 of class ids (H,W), as in `colour_table`."""
+    return colour_table(palette)[ids]
+
+
+def overlay(
+    image: np.ndarray, ids: np.ndarray, palette: Sequence[Sequence[int]], opacity: float = 0.5, *, contour: bool = False
+) -> np.ndarray:
+    """The image (H,W,3) with class colours laid over it.
+
+    Black, the background's colour in most palettes, would only darken: pixels of a black class, and ignored ones, show
+    the bare image.
+
+    Args:
+        opacity: in [0, 1].
+        contour: also draw white lines between the classes, thicker in large images.
+    """
+    table = colour_table(palette)
+    is_bare = ~table.any(axis=1)
+    is_bare[IGNORE] = True
     mixed = np.empty_like(image)
     for first in range(0, len(image), BAND):
         rows = slice(first, first + BAND)
-        colours = (1 - opacity) * image[rows] + opacity * colour_mask(ids[rows], palette)
-        mixed[rows] = np.where((ids[rows] == IGNORE)[..., None], image[rows], colours.round().astype(np.uint8))
+        colours = (1 - opacity) * image[rows] + opacity * table[ids[rows]]
+        mixed[rows] = np.where(is_bare[ids[rows]][..., None], image[rows], colours.round().astype(np.uint8))
+    if contour:
+        for step in range(1, max(1, round(max(ids.shape) / LINE_SHARE)) + 1):
+            mixed[:, :-step][ids[:, :-step] != ids[:, step:]] = PAPER
+            mixed[:-step][ids[:-step] != ids[step:]] = PAPER
     return mixed
+
+
+def with_legend(
+    picture: np.ndarray, ids: np.ndarray, palette: Sequence[Sequence[int]], class_names: Sequence[str]
+) -> np.ndarray:
+    """The picture (H,W,3) with the colours and names of the classes that occur in `ids` below it, at least as wide."""
+    entries = [(class_names[c], palette[c]) for c in np.unique(ids) if c != IGNORE]
+    legend = _legend(entries, picture.shape[1], font_size=max(FONT_SIZE, picture.shape[1] // 36))
+    canvas = Image.new("RGB", (legend.width, picture.shape[0] + legend.height), PAPER)
+    canvas.paste(Image.fromarray(picture), (0, 0))
+    canvas.paste(legend, (0, picture.shape[0]))
+    return np.asarray(canvas)
 
 
 def entropy_map(
@@ -100,7 +135,9 @@ def picture_grid(
     """
     rows = [_cells(sample, palette, len(class_names), cell_width) for sample in samples]
     width = len(COLUMNS) * (cell_width + GAP) + GAP
-    legend = _legend(class_names, palette, width)
+    entries = [*zip(class_names, palette, strict=False), ("ignored or unreliable", IGNORE_COLOUR)]
+    notes = ["entropy: dark = certain, yellow = log C; red line = border of the unreliable pixels (entropy >= gamma)"]
+    legend = _legend(entries, width, notes)
     height = TITLE_HEIGHT + sum(row[0].height + GAP for row in rows) + legend.height
     canvas = Image.new("RGB", (width, height), PAPER)
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(FONT_SIZE)
@@ -138,26 +175,25 @@ def _fit(picture: np.ndarray | None, size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(picture).resize(size, method)
 
 
-def _legend(class_names: Sequence[str], palette: Sequence[Sequence[int]], width: int) -> Image.Image:
-    """Colour swatches with names, as many per line as fit; a second paragraph explains the entropy picture."""
-    font, line_height = ImageFont.load_default(FONT_SIZE), SWATCH + 8
-    entries = [
-        *((name, tuple(colour)) for name, colour in zip(class_names, palette, strict=False)),
-        ("ignored or unreliable", IGNORE_COLOUR),
-    ]
-    notes = ["entropy: dark = certain, yellow = log C; red line = border of the unreliable pixels (entropy >= gamma)"]
-    places, x, y = [], GAP, 4
-    for name, colour in entries:
-        wide = SWATCH + 4 + math.ceil(font.getlength(name)) + 14
-        if x + wide > width and x > GAP:
-            x, y = GAP, y + line_height
-        places.append((x, y, name, colour))
+def _legend(
+    entries: Sequence[tuple[str, Sequence[int]]], width: int, notes: Sequence[str] = (), font_size: int = FONT_SIZE
+) -> Image.Image:
+    """Names with their colours, as many per line as fit into `width` or the longest; then the notes, a line each."""
+    font, swatch, gap = ImageFont.load_default(font_size), font_size + 1, GAP * font_size // FONT_SIZE
+    line_height = swatch + gap + 2
+    widths = [swatch + math.ceil(font.getlength(name)) + 3 * gap for name, _ in entries]
+    width = max([width, *(gap + wide for wide in widths)])
+    places, x, y = [], gap, 4
+    for wide in widths:
+        if x + wide > width and x > gap:
+            x, y = gap, y + line_height
+        places.append((x, y))
         x += wide
     canvas = Image.new("RGB", (width, y + line_height * (1 + len(notes)) + 2), PAPER)
     draw = ImageDraw.Draw(canvas)
-    for x, y, name, colour in places:
-        draw.rectangle((x, y, x + SWATCH, y + SWATCH), fill=colour, outline=INK)
-        draw.text((x + SWATCH + 4, y), name, fill=INK, font=font)
+    for (x, top), (name, colour) in zip(places, entries, strict=True):
+        draw.rectangle((x, top, x + swatch, top + swatch), fill=tuple(colour), outline=INK)
+        draw.text((x + swatch + gap - 2, top), name, fill=INK, font=font)
     for line, note in enumerate(notes, 1):
-        draw.text((GAP, places[-1][1] + line * line_height), note, fill=INK, font=font)
+        draw.text((gap, y + line * line_height), note, fill=INK, font=font)
     return canvas

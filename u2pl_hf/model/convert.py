@@ -76,7 +76,10 @@ def published_config(state_dict: dict[str, Tensor], **fields) -> U2PLConfig:
 
     Raises:
         ValueError: the tensors are not those of a published network, or a field is out of range.
+        TypeError: U2PLConfig has no such field.
     """
+    if unknown := [name for name in fields if not hasattr(U2PLConfig(), name)]:
+        raise TypeError(f"{', '.join(unknown)}: no field of U2PLConfig")
     weights = rename_published(state_dict)
     ends = {"num_labels": "classifier.8.weight", "head_channels": "aspp.project.0.weight"}
     if missing := [name for name in ends.values() if name not in weights]:
