@@ -5,7 +5,6 @@ AutoImageProcessor. What it saves carries its code, so that others can load it w
 """
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
-from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
 from u2pl_hf.model.configuration_u2pl import U2PLConfig
 from u2pl_hf.model.image_processing_u2pl import U2PLImageProcessor
@@ -16,8 +15,6 @@ AutoConfig.register(U2PLConfig.model_type, U2PLConfig, exist_ok=True)
 AutoModel.register(U2PLConfig, U2PLForSemanticSegmentation, exist_ok=True)
 AutoModelForSemanticSegmentation.register(U2PLConfig, U2PLForSemanticSegmentation, exist_ok=True)
 AutoImageProcessor.register(U2PLConfig, slow_image_processor_class=U2PLImageProcessor, exist_ok=True)
-# pipeline("image-segmentation") looks only here before it says that a model is not supported, and then uses it.
-MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[U2PLConfig.model_type] = U2PLForSemanticSegmentation.__name__
 
 # These make save_pretrained copy the files of u2pl_hf/model.
 U2PLConfig.register_for_auto_class()

@@ -102,6 +102,11 @@ def test_what_is_no_photo(tmp_path):
     for name in ("fake.jpg", "half.png", "missing.png"):
         with pytest.raises(InputError, match=f"^{name}: not an image that can be read; pass a JPEG"):
             app.read_photo(tmp_path / name)
+    Image.fromarray(np.ones((2, 2), np.float32)).save(tmp_path / "float.tif")
+    Image.fromarray(np.full((2, 2), 900, np.uint16)).save(tmp_path / "dark.png")
+    for name, told in (("float.tif", "its pixels are floating-point"), ("dark.png", "it has 16 bits per channel")):
+        with pytest.raises(InputError, match=f"^{name}: {told}"):
+            app.read_photo(tmp_path / name)
     for width in (12_000, 20_000):  # the second is more than Pillow itself takes
         Image.new("1", (width, 9_000)).save(tmp_path / "wall.png")
         with pytest.raises(InputError, match=r"^wall.png: .*; pass at most 100 million"):
@@ -135,8 +140,8 @@ def test_facts_come_from_configuration_and_card(tmp_path):
     assert facts.card_scores(str(tmp_path)) == []
     (tmp_path / "README.md").write_text(render_card(results))
     assert facts.card_scores(str(tmp_path)) == [
-        "61.3 % mIoU (best, step 3) on town/streets, validation",
         "50.0 % mIoU (last, step 5) on town/streets, validation",
+        "61.3 % mIoU (best, step 3) on town/streets, validation",
     ]
     by_hand = (tmp_path / "README.md").read_text().replace("0.6125", "best").replace("value: 0.5", "value: 1")
     (tmp_path / "README.md").write_text(by_hand)

@@ -147,6 +147,16 @@ def test_evaluate_module_takes_options_at_compute(module_path):
         module.compute(predictions=[[[2]]], references=[[[0]]], num_labels=2)
 
 
+def test_evaluate_module_refuses_options_that_would_do_nothing(module_path):
+    with pytest.raises(TypeError, match="num_label: no option"):
+        evaluate.load(module_path, num_label=4)
+    module = evaluate.load(module_path, num_labels=2, keep_in_memory=True)
+    with pytest.raises(TypeError, match="reduce_labels"):
+        module.compute(predictions=[[[0]]], references=[[[0]]], reduce_labels=True)
+    with pytest.raises(TypeError, match="weights"):
+        module.add_batch(predictions=[[[0]]], references=[[[0]]], weights=[1])
+
+
 def test_evaluate_module_can_be_combined(module_path):
     prediction, label = masks(4)
     ours = MeanIoU(4)

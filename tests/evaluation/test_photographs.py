@@ -69,8 +69,11 @@ def test_every_mode_becomes_rgb(tmp_path, mode):
 
 def test_numbers_without_black_and_white_are_refused(tmp_path):
     Image.fromarray(np.ones((3, 3), np.float32)).save(tmp_path / "f.tif")
-    with pytest.raises(InputError, match=r"f\.tif: pixels of type F are not supported"):
+    with pytest.raises(InputError, match=r"f\.tif: its pixels are floating-point numbers"):
         read_headers(found(tmp_path / "f.tif"))
+    Image.fromarray(np.full((3, 3), 4095, np.uint16)).save(tmp_path / "x.tif")
+    with pytest.raises(InputError, match=r"x\.tif: it has 16 bits per channel but no value from 4096 on"):
+        read_photograph(tmp_path / "x.tif")
 
 
 def test_images_that_would_fill_the_memory_are_refused(root, monkeypatch):
@@ -106,14 +109,14 @@ def test_what_comes_before_a_damaged_image_is_given(tmp_path):
 
 def test_a_picture_is_whole_or_not_there(tmp_path, monkeypatch):
     path = tmp_path / "deep" / "x.png"
-    save_png(path, np.full((3, 4), 7, np.uint8))
+    save_png(path, np.full((3, 4), 7, np.uint8), {})
 
     def interrupted(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        save_png(path, np.zeros((3, 4), np.uint8))
+        save_png(path, np.zeros((3, 4), np.uint8), {})
     with Image.open(path) as image:
         assert image.mode == "L" and np.array_equal(np.array(image), np.full((3, 4), 7))
     assert [p.name for p in path.parent.iterdir()] == ["x.png"]
@@ -138,6 +141,8 @@ def test_overlay_in_bands_is_the_overlay_at_once():
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (600, 5, 3), dtype=np.uint8)
     ids = rng.choice(np.array([0, 1, 2, 255], np.uint8), (600, 5))
-    palette = default_palette(3)
-    expected = np.where((ids == 255)[..., None], image, (0.7 * image + 0.3 * colour_mask(ids, palette)).round())
+    palette = default_palette(3)  # where class 0 is black, which is bare
+    expected = np.where(
+        np.isin(ids, (0, 255))[..., None], image, (0.7 * image + 0.3 * colour_mask(ids, palette)).round()
+    )
     assert np.array_equal(overlay(image, ids, palette, 0.3), expected.astype(np.uint8))

@@ -11,6 +11,7 @@ from u2pl_hf.evaluation.pictures import (
     entropy_map,
     overlay,
     picture_grid,
+    with_legend,
 )
 
 # Published with PASCAL VOC: background, aeroplane, bicycle, ..., and the last class, tv/monitor.
@@ -39,6 +40,27 @@ def test_colour_mask_and_overlay():
     image = np.full((1, 3, 3), 100, np.uint8)
     assert overlay(image, ids, palette, 0.5).tolist() == [[[55, 60, 65], [150, 100, 75], [100, 100, 100]]]
     assert np.array_equal(overlay(image, ids, palette, 0.0), image)
+
+
+def test_black_and_ignored_pixels_are_bare_and_contours_are_white():
+    ids = np.array([[0, 0, 0, 1, 1, 1, 255, 255]] * 2, np.uint8)
+    image = np.full((2, 8, 3), 100, np.uint8)
+    found = overlay(image, ids, default_palette(2), 0.5, contour=True)
+    red, bare, white = [114, 50, 50], [100] * 3, [255] * 3
+    assert found.tolist() == [[bare, bare, white, red, red, white, bare, bare]] * 2
+    large = overlay(image.repeat(400, axis=1), ids.repeat(400, axis=1), default_palette(2), contour=True)
+    assert ((large == 255).all(-1).sum(1) == 10).all()  # 3200 pixels wide: lines of 5
+
+
+def test_legend_names_the_classes_that_occur():
+    picture = np.full((30, 400, 3), 7, np.uint8)
+    names, palette = ["background", "a cat", "a dog"], [[0, 0, 0], [200, 10, 20], [10, 200, 20]]
+    found = with_legend(picture, np.array([[0, 2, 255]], np.uint8), palette, names)
+    assert found.shape[1:] == (400, 3) and np.array_equal(found[:30], picture)
+    below = {tuple(colour) for colour in found[30:].reshape(-1, 3)}
+    assert tuple(palette[2]) in below and tuple(palette[1]) not in below
+    narrow = with_legend(picture[:, :9], np.array([[1]], np.uint8), palette, names)
+    assert narrow.shape[1] > 50 and np.array_equal(narrow[:30, :9], picture[:, :9])
 
 
 def test_entropy_border_surrounds_the_unreliable_pixels():

@@ -3,6 +3,7 @@
 import json
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -18,7 +19,7 @@ from u2pl_hf import U2PLConfig, U2PLForSemanticSegmentation, U2PLImageProcessor
 from u2pl_hf.evaluation import MeanIoU
 from u2pl_hf.evaluation.inference import predict_image
 from u2pl_hf.evaluation.loading import load_model
-from u2pl_hf.evaluation.pictures import default_palette, overlay
+from u2pl_hf.evaluation.pictures import default_palette, overlay, with_legend
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ["wall", "tree", "car", "sky"]
@@ -89,7 +90,7 @@ def start(script, *arguments, launcher=(sys.executable,), **environment):
 
 
 def result_of(done):
-    assert done.returncode == 0, done.stderr
+    assert not done.returncode, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -106,7 +107,7 @@ def score(folder, ids, labels):
     metric = MeanIoU(len(NAMES))
     for sample_id, label in zip(ids, labels, strict=True):
         with Image.open(folder / f"{sample_id}.png") as mask:
-            assert mask.mode == "L"
+            assert mask.mode == "P"
             metric.update(np.array(mask), label)
     return metric.compute()
 
@@ -140,8 +141,8 @@ def test_evaluate_scores_what_it_saves(model_dir, data, tmp_path, here):
     with Image.open(tmp_path / "overlays" / "town" / "three.png") as pair:
         pair = np.array(pair)
     palette = default_palette(len(NAMES))
-    assert np.array_equal(pair[:, :57], overlay(images[2], ids, palette))
-    assert np.array_equal(pair[:, 57:], overlay(images[2], labels[2], palette))
+    assert np.array_equal(pair[:33, :57], overlay(images[2], ids, palette, contour=True))
+    assert np.array_equal(pair[:33, 57:114], overlay(images[2], labels[2], palette, contour=True))
     again = [*arguments, "--save_overlays", tmp_path / "overlays"]
     assert "--overwrite" in refused(here("evaluate.py", *again))
 
@@ -226,9 +227,11 @@ def test_predict_any_size_folders_globs_and_exif(model_dir, tmp_path):
     model = load_model(str(model_dir), device="cpu")
     with Image.open(out / "colour_mask.png") as mask, Image.open(out / "colour_overlay.png") as laid_over:
         ids = np.array(mask)
-        assert mask.mode == "L"
+        assert mask.mode == "P"
         assert np.array_equal(ids, predict_image(model, pixels, "cpu"))
-        assert np.array_equal(np.array(laid_over), overlay(pixels, ids, default_palette(len(NAMES))))
+        palette = default_palette(len(NAMES))
+        expected = with_legend(overlay(pixels, ids, palette, contour=True), ids, palette, NAMES)
+        assert np.array_equal(np.array(laid_over), expected)
     with Image.open(out / "turned_mask.png") as mask:
         assert mask.size == (37, 53)
     assert not list(out.rglob(".*"))
@@ -263,6 +266,46 @@ def test_predict_keeps_sub_folders_and_goes_on(model_dir, tmp_path, here):
     }
 
 
+def test_predict_replaces_only_its_own(model_dir, tmp_path, here):
+    photographs(tmp_path / "in", "1.png", "2.png")
+    out = tmp_path / "in"  # beside the photographs
+    arguments = [tmp_path / "in" / "1.png", "--output_dir", out, "--device", "cpu"]
+    (out / "1_mask.png").write_bytes((out / "2.png").read_bytes())  # drawn by hand
+    for options in ([], ["--skip_existing"]):
+        line = refused(here("predict.py", model_dir, *arguments, *options))
+        assert "1_mask.png is there and was not written by this program: pass another --output_dir" in line
+    assert (out / "1_mask.png").read_bytes() == (out / "2.png").read_bytes()
+    (out / "1_mask.png").unlink()
+    here("predict.py", model_dir, *arguments, "--no-legend", "--no-contour", code=None)
+    with Image.open(out / "1_overlay.png") as bare:
+        assert bare.size == (24, 20)
+    first = (out / "1_mask.png").stat().st_mtime_ns
+    skip = [model_dir, *arguments, "--skip_existing"]
+    assert result_of(here("predict.py", *skip, code=None))["skipped"] == 1
+    # The same photograph by another protocol is another result.
+    assert result_of(here("predict.py", *skip, "--flip", code=None))["skipped"] == 0
+    assert (out / "1_mask.png").stat().st_mtime_ns > first
+    torch.manual_seed(1)
+    config = U2PLConfig.from_pretrained(model_dir)
+    U2PLForSemanticSegmentation(config).save_pretrained(tmp_path / "other")
+    for options in ([], ["--skip_existing"]):
+        line = refused(here("predict.py", tmp_path / "other", *arguments, *options))
+        assert "1_overlay.png is of another model" in line and str(model_dir) in line
+    shutil.copytree(model_dir, tmp_path / "moved")  # the same model is no other one
+    here("predict.py", tmp_path / "moved", *arguments, code=None)
+
+
+def test_evaluate_overwrites_only_its_own(model_dir, data, tmp_path, here):
+    photographs(tmp_path / "masks", "town/two.png")
+    arguments = [model_dir, "--dataset", data[0], "--device", "cpu", "--save_predictions", tmp_path / "masks"]
+    line = refused(here("evaluate.py", *arguments, "--overwrite"))
+    assert "town/two.png is there and was not written by this program: pass another folder" in line
+    assert [path.name for path in (tmp_path / "masks").iterdir()] == ["town"]
+    (tmp_path / "masks" / "town" / "two.png").unlink()
+    for _ in range(2):
+        here("evaluate.py", *arguments, "--overwrite", code=None)
+
+
 def test_predict_ends_at_a_damaged_body_and_keeps_what_is_done(model_dir, tmp_path, here):
     photographs(tmp_path / "in", "1.png", "2.png", "3.png")
     whole = (tmp_path / "in" / "2.png").read_bytes()
@@ -295,7 +338,7 @@ def test_predict_refuses(model_dir, tmp_path, here):
     assert "x_mask.png" in line and "overwritten" in line
     Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "float.tif")
     line = refused(here("predict.py", model_dir, tmp_path / "float.tif", "--output_dir", out))
-    assert "float.tif: pixels of type F" in line
+    assert "float.tif: its pixels are floating-point" in line
     arguments = ["predict.py", model_dir, tmp_path / "a", "--output_dir", out, "--device", "cpu"]
     assert "fp16 needs" in refused(here(*arguments, "--precision", "fp16"))
     assert "--opacity" in refused(here(*arguments, "--opacity", 2))

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .backbone_u2pl import ClosingNorm, U2PLAutoBackbone, U2PLBackbone, conv_bn_relu
@@ -166,5 +167,8 @@ class U2PLForSemanticSegmentation(U2PLPreTrainedModel):
         """Every other parameter; some recipes let these learn faster."""
         return [parameter for name, parameter in self.named_parameters() if not name.startswith("backbone.")]
 
+
+# pipeline("image-segmentation") looks only here before it says that a model is not supported, and then uses it.
+MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[U2PLConfig.model_type] = U2PLForSemanticSegmentation.__name__
 
 __all__ = ["U2PLForSemanticSegmentation", "U2PLOutput", "U2PLPreTrainedModel"]
