@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from tests.data.rows import encode, make_source, make_table
-from u2pl_hf.data.sources import check_labelled, load_source
+from u2pl_hf.data.sources import check_labelled, check_some_readable, load_source
 from u2pl_hf.errors import InputError
 
 GREY = np.arange(48, dtype=np.uint8).reshape(6, 8)
@@ -50,6 +50,23 @@ def test_images_of_every_mode_become_rgb():
         assert image.shape == (6, 8, 3) and image.dtype == np.uint8
     assert (source.read_image(1) == GREY[..., None]).all()
     assert (source.read_image(5) == GREY[..., None]).all()
+
+
+@pytest.mark.parametrize(
+    "stored, message",
+    [
+        (encode(GREY.astype(np.float32) / 255, "TIFF"), "floating-point"),
+        (encode(GREY.astype(np.int32), "TIFF"), "32-bit"),
+        (encode(GREY.astype(np.uint16) * 80), "12-bit"),
+    ],
+)
+def test_images_that_would_be_read_as_black_are_refused(stored, message):
+    source = make_source([stored, encode(COLOUR)], [encode(GREY % 2)] * 2)
+    with pytest.raises(InputError, match=rf"image im_0 cannot be read: .*{message}.*8 bits per channel"):
+        check_labelled(source, [0, 1], 2, what="training")
+    check_some_readable(source, [0, 1])
+    with pytest.raises(InputError, match=f"none can be read: image im_0 .*{message}"):
+        check_some_readable(source, [0])
 
 
 def test_exif_orientation_is_applied():

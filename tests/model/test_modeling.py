@@ -286,3 +286,5 @@ def test_published_names():
         rename_published({"module.encoder.fc.weight": weight})
     with pytest.raises(ValueError, match="not a whole"):
         published_config({"encoder.bn1.weight": weight})
+    with pytest.raises(TypeError, match="ouput_stride: no field of U2PLConfig"):
+        published_config({}, ouput_stride=16)

@@ -21,7 +21,7 @@ class Absent:
 
 sys.meta_path.insert(0, Absent())
 import torch
-from transformers import AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
+from transformers import AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation, pipeline
 torch.set_num_threads(1)
 for folder in sys.argv[1:]:
     pixels = torch.load(f"{folder}/pixels.pt", weights_only=True)
@@ -32,6 +32,7 @@ for folder in sys.argv[1:]:
     processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
     assert processor.post_process_semantic_segmentation(model(pixels), [(7, 9)] * 2)[0].shape == (7, 9)
     model.save_pretrained(f"{folder}/again")
+    pipeline("image-segmentation", folder, trust_remote_code=True)
 print(json.dumps([type(model).__module__, "u2pl_hf" in sys.modules]))
 """
 FILES = {"config.json", "model.safetensors", "preprocessor_config.json", "configuration_u2pl.py", "modeling_u2pl.py",
@@ -58,6 +59,7 @@ def test_loads_without_the_package(tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
+    assert "not supported for image-segmentation" not in done.stderr
     module, imported = json.loads(done.stdout.splitlines()[-1])
     assert module.startswith("transformers_modules.") and not imported
     for name in ("resnet", "convnext"):
