@@ -32,7 +32,7 @@ from u2pl_hf.evaluation.loading import (
 )
 from u2pl_hf.evaluation.options import OneLineParser, add_segment_arguments, segment_options
 from u2pl_hf.evaluation.outputs import check_free, check_ids, check_replaceable, check_writable, save_png
-from u2pl_hf.evaluation.pictures import default_palette, overlay, with_legend
+from u2pl_hf.evaluation.pictures import default_palette, overlay
 from u2pl_hf.training.checkpoint import write_atomically
 from u2pl_hf.training.precision import check_compiler, check_number_type
 from u2pl_hf.training.processes import joined_processes, together
@@ -164,22 +164,19 @@ def count(args: argparse.Namespace, model, source: Source, device, processes):
             range(len(source.ids))[processes.process_index :: processes.num_processes],
             device=device,
             batch_size=args.batch_size,
-            on_sample=lambda *sample: save(args, palette, class_names(model), origin, *sample),
+            on_sample=lambda *sample: save(args, palette, origin, *sample),
             progress=processes.is_main_process,
             **segment_options(args),
         )
 
 
-def save(
-    args: argparse.Namespace, palette: list, names: list[str], origin: dict, sample_id: str, image, label, prediction
-) -> None:
+def save(args: argparse.Namespace, palette: list, origin: dict, sample_id: str, image, label, prediction) -> None:
     """Write what was asked for, an id with slashes into sub-folders."""
     if args.save_predictions:
         save_png(Path(args.save_predictions) / f"{sample_id}.png", prediction, origin, palette)
     if args.save_overlays:
-        pair = np.hstack([overlay(image, ids, palette, contour=True) for ids in (prediction, label)])
-        pair = with_legend(pair, np.union1d(prediction, label), palette, names)
-        save_png(Path(args.save_overlays) / f"{sample_id}.png", pair, origin)
+        pair = [overlay(image, ids, palette, contour=True) for ids in (prediction, label)]
+        save_png(Path(args.save_overlays) / f"{sample_id}.png", np.hstack(pair), origin)
 
 
 def report(result: dict, confusion: list[list[int]], output_file: str | None) -> None:

@@ -3,9 +3,9 @@
     python training_scripts/predict.py runs/demo_u2pl photo.jpg "holiday/*.png" --output_dir predictions
 
 For each image of any size: `<name>_mask.png`, 8-bit class ids with the classes' colours as their palette, and
-`<name>_overlay.png`, the image with these colours over it and their names below. Large images are predicted by
-sliding windows, in bounded memory. Files that this program did not write, and those of another model, are not
-replaced. The last line of stdout is one JSON object with the files written, and how each was predicted.
+`<name>_overlay.png`, the image with these colours over it. Large images are predicted by sliding windows, in
+bounded memory. Files that this program did not write, and those of another model, are not replaced. The last line of
+stdout is one JSON object with the files written, and how each was predicted.
 """
 
 import argparse
@@ -42,9 +42,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--save_confidence", action="store_true", help="write <name>_confidence.png: 255 = sure")
     parser.add_argument("--model_revision", help="branch, tag or commit of a model on the Hub")
     parser.add_argument("--opacity", type=float, default=0.5, help="of the colours in the overlay (0.5)")
-    drawn = {"action": argparse.BooleanOptionalAction, "default": True}
-    parser.add_argument("--contour", **drawn, help="white lines between the classes of the overlay (yes)")
-    parser.add_argument("--legend", **drawn, help="the classes' names below the overlay (yes)")
+    parser.add_argument(
+        "--contour",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="white lines between the classes of the overlay (yes)",
+    )
+    parser.add_argument("--legend", action="store_true", help="the classes' names below the overlay, which grows by it")
     parser.add_argument("--batch_size", type=int, default=1, help="neighbouring images of equal size share a pass (1)")
     add_segment_arguments(parser, auto=True)
     args = parser.parse_args()

@@ -78,7 +78,7 @@ def test_predict_writes_mask_and_overlay(u2pl_run, tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (57, 83, 3), dtype=np.uint8)).save(tmp_path / "photo.jpg")
     result_of(run_script("predict.py", output, tmp_path / "photo.jpg", "--output_dir", tmp_path / "out"))
     mask = Image.open(tmp_path / "out" / "photo_mask.png")
-    assert mask.mode == "L" and mask.size == (83, 57) and np.asarray(mask).max() < len(result["class_names"])
+    assert mask.mode == "P" and mask.size == (83, 57) and np.asarray(mask).max() < len(result["class_names"])
     assert Image.open(tmp_path / "out" / "photo_overlay.png").size == (83, 57)
     model = AutoModelForSemanticSegmentation.from_pretrained(output)
     pixels = AutoImageProcessor.from_pretrained(output)(Image.open(tmp_path / "photo.jpg"), return_tensors="pt")
