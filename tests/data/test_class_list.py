@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from u2pl_hf.data.class_list import ClassList, read_class_list, write_class_list
@@ -70,6 +72,44 @@ def test_written_and_read_again(tmp_path):
         assert read_class_list(path) == classes
     write_class_list(path, ClassList(("a", "b"), ((0,), (9,)), ((3,),)))
     assert read_class_list(path) == ClassList(("a", "b"))
+
+
+NASTY = ["#sky", "x 1 2 3", "1 2 3 x", "[sky", "{sky", 'say "x"', '"', "a, b", "a,1", "name,value", "12", "a\tb", "a;b",
+         "naïve\u00a0x", "\u0646\u200c\u0641", "\\n", "a'b", "🙂", "x|y", "null", "ignored"]  # fmt: skip
+
+
+@pytest.mark.parametrize("coloured", [False, True])
+def test_every_name_comes_back(tmp_path, coloured):
+    path = tmp_path / "class_names.txt"
+    for names in (NASTY, NASTY[::-1], *([name, "other"] for name in NASTY)):
+        content = {name: [n, 2, 3] for n, name in enumerate(names)} if coloured else names
+        classes = read(tmp_path, json.dumps(content), "c.json")
+        assert classes.names == tuple(names)
+        write_class_list(path, classes)
+        assert read_class_list(path) == classes
+
+
+@pytest.mark.parametrize("name", ["a\u2028b", "a\x85b", "a\x0bb", "a\x1db", "a\x00b", "\ufeffa", "a\u2029b", "a\x7fb"])
+def test_what_no_line_can_hold_is_refused_in_text_and_json(tmp_path, name):
+    for content in (f"sky\n{name}\n", json.dumps(["sky", name]), json.dumps({"sky": 1, name: 2})):
+        with pytest.raises(
+            InputError, match=r"(line|entry) 2: the name '.*\\.*' holds a line break or control character$"
+        ):
+            read(tmp_path, content)
+    for name in ("a\nb", "a\rb", "a\ud800"):
+        with pytest.raises(InputError, match="entry 1: the name"):
+            read(tmp_path, json.dumps([name]))
+    assert read(tmp_path, json.dumps(["sky\n", " car\u2028 "])) == read(tmp_path, "sky\x0b\n car \u2028\n")
+
+
+def test_a_class_in_several_colours(tmp_path):
+    expected = ClassList(("bg", "fg"), ((0,), (1,)), ((9,),), (((255,), 1), ((7,), 0)))
+    assert read(tmp_path, "bg,0\nfg,1\nfg,255\nbg,7\nvoid,9\nfg,1\n") == expected
+    assert read(tmp_path, '{"bg": [[0], [7]], "fg": [1], "void": 9}').other_colours == (((7,), 0),)
+    road = read(tmp_path, "road,1,2,3\ncar,4,5,6\nroad,7,8,9\n")
+    assert (road.colours, road.other_colours) == (((1, 2, 3), (4, 5, 6)), (((7, 8, 9), 0),))
+    with pytest.raises(InputError, match="line 3: bg has the colour of fg"):
+        read(tmp_path, "bg,0\nfg,1\nbg,1")
 
 
 def test_no_such_file(tmp_path):

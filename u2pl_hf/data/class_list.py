@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ IGNORED_NAMES = ("ignore", "void")
 MAX_CLASSES = 255
 HEADERS = (["name", "r", "g", "b"], ["name", "red", "green", "blue"], ["name", "value"])
 FORMS = "a line is NAME, NAME,R,G,B or NAME,VALUE with numbers from 0 to 255"
+# Categories of characters that a line of text cannot hold.
+CONTROL = ("Cc", "Cs", "Zl", "Zp")
 # Other programs' tables: NAME R G B, and R G B NAME, with blanks between.
 BLANKS = (r"(?P<name>.*\S)\s+(?P<colour>\d+\s+\d+\s+\d+)", r"(?P<colour>\d+\s+\d+\s+\d+)\s+(?P<name>\S.*)")
 
@@ -26,11 +29,13 @@ class ClassList:
         names: one per class.
         colours: how masks paint each class, (r, g, b) or (grey value,), all of one kind; None: masks hold ids.
         ignore_colours: more colours of the same kind, for pixels to ignore.
+        other_colours: (colour, class id) for classes that masks paint in more colours than one.
     """
 
     names: tuple[str, ...]
     colours: tuple[tuple[int, ...], ...] | None = None
     ignore_colours: tuple[tuple[int, ...], ...] = ()
+    other_colours: tuple[tuple[tuple[int, ...], int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,9 @@ def read_class_list(path: Path) -> ClassList:
 
     Text: one class per line, `name`, `name,R,G,B` (or with blanks, `name R G B` and `R G B name`) or `name,VALUE`; a
     header line, `#` comments and blank lines may be there. JSON: a list of names, or an object from names to
-    [r, g, b], a grey value or null. A class named ignore or void stands for pixels to ignore; without colours, a name's
-    place is its value in the masks.
+    [r, g, b], a grey value or null. A class that masks paint in several colours has several lines, or a list of them
+    in JSON, such as [[1], [255]]. One named ignore or void stands for pixels to ignore; without colours, a name's place
+    is its value in the masks. A name in quotes, as in CSV, is taken as it stands. Blanks around a name do not count.
 
     Raises:
         InputError: names the file and the line.
@@ -72,22 +78,27 @@ def parse_class_list(text: str, path: str) -> ClassList:
     """
     is_json = path.lower().endswith(".json") or text.lstrip()[:1] in ("[", "{")
     entries = list(_json_entries(path, text) if is_json else _text_entries(path, text))
-    return _checked(path, entries)
+    return _checked(path, entries, is_text=not is_json)
 
 
 def write_class_list(path: Path, classes: ClassList) -> None:
-    """Write names, and colours for display where there are any. Grey values only say how masks were painted."""
+    """Write names, and colours for display where there are any. Grey values only say how masks were painted.
+
+    Every name that a class list can have is read back as it is: what would be read otherwise is quoted.
+    """
     has_rgb = classes.colours is not None and len(classes.colours[0]) == 3
     colours: Iterable[Sequence[int]] = classes.colours if has_rgb else [()] * len(classes.names)
     lines = io.StringIO()
-    writer = csv.writer(lines, lineterminator="\n")
-    writer.writerows([name, *colour] for name, colour in zip(classes.names, colours, strict=True))
+    for name, colour in zip(classes.names, colours, strict=True):
+        is_plain = name[0] not in "#[{" and len(_split_at_blanks([name])) == 1
+        quoting = csv.QUOTE_MINIMAL if is_plain else csv.QUOTE_NONNUMERIC
+        csv.writer(lines, lineterminator="\n", quoting=quoting).writerow([name, *colour])
     Path(path).write_text(lines.getvalue(), encoding="utf-8", newline="\n")
 
 
 def _text_entries(path: str, text: str) -> Iterable[_Entry]:
     is_first = True
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         where = f"class list {path}, line {number}"
@@ -96,7 +107,7 @@ def _text_entries(path: str, text: str) -> Iterable[_Entry]:
             is_first = False
             continue
         is_first = False
-        fields = _split_at_blanks(fields)
+        fields = fields if line.lstrip().startswith('"') else _split_at_blanks(fields)
         if len(fields) not in (1, 2, 4) or not all(field.isdecimal() for field in fields[1:]):
             raise InputError(f"{where}: '{line.strip()}' cannot be read; {FORMS}")
         yield _Entry(where, fields[0], tuple(map(int, fields[1:])) or None)
@@ -117,32 +128,43 @@ def _json_entries(path: str, text: str) -> Iterable[_Entry]:
     for number, item in enumerate(content if isinstance(content, list) else [None], 1):
         place = f"{where}, entry {number}"
         name, colour = (item, None) if isinstance(item, str) else item if isinstance(item, tuple) else (None, None)
-        values = [colour] if isinstance(colour, int) else colour or []
-        fits = isinstance(values, list) and len(values) in (0, 1, 3) and all(type(v) is int for v in values)
-        if not isinstance(name, str) or not fits:
-            raise InputError(f"{place}: pass a list of names, or an object of names with [r, g, b], a value or null")
-        yield _Entry(place, name.strip(), tuple(values) or None)
+        several = colour if isinstance(colour, list) and colour and isinstance(colour[0], list) else [colour]
+        for values in ([value] if isinstance(value, int) else value or [] for value in several):
+            fits = isinstance(values, list) and len(values) in (0, 1, 3) and all(type(v) is int for v in values)
+            if not isinstance(name, str) or not fits:
+                raise InputError(
+                    f"{place}: pass a list of names, or an object of names with [r, g, b], a value or null"
+                )
+            yield _Entry(place, name.strip(), tuple(values) or None)
 
 
-def _checked(path: str, entries: list[_Entry]) -> ClassList:
-    names: dict[str, _Entry] = {}
+def _checked(path: str, entries: list[_Entry], is_text: bool) -> ClassList:
+    seen: dict[str, str] = {}
     for entry in entries:
         if not entry.name:
             raise InputError(f"{entry.where}: the name is empty; {FORMS}")
+        # U+FEFF is what editors put before a text.
+        if any(c == "\ufeff" or (c != "\t" and unicodedata.category(c) in CONTROL) for c in entry.name):
+            raise InputError(f"{entry.where}: the name {entry.name!a} holds a line break or control character")
         if not all(0 <= value <= 255 for value in entry.colour or ()):
             raise InputError(f"{entry.where}: {entry.name} has a number outside 0..255")
-        if entry.name in names and not entry.is_ignored:
+        may_come_again = entry.colour and (is_text or seen.get(entry.name) == entry.where)
+        if entry.name in seen and not entry.is_ignored and not may_come_again:
             raise InputError(f"{entry.where}: the class {entry.name} is there twice")
-        names[entry.name] = entry
-    classes = [entry for entry in entries if not entry.is_ignored]
-    if not 1 <= len(classes) <= MAX_CLASSES:
-        raise InputError(f"class list {path} names {len(classes)} classes: pass 1 to {MAX_CLASSES}, one per line")
+        seen[entry.name] = entry.where
+    names = list(dict.fromkeys(entry.name for entry in entries if not entry.is_ignored))
+    if not 1 <= len(names) <= MAX_CLASSES:
+        raise InputError(f"class list {path} names {len(names)} classes: pass 1 to {MAX_CLASSES}, one per line")
     entries = _with_places(entries)
     _check_colours(entries)
-    classes = [entry for entry in entries if not entry.is_ignored]
+    first: dict[str, tuple[int, ...] | None] = {}
+    others = []
+    for entry in entries:
+        if not entry.is_ignored and first.setdefault(entry.name, entry.colour) != entry.colour:
+            others.append((entry.colour, names.index(entry.name)))
     ignored = tuple(entry.colour for entry in entries if entry.is_ignored and entry.colour)
-    colours = None if classes[0].colour is None else tuple(entry.colour for entry in classes)
-    return ClassList(tuple(entry.name for entry in classes), colours, ignored)
+    colours = None if first[names[0]] is None else tuple(first.values())
+    return ClassList(tuple(names), colours, ignored, tuple(others))
 
 
 def _with_places(entries: list[_Entry]) -> list[_Entry]:

@@ -19,7 +19,7 @@ def render_card(layout: Layout, result: dict, sizes: dict[str, int]) -> str:
         "Columns: `id`; `image`, the original file; `label`, an 8-bit PNG of class ids with 255 = ignore, or nothing "
         "for an unlabelled image. Training rows are stored in a random order that depends on nothing but their ids.",
         _table(["subset", "images", "labelled", "unlabelled"], _count_rows(result)),
-        "\n".join(f"- {note}" for note in [*result["notes"], *_left_out(result)]),
+        "\n".join(f"- {note}" for note in [*result["notes"], *_left_out(result), *warning_lines(result)]),
         "## Classes",
         "Share of each class in the pixels that are not ignored, and of ignored pixels in all, in per cent.",
         _table(["id", "class", *result["subsets"]], _share_rows(result)),
@@ -63,9 +63,16 @@ def _count_rows(result: dict) -> list[list]:
 
 
 def _left_out(result: dict) -> list[str]:
-    skipped, empty = len(result["skipped"]), len(result["warnings"])
-    notes = [f"{skipped} rows that could not be used are left out; `prepare.json` names them"] if skipped else []
-    return notes + ([f"{empty} labels are ignored everywhere; `prepare.json` names them"] if empty else [])
+    skipped = len(result["skipped"])
+    return [f"{skipped} rows that could not be used are left out; `prepare.json` names them"] if skipped else []
+
+
+def warning_lines(result: dict) -> list[str]:
+    """What is warned of, one line each; what concerns single rows is counted."""
+    lines = [item["reason"] for item in result["warnings"] if item["id"] is None]
+    empty = [item["id"] for item in result["warnings"] if item["id"] is not None]
+    counted = f"{len(empty)} labels are ignored everywhere, such as {min(empty, default='')}; `prepare.json` names them"
+    return lines + [counted] * bool(empty)
 
 
 def _share_rows(result: dict) -> list[list]:

@@ -14,6 +14,9 @@ __all__ = ["DAMAGED", "UnclearPixelsError", "check_mode", "decode_image", "decod
 
 # What damaged files make PIL raise while it decodes.
 DAMAGED = (OSError, SyntaxError, ValueError)
+ORIENTATION = 0x0112  # of EXIF
+# Formats that change the values they store.
+INEXACT = ("JPEG", "MPO")
 
 
 def decode_image(cell: dict, name: str) -> np.ndarray:
@@ -34,19 +37,22 @@ def decode_image(cell: dict, name: str) -> np.ndarray:
 
 
 def decode_label(cell: dict, name: str) -> np.ndarray:
-    """A mask as uint8 (H,W) class ids, 255 = ignore. Palette masks keep their ids.
+    """A mask as uint8 (H,W) class ids, 255 = ignore, turned as its own EXIF orientation says. Palettes keep their ids.
 
     Raises:
-        InputError: the bytes are not an image, or the mask has several channels or values above 255.
+        InputError: the bytes are not an image, or the mask is JPEG, has several channels or values above 255.
     """
     label = _open(cell, f"label of {name}")
+    if label.format in INEXACT:
+        raise InputError(f"label of {name} is JPEG, whose values are not exact: store masks as PNG")
     try:
         # A palette mask as an array is its ids; convert("L") would make grey levels of them.
-        ids = np.asarray(label)
+        ids = np.asarray(ImageOps.exif_transpose(label))
     except DAMAGED as error:
         raise InputError(f"label of {name} cannot be read: {error}") from error
     if ids.ndim != 2 or ids.dtype.kind not in "uib" or ids.min(initial=0) < 0 or ids.max(initial=0) > 255:
-        raise InputError(f"label of {name} is {label.mode}, not an 8-bit mask of class ids")
+        kind = f"label of {name} is {label.mode}, not an 8-bit mask of class ids"
+        raise InputError(f"{kind}; prepare_dataset.py folder makes ids of colours")
     return ids.astype(np.uint8)
 
 

@@ -1,17 +1,15 @@
 """Classes of masks that come without a class list."""
 
-import io
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from PIL import Image
 from tqdm.auto import tqdm
 
 from u2pl_hf.data.archives import Member
 from u2pl_hf.data.class_list import ClassList
-from u2pl_hf.data.masks import IGNORE, BadMask, stored_values
+from u2pl_hf.data.masks import IGNORE, BadMask, open_mask, stored_values
 from u2pl_hf.errors import InputError
 
 HINT = "pass --classes FILE with one line NAME,VALUE (or NAME,R,G,B) per class"
@@ -38,8 +36,7 @@ def infer_classes(masks: Sequence[Member], workers: int) -> ClassList:
 
 def _values(mask: Member) -> list[int] | str:
     try:
-        with Image.open(io.BytesIO(mask.read())) as image:
-            return np.unique(stored_values(image)).tolist()
+        return np.unique(stored_values(open_mask(mask.read())[0])).tolist()
     except BadMask as error:
         return str(error)
     except Exception as error:  # damaged files raise errors of many kinds; the row is reported when it is prepared

@@ -5,24 +5,25 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from u2pl_hf.data.archives import Member, unpack_streams
 from u2pl_hf.data.class_list import write_class_list
-from u2pl_hf.data.dataset_card import render_card
+from u2pl_hf.data.dataset_card import render_card, warning_lines
 from u2pl_hf.data.durable import TEMPORARY, sync, write_text
 from u2pl_hf.data.layouts import Layout
 from u2pl_hf.data.layouts.base import SUBSETS
-from u2pl_hf.data.masks import IGNORE
-from u2pl_hf.data.shards import Report, Shard, plan_shards, read_report, write_shards
+from u2pl_hf.data.masks import IGNORE, judge_readings
+from u2pl_hf.data.shards import EMPTY, UNTURNED, Report, Shard, plan_shards, read_report, write_shards
 from u2pl_hf.data.splits import write_ids
 from u2pl_hf.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 # Another number makes files of earlier versions start afresh.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SHOWN = 20
 
 
@@ -48,7 +49,8 @@ def prepare(
         counts of rows and pixels, what was left out and why; also written to `prepare.json`.
 
     Raises:
-        InputError: rows that cannot be used, unless `skip_bad`; no space; nothing left to write.
+        InputError: rows that cannot be used, unless `skip_bad`; masks that teach nothing or can be read in
+            two ways; no space; nothing left to write.
     """
     check_output(output_dir)
     output_dir = output_dir.resolve()
@@ -75,11 +77,24 @@ def _build(layout: Layout, plan: list[Shard], partial: Path, output_dir: Path, w
     reports = {subset: here for subset, here in reports.items() if here}
     bad = sorted(layout.bad) + [tuple(item) for here in reports.values() for report in here for item in report.bad]
     _judge(bad, {subset: sum(report.rows for report in here) for subset, here in reports.items()}, output_dir, skip_bad)
-    result = _result(layout, reports, bad)
+    noted = _noted(report for here in reports.values() for report in here)
+    try:
+        notes = judge_readings(noted, layout.classes)
+    except InputError:
+        shutil.rmtree(partial)  # no other class list could use it
+        raise
+    result = _result(layout, reports, bad, noted, notes)
     _write_texts(layout, result, reports, folder)
     _publish(folder, output_dir)
     shutil.rmtree(partial)
     return result
+
+
+def _noted(reports: Iterable[Report]) -> dict[str, list[str]]:
+    noted: dict[str, list[str]] = {}
+    for note, ids in (item for report in reports for item in report.noted.items()):
+        noted.setdefault(note, []).extend(ids)
+    return noted
 
 
 def _members(layout: Layout) -> list[Member]:
@@ -155,7 +170,13 @@ def _judge(bad: list[tuple[str, str]], rows: dict[str, int], output_dir: Path, s
     )
 
 
-def _result(layout: Layout, reports: dict[str, list[Report]], bad: list[tuple[str, str]]) -> dict:
+def _result(
+    layout: Layout,
+    reports: dict[str, list[Report]],
+    bad: list[tuple[str, str]],
+    noted: dict[str, list[str]],
+    notes: list[str],
+) -> dict:
     names = layout.classes.names
     subsets = {}
     for subset, here in reports.items():
@@ -176,14 +197,23 @@ def _result(layout: Layout, reports: dict[str, list[Report]], bad: list[tuple[st
         "classes": list(names),
         "splits": {name: len(ids) for name, ids in _whole_splits(layout, lost).items()},
         "skipped": [{"id": name, "reason": reason} for name, reason in bad],
-        "warnings": [
-            {"id": name, "reason": "the label is 255 (ignore) everywhere"}
-            for here in reports.values()
-            for report in here
-            for name in report.empty
-        ],
-        "notes": layout.notes,
+        "warnings": _warnings(subsets, noted),
+        "notes": layout.notes + notes,
     }
+
+
+def _warnings(subsets: dict[str, dict], noted: dict[str, list[str]]) -> list[dict]:
+    """{"id", "reason"} of what may be wrong with a row, or, without an id, with all of them."""
+    warnings = []
+    unseen = [name for name, count in subsets.get("train", {}).get("pixels", {}).items() if not count]
+    if unseen and subsets["train"]["labelled"]:
+        more = f" and {len(unseen) - SHOWN} more" if len(unseen) > SHOWN else ""
+        warnings.append(f"no labelled training mask holds a pixel of {', '.join(unseen[:SHOWN])}{more}")
+    if noted.get(UNTURNED):
+        images = f"{len(noted[UNTURNED])} images are turned by their EXIF orientation, such as {noted[UNTURNED][0]}"
+        warnings.append(f"{images}: their masks have none, and are taken to be drawn on the turned image")
+    empty = [{"id": name, "reason": "the label is 255 (ignore) everywhere"} for name in noted.get(EMPTY, [])]
+    return [{"id": None, "reason": warning} for warning in warnings] + empty
 
 
 def _whole_splits(layout: Layout, lost: set[str]) -> dict[str, list[str]]:
@@ -192,8 +222,8 @@ def _whole_splits(layout: Layout, lost: set[str]) -> dict[str, list[str]]:
 
 
 def _write_texts(layout: Layout, result: dict, reports: dict[str, list[Report]], folder: Path) -> None:
-    for item in result["warnings"][:SHOWN]:
-        logger.warning("warning: %s: %s", item["id"], item["reason"])
+    for line in [*result["notes"][len(layout.notes) :], *warning_lines(result)]:
+        logger.warning("warning: %s", line)
     sizes = {subset: sum(report.size for report in here) for subset, here in reports.items()}
     write_text(folder / "README.md", render_card(layout, result, sizes))
     write_text(folder / "prepare.json", json.dumps(result, indent=2) + "\n")

@@ -21,13 +21,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from tqdm.auto import tqdm
 
+from u2pl_hf.data.archives import Member
 from u2pl_hf.data.class_list import ClassList
-from u2pl_hf.data.decode import upright_rgb
+from u2pl_hf.data.decode import ORIENTATION, upright_rgb
 from u2pl_hf.data.durable import durable, write_text
 from u2pl_hf.data.layouts import Row
-from u2pl_hf.data.masks import IGNORE, BadMask, read_mask
+from u2pl_hf.data.masks import IGNORE, BadMask, decode_mask
 from u2pl_hf.data.rows import METADATA_KEY
 from u2pl_hf.errors import InputError
 
@@ -36,6 +38,10 @@ SHARD_BYTES = 256 << 20
 # Streaming gives each process and worker shards of its own, so there are more than the bytes ask for.
 MANY_SHARDS = 16
 ROWS_PER_SHARD = 8
+# What a report tells of single rows, besides how their masks were read.
+EMPTY, UNTURNED = "empty", "unturned"
+# EXIF orientations that keep and that exchange width and height.
+UPSIDE_DOWN, SIDEWAYS = (2, 3, 4), (5, 6, 7, 8)
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,9 @@ class Report:
         size: bytes of the file.
         pixels: how many pixels have each value 0..255 in the labels.
         bad: (id, reason) of rows left out.
-        empty: ids whose label is 255 everywhere.
+        noted: ids of rows by what is to be told of them: empty (the label is 255 everywhere), unturned (the image's
+            EXIF orientation turns it, the mask has none, and their shapes cannot tell whether it is turned), and how
+            their masks were read, see `masks.Mask`.
     """
 
     rows: int = 0
@@ -71,7 +79,7 @@ class Report:
     size: int = 0
     pixels: list[int] = field(default_factory=lambda: [0] * 256)
     bad: list[tuple[str, str]] = field(default_factory=list)
-    empty: list[str] = field(default_factory=list)
+    noted: dict[str, list[str]] = field(default_factory=dict)
 
 
 def plan_shards(rows: Sequence[Row], subset: str, count: int | None) -> list[Shard]:
@@ -107,11 +115,13 @@ def write_shard(shard: Shard, classes: ClassList, data: Path, reports: Path, on_
     report, kept = Report(), []
     for row in shard.rows:
         try:
-            label = _checked_label(row, classes)
+            label, notes = _checked_label(row, classes)
         except Exception as error:  # damaged files raise errors of many kinds, and none may end the whole run
-            report.bad.append((row.id, _reason(error)))
+            report.bad.append((row.id, _reason(error, row.image)))
         else:
-            kept.append((row, *_counted(row, label, report)))
+            for note in notes:
+                report.noted.setdefault(note, []).append(row.id)
+            kept.append((row, *_counted(label, report)))
         on_row()
     note = {"classes": [classes_here for _, _, classes_here in kept]}
     metadata = {**FEATURES.arrow_schema.metadata, METADATA_KEY: json.dumps(note, separators=(",", ":")).encode()}
@@ -140,37 +150,56 @@ def _write_rows(path: Path, kept: list[tuple[Row, bytes | None, list[int] | None
             writer.write_table(pa.table(columns, schema=schema), row_group_size=1)
 
 
-def _checked_label(row: Row, classes: ClassList) -> np.ndarray | None:
-    """Decode image and mask as training will, and give the label's class ids."""
+def _checked_label(row: Row, classes: ClassList) -> tuple[np.ndarray | None, list[str]]:
+    """Decode image and mask as training will, and give the label's class ids, and what is to be noted of them."""
     with Image.open(io.BytesIO(row.image.read())) as image:
-        width, height = image.size
+        orientation = image.getexif().get(ORIENTATION)  # a TIFF has it no more once it is loaded, and turned
         shape = upright_rgb(image).shape[:2]
     if row.mask is None:
-        return None
+        return None, []
     try:
-        ids = read_mask(row.mask.read(), row.coding, classes)
+        mask = decode_mask(row.mask.read(), row.coding, classes)
     except BadMask:
         raise
     except Exception as error:
-        raise BadMask(f"the mask cannot be read: {_told(error)}") from error
-    if ids.shape != shape:
-        turned = ids.shape == (height, width)
-        hint = ", because its EXIF orientation turns it: turn the mask as well" if turned else ""
-        raise BadMask(f"the image is {shape[1]}x{shape[0]}, but the mask {ids.shape[1]}x{ids.shape[0]}{hint}")
-    return ids
+        raise BadMask(f"the mask cannot be read: {_told(error, row.mask)}") from error
+    if mask.ids.shape != shape:
+        hint = ""
+        if mask.ids.shape == shape[::-1] and mask.has_orientation:
+            hint = ", because the mask's own EXIF orientation turns it: draw it upright and without one"
+        elif mask.ids.shape == shape[::-1] and orientation in SIDEWAYS:
+            hint = ", because its EXIF orientation turns it: turn the mask as well"
+        size = f"{mask.ids.shape[1]}x{mask.ids.shape[0]}"
+        raise BadMask(f"the image is {shape[1]}x{shape[0]}, but the mask {size}{hint}")
+    notes = [mask.reading] if mask.reading else []
+    notes += [EMPTY] if (mask.ids == IGNORE).all() else []
+    is_unclear = orientation in UPSIDE_DOWN or (orientation in SIDEWAYS and shape == shape[::-1])
+    return mask.ids, notes + ([UNTURNED] if is_unclear and not mask.has_orientation else [])
 
 
-def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, BadMask) else f"the image cannot be read: {_told(error)}"
+def _reason(error: Exception, image: Member) -> str:
+    return str(error) if isinstance(error, BadMask) else f"the image cannot be read: {_told(error, image)}"
 
 
-def _told(error: Exception) -> str:
+def _told(error: Exception, member: Member) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "it is no image"  # its message holds a memory address, another one in each run
+        # Its message holds a memory address, another one in each run.
+        return _tiff_bands(member.read()) or "it is no image"
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def _counted(row: Row, label: np.ndarray | None, report: Report) -> tuple[bytes | None, list[int] | None]:
+def _tiff_bands(data: bytes) -> str | None:
+    """What a TIFF holds that is none of the kinds that are read."""
+    if data[:4] not in (b"II*\0", b"MM\0*"):
+        return None
+    file, directory = io.BytesIO(data), ImageFileDirectory_v2(data[:8])
+    file.seek(directory.next)
+    directory.load(file)
+    bands, bits = directory.get(277, 1), directory.get(258, (1,))[0]
+    return f"it is a TIFF of {bands} bands of {bits} bits: pass one of 1, 3 or 4 bands of 8 bits, such as RGB"
+
+
+def _counted(label: np.ndarray | None, report: Report) -> tuple[bytes | None, list[int] | None]:
     """(PNG, classes present) of a label, with its pixels added to the report."""
     report.rows += 1
     if label is None:
@@ -178,12 +207,9 @@ def _counted(row: Row, label: np.ndarray | None, report: Report) -> tuple[bytes 
     report.labelled += 1
     counts = np.bincount(label.ravel(), minlength=256)
     report.pixels = (np.array(report.pixels) + counts).tolist()
-    present = np.flatnonzero(counts[:IGNORE]).tolist()
-    if not present:
-        report.empty.append(row.id)
     png = io.BytesIO()
     Image.fromarray(label).save(png, format="png")
-    return png.getvalue(), present
+    return png.getvalue(), np.flatnonzero(counts[:IGNORE]).tolist()
 
 
 def write_shards(shards: Sequence[Shard], classes: ClassList, data: Path, reports: Path, workers: int) -> None:
