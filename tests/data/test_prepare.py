@@ -4,20 +4,22 @@ import os
 import re
 import shutil
 import signal
+import struct
 from collections import Counter, namedtuple
 from pathlib import Path
 
+import cv2
 import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tests.data.prepared import encoded, grey_png, ids, palette_png, picture, write_folder, write_tar
 from u2pl_hf.data import archives, shards
 from u2pl_hf.data import prepare as prepare_module
 from u2pl_hf.data.archives import list_members
-from u2pl_hf.data.class_list import ClassList
+from u2pl_hf.data.class_list import ClassList, parse_class_list
 from u2pl_hf.data.layouts import folder_layout
 from u2pl_hf.data.prepare import prepare
 from u2pl_hf.data.shards import plan_shards
@@ -362,3 +364,92 @@ def test_only_needed_members_of_a_compressed_tar_are_unpacked(tmp_path, monkeypa
     monkeypatch.setattr(archives, "_unpack", measuring)
     prepare(layout_of(path), tmp_path / "out")
     assert sizes == [sum(len(data) for name, data in files.items() if "huge" not in name)]
+
+
+def prepared(folder, masks, classes, images=None, skip_bad=False):
+    """`prepare` of these masks, each with an image of its size."""
+    shutil.rmtree(folder, ignore_errors=True)
+    files = {f"masks/{name}": data for name, data in masks.items()}
+    for name, data in masks.items():
+        files[f"images/{name}"] = (images or {}).get(name) or picture(*Image.open(io.BytesIO(data)).size)
+    members = list_members(write_folder(folder / "in", files))
+    layout = folder_layout(members, lambda _: CLASSES, classes=parse_class_list(classes, "list"), validation="0")
+    return prepare(layout, folder / "out", skip_bad=skip_bad)
+
+
+def test_masks_of_0_and_255_need_a_name_for_255(tmp_path):
+    wire = np.array([[0, 255, 255], [0, 0, 255]], np.uint8)
+    masks = {f"{n}.png": grey_png(wire) for n in range(3)} | {"bit.png": encoded(Image.fromarray(wire).convert("1"))}
+    for classes in ("bg\nfg", "bg,0\nfg,1", "bg,0,0,0\nfg,255,0,0"):
+        with pytest.raises(
+            InputError, match=r"^3 masks hold nothing but 0 and 255, such as .*, in lines such as"
+        ) as caught:
+            prepared(tmp_path / "a", masks, classes)
+        assert [path.name for path in (tmp_path / "a").iterdir()] == ["in"]
+        advice = str(caught.value).rsplit("such as ", 1)[1].replace(" and ", "\n")
+        result = prepared(tmp_path / "a", masks, advice)
+        assert result["subsets"]["train"]["pixels"] == {"bg": 12, "fg": 12}
+        assert result["warnings"] == result["notes"] == []
+
+
+def test_classes_that_no_training_mask_shows_are_told(tmp_path, caplog):
+    masks = {f"{n}.png": grey_png(np.array([[0, 1, 255]], np.uint8)) for n in range(3)}
+    result = prepared(tmp_path / "a", masks, "bg\nfg\ncar\ntree")
+    line = "no labelled training mask holds a pixel of car, tree"
+    assert result["warnings"] == [{"id": None, "reason": line}]
+    assert json.loads((tmp_path / "a/out/prepare.json").read_text())["warnings"] == result["warnings"]
+    assert f"\n- {line}\n" in (tmp_path / "a/out/README.md").read_text()
+    assert f"warning: {line}" in caplog.messages
+    nothing = {f"{n}.png": grey_png(np.array([[7]], np.uint8)) for n in range(30)}
+    result = prepared(tmp_path / "b", nothing, "bg,0\nvoid,7")
+    assert len(result["warnings"]) == 31 and result["warnings"][0]["reason"].endswith("pixel of bg")
+    assert "warning: 30 labels are ignored everywhere, such as 0; `prepare.json` names them" in caplog.messages
+
+
+@pytest.mark.parametrize(("orientation", "size"), [(2, (12, 9)), (3, (12, 9)), (4, (12, 9)), (5, (9, 9)), (8, (9, 9))])
+@pytest.mark.parametrize("kind", ["jpeg", "tiff"])
+def test_masks_that_may_not_be_turned_with_their_images_are_told(tmp_path, orientation, size, kind):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    images = {f"{n}.png": picture(*size, kind=kind, exif=exif) for n in range(3)}
+    label = Image.fromarray(ids(*size, values=(0, 1, 2)))
+    for options, told in (({}, 3), ({"exif": exif}, 0)):
+        result = prepared(tmp_path / "a", dict.fromkeys(images, encoded(label, **options)), "a\nb\nc", images)
+        told_of = [item["reason"] for item in result["warnings"]]
+        assert len(told_of) == bool(told)
+        assert not told or re.match("3 images are turned by their EXIF orientation, such as [012]: ", told_of[0])
+    stored = load_source(str(tmp_path / "a/out"))
+    with Image.open(io.BytesIO(encoded(label, exif=exif))) as mask:
+        assert np.array_equal(stored.read_label(0), np.asarray(ImageOps.exif_transpose(mask)))
+
+
+def test_shapes_tell_whether_a_mask_is_turned(tmp_path):
+    images = {"a.png": picture(kind="jpeg", exif=TURNED)}
+    label = ids(values=(0, 1, 2))
+    turned, as_stored = grey_png(np.rot90(label, -1)), encoded(Image.fromarray(label), exif=TURNED)
+    for mask in (turned, as_stored):
+        assert prepared(tmp_path / "a", {"a.png": mask}, "a\nb\nc", images)["warnings"] == []
+        assert np.array_equal(load_source(str(tmp_path / "a/out")).read_label(0), np.rot90(label, -1))
+    twice = encoded(Image.fromarray(np.rot90(label, -1)), exif=TURNED)
+    for mask, message in ((grey_png(label), "its EXIF.*turn the mask"), (twice, "the mask's own EXIF")):
+        with pytest.raises(InputError, match=message):
+            prepared(tmp_path / "a", {"a.png": mask}, "a\nb\nc", images)
+
+
+def test_images_of_more_bands_are_told(tmp_path):
+    for bands in (2, 5):
+        data = cv2.imencode(".tiff", np.zeros((9, 12), np.uint8))[1].tobytes()
+        entry = struct.pack("<HHI", 277, 3, 1)  # samples per pixel
+        assert data.count(entry) == 1
+        place = data.index(entry) + len(entry)
+        images = {"a.png": data[:place] + struct.pack("<H", bands) + data[place + 2 :]}
+        with pytest.raises(InputError, match=f"it is a TIFF of {bands} bands of 8 bits: pass one of 1, 3 or 4 bands"):
+            prepared(tmp_path / "a", {"a.png": grey_png(ids())}, "a\nb\nc", images)
+
+
+def test_a_folder_made_again_is_read_again(tmp_path):
+    """`datasets` keeps what it has read by the name and the sizes of a folder."""
+    masks = {f"{n}.png": grey_png(np.array([[0, 1, 1], [0, 0, 1]], np.uint8)) for n in range(3)}
+    for classes, expected in (("a,0\nb,1", [[0, 1, 1], [0, 0, 1]]), ("b,1\na,0", [[1, 0, 0], [1, 1, 0]])):
+        prepared(tmp_path / "a", masks, classes, {name: grey_png(np.zeros((2, 3), np.uint8)) for name in masks})
+        assert load_source(str(tmp_path / "a/out")).read_label(0).tolist() == expected

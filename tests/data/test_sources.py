@@ -34,6 +34,19 @@ def test_colour_masks_are_refused():
         make_source([encode(COLOUR)], [encode(COLOUR)]).read_label(0)
 
 
+def test_labels_are_turned_as_they_say_themselves():
+    exif = Image.Exif()
+    for orientation, expected in ((3, GREY[::-1, ::-1]), (6, np.rot90(GREY, -1)), (1, GREY)):
+        exif[0x0112] = orientation
+        source = make_source([encode(COLOUR)] * 2, [encode(GREY, kind, exif=exif) for kind in ("PNG", "TIFF")])
+        assert all(np.array_equal(source.read_label(index), expected) for index in range(2))
+
+
+def test_labels_that_are_not_exact_are_refused():
+    with pytest.raises(InputError, match="label of im_0 is JPEG, whose values are not exact: store masks as PNG"):
+        make_source([encode(COLOUR)], [encode(GREY, "JPEG")]).read_label(0)
+
+
 def test_images_of_every_mode_become_rgb():
     rgba = np.dstack([COLOUR, np.full_like(GREY, 128)])
     images = [
@@ -89,6 +102,11 @@ def test_load_local_folder(tmp_path):
     (tmp_path / "set" / "class_names.txt").write_text("one\ntwo")
     source = load_source(folder, "train")
     assert source.ids == ["ä", "b/1", "c"] and source.class_names == ["one", "two"]
+    (tmp_path / "set" / "class_names.txt").write_text('\ufeff"#one"\n"x 1 2 3"\n', encoding="utf-8")
+    assert load_source(str(tmp_path / "set")).class_names == ["#one", "x 1 2 3"]
+    (tmp_path / "set" / "class_names.txt").write_text("one", encoding="utf-16")
+    with pytest.raises(InputError, match=r"class_names\.txt is not text in UTF-8"):
+        load_source(str(tmp_path / "set"))
     assert (source.read_image(1) == COLOUR).all() and (source.read_label(2) == GREY % 2).all()
     assert source.size(0) == (6, 8)
     unlabelled = write_folder(tmp_path / "unlabelled", make_table([encode(COLOUR)]))

@@ -9,9 +9,15 @@ from u2pl_hf.data.layouts import Layout
 SIZES = [(1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M")]
 
 
-def render_card(layout: Layout, result: dict, sizes: dict[str, int]) -> str:
-    """Front matter that `datasets` reads and a text for people; `sizes` are the bytes of each subset."""
-    metadata = yaml.safe_dump(_front_matter(layout, result, sizes), sort_keys=False, allow_unicode=True)
+def render_card(layout: Layout, result: dict, sizes: dict[str, int], content: str) -> str:
+    """Front matter that `datasets` reads and a text for people.
+
+    Args:
+        sizes: bytes of each subset.
+        content: a sum of the files. `datasets` tells folders of one name apart by what the card says alone, and would
+            give out what it has cached of another.
+    """
+    metadata = yaml.safe_dump(_front_matter(layout, result, sizes, content), sort_keys=False, allow_unicode=True)
     paragraphs = [
         f"---\n{metadata}---",
         f"# {layout.about.title}",
@@ -31,7 +37,7 @@ def render_card(layout: Layout, result: dict, sizes: dict[str, int]) -> str:
     return "\n\n".join(filter(None, paragraphs)) + "\n"
 
 
-def _front_matter(layout: Layout, result: dict, sizes: dict[str, int]) -> dict:
+def _front_matter(layout: Layout, result: dict, sizes: dict[str, int], content: str) -> dict:
     rows = {name: subset["rows"] for name, subset in result["subsets"].items()}
     total = sum(rows.values())
     files = [{"split": name, "path": f"data/{name}-*.parquet"} for name in rows]
@@ -39,7 +45,7 @@ def _front_matter(layout: Layout, result: dict, sizes: dict[str, int]) -> dict:
         **layout.about.metadata,
         "task_categories": ["image-segmentation"],
         "size_categories": [next((text for limit, text in SIZES if total < limit), "n>1M")],
-        "configs": [{"config_name": "default", "data_files": files}],
+        "configs": [{"config_name": "default", "description": f"sha256 {content}", "data_files": files}],
         "dataset_info": {
             "features": [
                 {"name": "id", "dtype": "string"},

@@ -225,7 +225,9 @@ def _write_texts(layout: Layout, result: dict, reports: dict[str, list[Report]],
     for line in [*result["notes"][len(layout.notes) :], *warning_lines(result)]:
         logger.warning("warning: %s", line)
     sizes = {subset: sum(report.size for report in here) for subset, here in reports.items()}
-    write_text(folder / "README.md", render_card(layout, result, sizes))
+    sums = "".join(report.sha256 for here in reports.values() for report in here)
+    content = hashlib.sha256(sums.encode()).hexdigest()
+    write_text(folder / "README.md", render_card(layout, result, sizes, content))
     write_text(folder / "prepare.json", json.dumps(result, indent=2) + "\n")
     write_class_list(folder / "class_names.txt", layout.classes)
     for name, ids in _whole_splits(layout, {item["id"] for item in result["skipped"]}).items():

@@ -67,6 +67,7 @@ class Report:
         rows: rows stored.
         labelled: those with a label.
         size: bytes of the file.
+        sha256: of the file.
         pixels: how many pixels have each value 0..255 in the labels.
         bad: (id, reason) of rows left out.
         noted: ids of rows by what is to be told of them: empty (the label is 255 everywhere), unturned (the image's
@@ -77,6 +78,7 @@ class Report:
     rows: int = 0
     labelled: int = 0
     size: int = 0
+    sha256: str = ""
     pixels: list[int] = field(default_factory=lambda: [0] * 256)
     bad: list[tuple[str, str]] = field(default_factory=list)
     noted: dict[str, list[str]] = field(default_factory=dict)
@@ -128,7 +130,8 @@ def write_shard(shard: Shard, classes: ClassList, data: Path, reports: Path, on_
     path = data / f"{shard.name}.parquet"
     with durable(path) as temporary:
         _write_rows(temporary, kept, FEATURES.arrow_schema.with_metadata(metadata))
-    report.size = path.stat().st_size
+    with path.open("rb") as file:
+        report.size, report.sha256 = path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
     write_text(reports / f"{shard.name}.json", json.dumps(asdict(report)))
 
 

@@ -285,6 +285,8 @@ def _class_list(path: str, revision: str | None) -> ClassList | None:
             return parse_class_list(file.read(), f"{root}/class_names.txt")
     except FileNotFoundError:
         return None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{root}/class_names.txt is not text in UTF-8: {error}") from error
 
 
 def check_labelled(source: Source, indices: Iterable[int], num_labels: int, *, what: str) -> None:
