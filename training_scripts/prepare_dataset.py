@@ -46,8 +46,10 @@ FOLDER = """Your own images: images/ and masks/ of the same names, and unlabelle
 Folders nest as you like. Those called train and val (also Training, valid, val2017; test is left out), below images/ or
 above it, are the subsets; where none is for validation, its images are drawn. masks/ may be called labels/ or
 annotations/. Without --classes, masks must hold 0, 1 ... and 255 for pixels to ignore. A class list has one class per
-line: NAME, NAME,R,G,B for masks painted in colours or NAME,VALUE for grey values; a class named ignore or void is left
-out. It may be JSON as well: a list of names, or {"NAME": [R, G, B]}.
+line: NAME, NAME,R,G,B for masks painted in colours or NAME,VALUE for other values than 0, 1 ...; a class may have
+several lines, and one named ignore or void is left out. It may be JSON as well: a list of names, or
+{"NAME": [R, G, B]}. 255 is ignored unless the list names it. Masks may be of 1, 8 or 16 bits or have a palette, but not
+be JPEG.
 """
 
 

@@ -46,8 +46,8 @@ def test_ids_of_every_kind():
     [
         (grey_png(np.array([[0, 3, 3, 254]], np.uint8)), "values 3, 254, but there are 3 classes"),
         (grey_png(np.array([[0, 7]], np.uint8)), "the value 7,"),
-        (grey_png(np.array([[0, 300]], np.uint16)), "from 0 to 300"),
-        (encoded(Image.fromarray(np.zeros((2, 2), np.float32)), "tiff"), "is F, not one channel"),
+        (grey_png(np.array([[0, 300]], np.uint16)), "holds 0 to 300, .*: store them in 8 bits"),
+        (encoded(Image.fromarray(np.zeros((2, 2), np.float32)), "tiff"), "is F, not one channel.*PNG of 8 bits"),
         (encoded(Image.new("RGB", (2, 2))), "is RGB.*--classes"),
         (encoded(Image.new("LA", (2, 2))), "is LA.*grey throughout.* NAME,VALUE such as c,0$"),
         (encoded(Image.new("RGB", (2, 2), (7, 7, 7))), "is RGB.*grey throughout.* NAME,VALUE such as c,7$"),
@@ -55,7 +55,7 @@ def test_ids_of_every_kind():
         (palette_png(np.array([[0, 8, 15, 255]], np.uint8)), "values 8, 15, but .* NAME,VALUE such as c,15$"),
         (encoded(Image.new("L", (2, 2)), "jpeg"), "is JPEG.*PNG"),
         (grey_png(np.arange(200, dtype=np.uint8)[None]), "192 more, but .*lossy compression"),
-        (encoded(Image.new("CMYK", (2, 2)), "tiff"), "is CMYK"),
+        (encoded(Image.new("CMYK", (2, 2)), "tiff"), "is CMYK.*PNG of 8 bits"),
         (cv2.imencode(".png", np.ones((2, 2, 3), np.uint16))[1].tobytes(), "RGB of 16 bits per channel"),
     ],
 )

@@ -36,7 +36,7 @@ def strange_files():
     pairs = {
         "plain": (picture(kind="jpeg", quality=90), grey_png(ids())),
         "palette": (picture(), palette_png(ids())),
-        "pixel": (picture(1, 1), grey_png(ids(1, 1))),
+        "pixel": (picture(1, 1), grey_png(ids(1, 1, values=(0, 1, 2)))),
         "cmyk": (picture(mode="CMYK", kind="jpeg"), grey_png(ids())),
         "rgba": (picture(mode="RGBA"), grey_png(ids())),
         "grey": (picture(mode="L"), grey_png(ids())),

@@ -108,14 +108,16 @@ def stored_values(image: Image.Image, classes: ClassList | None = None) -> np.nd
     """
     if image.mode not in ("L", "P", "I") and not image.mode.startswith("I;16"):
         greys = _grey_channel(image)
-        hint = "for colours, --classes must name them, in lines such as road,128,64,128"
+        hint = "store it as PNG of 8 bits"
+        if image.mode in CHANNELS:
+            hint = "for colours, --classes must name them, in lines such as road,128,64,128"
         if greys is not None:
             hint = f"as it is grey throughout, {_give_values(_used(greys)[-1:], classes)}"
         raise BadMask(f"the mask is {image.mode}, not one channel of class ids; {hint}")
     # convert("L") would make grey levels out of palette indices.
     values = np.asarray(image)
     if values.min(initial=0) < 0 or values.max(initial=0) > 255:
-        raise BadMask(f"the mask holds values from {values.min()} to {values.max()}, class ids are 0 to 255")
+        raise BadMask(f"the mask holds {values.min()} to {values.max()}, class ids are 0 to 255: store them in 8 bits")
     return values.astype(np.uint8)
 
 
