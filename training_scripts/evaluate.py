@@ -81,6 +81,8 @@ def main() -> None:
         if processes.num_processes > 1:
             metric.all_reduce()
         if processes.is_main_process:
+            if not metric.confusion.any():
+                logger.warning("all %d images are 255 (ignored) throughout: there is nothing to score", len(source.ids))
             result = named_scores(metric, class_names(model)) | {
                 "model": args.model,
                 "model_revision": model_commit(args.model, args.model_revision) or args.model_revision,

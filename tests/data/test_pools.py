@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from tests.data.rows import encode, make_source, make_table, numbered_source, write_parquet
-from u2pl_hf.data.label_counts import frequent_classes, label_counts
+from u2pl_hf.data.label_counts import check_classes, frequent_classes
 from u2pl_hf.data.pools import Reservoir, RowPool
-from u2pl_hf.data.sources import load_source
+from u2pl_hf.data.sources import check_labelled, load_source
 from u2pl_hf.data.streams import SampleStream, endless_loader
 from u2pl_hf.data.transforms import WeakAugmentation
 from u2pl_hf.errors import InputError
@@ -118,7 +118,23 @@ def test_label_counts_and_frequent_classes():
     labels = [np.full((4, 6), c, np.uint8) for c in (0, 2, 0)]
     labels[2][0] = [1, 1, 255, 255, 255, 3]
     source = make_source([encode(np.zeros((4, 6, 3), np.uint8))] * 3, [encode(label) for label in labels])
-    counts = label_counts(source, [2, 1], 4)
+    counts = check_labelled(source, [2, 1], 4, what="training").counts
     assert counts.tolist() == [[18, 2, 0, 1], [0, 0, 24, 0]]
     assert frequent_classes(counts) == [0, 2]
     assert frequent_classes(np.array([[5, 5]])) == [] and frequent_classes(np.array([[0, 0]])) == []
+
+
+def test_classes_without_a_pixel_are_told_and_one_class_teaches_nothing(caplog):
+    names = ["sky", "road", "car"]
+    check_classes(np.array([[5, 0, 2], [0, 0, 1]]), names, what="labelled", at_least=2)
+    assert "1 of 3 classes have no pixel in the labelled images: road" in caplog.text
+    check_classes(np.array([[0, 7, 0]]), names, what="evaluation", at_least=1)
+    assert "2 of 3 classes have no pixel in the evaluation images: sky, car" in caplog.text
+    with pytest.raises(InputError, match="the 2 labelled images have pixels of road alone, and 2 or more classes"):
+        check_classes(np.array([[0, 7, 0], [0, 1, 0]]), names, what="labelled", at_least=2)
+    for what, at_least in (("labelled", 2), ("evaluation", 1)):
+        with pytest.raises(InputError, match=f"{what} images have pixels of no class .all are 255"):
+            check_classes(np.zeros((4, 3), int), names, what=what, at_least=at_least)
+    caplog.clear()
+    check_classes(np.array([[1, 1, 1]]), names, what="labelled", at_least=2)
+    assert not caplog.text

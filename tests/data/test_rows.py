@@ -65,6 +65,44 @@ def test_labels_may_be_missing(tmp_path):
             source.read_label(3)
 
 
+@pytest.mark.parametrize("group", [1, 4, 20])
+@pytest.mark.parametrize("kind", ["struct", "paths", "bytes"])
+def test_labels_may_be_missing_in_parquet_of_others(tmp_path, group, kind):
+    """Without our metadata: all, some or none of a row group have a label, in every form that a label can have."""
+    missing, form = {1, 4, 5, 6, 7, 10}, {"struct": "{}", "paths": "{}", "bytes": ""}[kind]
+    files = [tmp_path / f"{i}.png" for i in range(11)]
+    for file, label in zip(files, LABELS, strict=True):
+        file.write_bytes(label)
+    cells = [
+        {"bytes": None if kind == "paths" else label, "path": str(file) if kind == "paths" else None} if form else label
+        for label, file in zip(LABELS, files, strict=True)
+    ]
+    labels = [None if i in missing else cell for i, cell in enumerate(cells)]
+    if form:  # A cell of nothing is no label either.
+        labels[1] = {"bytes": None, "path": None}
+    (tmp_path / "set").mkdir()
+    images = pa.array([{"bytes": image, "path": None} for image in IMAGES])
+    table = pa.table({"id": IDS, "image": images, "label": pa.array(labels)})
+    pq.write_table(table, tmp_path / "set" / "train.parquet", row_group_size=group)
+    local, streamed = (load_source(str(tmp_path / "set"), streaming=streaming) for streaming in (False, True))
+    for source in (local, streamed):
+        assert source.rows.has_label().tolist() == [i not in missing for i in range(11)]
+        assert source.read_label(9)[0, 0] == 0
+
+
+def test_sizes_are_known_without_reading(tmp_path, rows):
+    lengths = [len(image) for image in IMAGES]
+    assert make_source(IMAGES).rows.sizes.tolist() == lengths
+    assert len(rows.sizes) == 11 and (rows.sizes >= lengths).all()
+    (tmp_path / "photos").mkdir()
+    for i in range(3):
+        (tmp_path / "photos" / f"{i}.png").write_bytes(IMAGES[i])
+    (tmp_path / "photos" / "3.png").symlink_to(tmp_path / "nowhere.png")
+    photos = load_source(str(tmp_path / "photos"), label_column=None)
+    assert photos.rows.sizes.tolist() == [*lengths[:3], -1]
+    assert joined([photos, make_source(IMAGES)]).rows.sizes.tolist() == [*lengths[:3], -1, *lengths]
+
+
 def test_several_sources_are_one(rows, tmp_path):
     first = make_source(IMAGES[:4], LABELS[:4])
     folder = write_parquet(tmp_path / "second", make_table(IMAGES, LABELS, IDS), shards=2)
@@ -96,6 +134,49 @@ def test_a_plain_folder_of_images_is_named_by_its_files(tmp_path):
         assert source.ids == ["a/1", "b/ü 2"] and (source.read_image(1) == len("b/ü 2.png")).all()
     with pytest.raises(InputError, match=r"without labels; make a data set .*prepare_dataset.py folder"):
         load_source(str(tmp_path / "photos"))
+
+
+@pytest.mark.parametrize(
+    ("files", "ids"),
+    [
+        (["train_1.jpg", "test_2.jpg", "dev3.PNG"], ["dev3", "test_2", "train_1"]),
+        (["val/1.Jpg", "evaluation/1.jpg", "2.tiff", ".hidden.jpg", ".git/3.png", "notes.txt"],
+         ["2", "evaluation/1", "val/1"]),
+        (["train/a.jpg", "train/a.png", "validation/b.jpg", "a b.c/x.y.png"],
+         ["a b.c/x.y", "train/a.jpg", "train/a.png", "validation/b"]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("streaming", [False, True])
+def test_names_do_not_decide_which_photographs_there_are(tmp_path, files, ids, streaming, caplog):
+    caplog.set_level("INFO")
+    for name in files:
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos" / name).write_bytes(IMAGES[0])
+    source = load_source(str(tmp_path / "photos"), label_column=None, streaming=streaming)
+    assert source.ids == ids and len(source.rows) == len(ids) and source.read_image(0).shape == (4, 6, 3)
+    assert f"{len(ids)} photographs" in caplog.text and ("1 .txt" in caplog.text) == ("notes.txt" in files)
+    with pytest.raises(InputError, match="no subset 'test'; it has train"):
+        load_source(str(tmp_path / "photos"), "test", label_column=None, streaming=streaming)
+
+
+def test_links_in_a_folder_of_photographs_are_followed_once(tmp_path):
+    for folder in ("photos", "elsewhere"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.png").write_bytes(IMAGES[0])
+    (tmp_path / "photos" / "loop").symlink_to(tmp_path / "photos")
+    (tmp_path / "photos" / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "photos" / "one.png").symlink_to(tmp_path / "elsewhere" / "a.png")
+    assert load_source(str(tmp_path / "photos"), label_column=None).ids == ["a", "more/a", "one"]
+
+
+def test_a_folder_of_images_with_a_table_is_no_plain_one(tmp_path):
+    (tmp_path / "set" / "train").mkdir(parents=True)
+    for i in range(2):
+        (tmp_path / "set" / "train" / f"val_{i}.png").write_bytes(IMAGES[i])
+    (tmp_path / "set" / "train" / "metadata.csv").write_text("file_name,place\nval_0.png,x\nval_1.png,y\n")
+    source = load_source(str(tmp_path / "set"), label_column=None)
+    assert source.ids == ["train/val_0", "train/val_1"]
+    assert load_source(str(tmp_path / "set"), id_column="place", label_column=None).ids == ["x", "y"]
 
 
 def test_wrong_parquet_is_told(tmp_path):

@@ -1,3 +1,4 @@
+import hashlib
 import io
 
 import numpy as np
@@ -116,7 +117,11 @@ def test_load_local_folder(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"subset": "test"}, "no subset 'test'; it has train"),
+        ({"subset": "test"}, "no subset 'test'; it has train: pass --subset train, which are the training images"),
+        ({"subset": "x", "subset_option": "--eval_subset"}, "no subset 'x'; it has train: pass --eval_subset train"),
+        ({"id_column": "image"}, "--id_column and --image_column both name 'image'"),
+        ({"image_column": "label"}, "--image_column and --label_column both name 'label'"),
+        ({"label_column": "id"}, "--id_column and --label_column both name 'id'"),
         ({"label_column": "mask"}, "no column 'mask'.*--label_column"),
         ({"id_column": "name"}, "--id_column"),
         ({"image_column": "picture"}, "--image_column"),
@@ -126,6 +131,42 @@ def test_wrong_names_are_told(tmp_path, options, message):
     folder = write_folder(tmp_path / "set", make_table([encode(COLOUR)], [encode(GREY)]))
     with pytest.raises(InputError, match=message):
         load_source(folder, **options)
+
+
+def test_another_subset_than_train_is_named(tmp_path):
+    table = make_table([encode(COLOUR)], [encode(GREY)])
+    for subset in ("train", "test"):
+        folder = write_folder(tmp_path / "set", table, subset)
+    for streaming in (False, True):
+        with pytest.raises(InputError, match=r"pass --eval_subset test$"):
+            load_source(folder, "validation", streaming=streaming, subset_option="--eval_subset")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([1.5, 2.5], "column 'key' .* holds float in row 0, where ids are text or integers; pass --id_column"),
+        (["a", None], "column 'key' .* holds nothing in row 1"),
+        ([True, False], "holds bool in row 0"),
+        ([[1], [2]], "holds list in row 0"),
+        ([7, 7], "has the id '7' more than once"),
+    ],
+)
+def test_ids_are_text_or_integers(tmp_path, values, message, streaming):
+    table = make_table([encode(COLOUR)] * 2, [encode(GREY)] * 2).add_column("key", values)
+    folder = write_folder(tmp_path / "set", table)
+    with pytest.raises(InputError, match=message):
+        load_source(folder, id_column="key", streaming=streaming)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_without_a_column_of_ids_are_numbered(tmp_path, streaming, caplog):
+    table = make_table([encode(COLOUR)] * 3, [encode(GREY)] * 3).remove_columns("id")
+    source = load_source(write_folder(tmp_path / "set", table), streaming=streaming)
+    assert source.ids == ["train-0", "train-1", "train-2"] and "numbered, train-0 to train-2" in caplog.text
+    with pytest.raises(InputError, match=r"no column 'name'.*--id_column"):
+        load_source(str(tmp_path / "set"), id_column="name", streaming=streaming)
 
 
 def test_missing_data_sets_are_told(tmp_path):
@@ -160,7 +201,19 @@ def test_double_ids_are_told(tmp_path):
 def test_bad_labelled_rows_are_named(image, label, message):
     good = encode(np.where(GREY > 40, 255, GREY % 5).astype(np.uint8))
     source = make_source([encode(COLOUR), image, image], [good, label, label])
-    check_labelled(source, [0], 5, what="training")
+    found = check_labelled(source, [0], 5, what="training")
+    assert found.counts.tolist() == np.bincount((GREY[GREY <= 40]) % 5)[None].tolist() and found.ids == ["im_0"]
+    assert found.sizes == [len(encode(COLOUR))] and found.images == [hashlib.sha256(encode(COLOUR)).digest()]
     with pytest.raises(InputError, match=message) as error:
         check_labelled(source, range(3), 5, what="training")
     assert "im_1" in str(error.value) and "and 1 more" in str(error.value)
+
+
+def test_digests_of_labels_are_of_their_ids_and_not_of_their_bytes():
+    """The same mask compressed in another way is the same; other ids, or another shape, are not."""
+    masks = [GREY % 3, GREY % 3, (GREY + 1) % 3, (GREY % 3).reshape(8, 6)]
+    images = [encode(np.zeros((*mask.shape, 3), np.uint8)) for mask in masks]
+    stored = [encode(mask, compress_level=level) for mask, level in zip(masks, (9, 0, 9, 9), strict=True)]
+    found = check_labelled(make_source(images, stored), range(4), 3, what="training")
+    assert stored[0] != stored[1] and found.labels[0] == found.labels[1] and len(set(found.labels)) == 3
+    assert found.images[0] == found.images[2] != found.images[3]

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from huggingface_hub import constants
 
 from tests.data.rows import encode, make_table, write_parquet
 from tests.hub_server import HubServer
+from u2pl_hf import hub_cache
 from u2pl_hf.data.sources import load_source
+from u2pl_hf.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 ROWS = 200
@@ -51,8 +54,8 @@ def hub(tmp_path):
         yield server
 
 
-def run(hub, tmp_path, program, *arguments) -> str:
-    environment = hub.environment(tmp_path / "home") | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+def run(hub, tmp_path, program, *arguments, **variables) -> str:
+    environment = hub.environment(tmp_path / "home") | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | variables
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments], capture_output=True, text=True, env=environment, timeout=120
     )
@@ -77,3 +80,41 @@ def test_a_hub_data_set_is_streamed_with_few_bytes(hub, tmp_path):
     assert hub.sent["user/photos"] < used
     kept = json.loads(run(hub, tmp_path, PROGRAM).splitlines()[-1])
     assert kept["ids"] == streamed["ids"] and kept["pixel"] == streamed["pixel"]
+    # From the cache of the Hub, once all files are there.
+    program = """
+from u2pl_hf.data.sources import load_source
+for streaming in (False, True):
+    source = load_source("user/photos", streaming=streaming)
+    print(source.ids[7], source.class_names, source.read_image(50)[0, 0, 0])
+"""
+    expected = [f"{local.ids[7]} ['wall', 'wire'] {local.read_image(50)[0, 0, 0]}"] * 2
+    for variables in ({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}):
+        assert run(hub, tmp_path, program, **variables).splitlines() == expected
+
+
+def test_what_the_cache_of_the_hub_has(tmp_path, monkeypatch):
+    """A snapshot counts where its data are whole: that of the branch, or of the commit that was asked for."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(hub_cache, "is_reachable", lambda: False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    folder = tmp_path / "datasets--user--photos"
+    with pytest.raises(InputError, match="data set user/photos: there is no such folder, and the Hub does not answer"):
+        load_source("user/photos")
+
+    def add(commit: str, *names: str):
+        for name in names:
+            (folder / "snapshots" / commit / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / "snapshots" / commit / name).write_text("")
+
+    add("aaa", "README.md", "class_names.txt")
+    add("bbb", "data/train-00000-of-00002.parquet")
+    assert hub_cache.cached_snapshot("user/photos", None) is None
+    add("ccc", "data/train-00000-of-00001.parquet", "data/validation-00000-of-00001.parquet")
+    assert hub_cache.cached_snapshot("user/photos", None).name == "ccc"
+    add("bbb", "data/train-00001-of-00002.parquet")
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("bbb")
+    assert hub_cache.cached_snapshot("user/photos", None).name == "bbb"
+    assert hub_cache.cached_snapshot("user/photos", "ccc").name == "ccc"
+    assert hub_cache.cached_snapshot("user/photos", "v2") is None
+    assert hub_cache.place_to_read("user/photos", None) == str(folder / "snapshots" / "bbb")

@@ -113,14 +113,12 @@ def test_rare_classes(tiny_data, tmp_path):
         return trainer, trainer.method.settings.rare_classes
 
     trainer, found = rare("default")
-    total = trainer.data.label_counts.sum(axis=0)
+    total = trainer.data.labels.counts.sum(axis=0)
     assert found == tuple(c for c in range(7) if total[c] / total.sum() <= 1 / 7) and 0 < len(found) < 7
     assert rare("named", frequent_classes=["background", "3"])[1] == (1, 2, 4, 5, 6)
     # Two passes move the confidence bank as far as one of all images.
     assert trainer.method.settings.confidence_momentum**2 == pytest.approx(0.999)
     assert rare("all", frequent_classes=["none"])[1] == tuple(range(7))
-    # Nothing is counted for methods that do not ask.
-    assert "label_counts" not in vars(make_trainer(tiny_data, tmp_path / "u2pl").data)
 
 
 @pytest.mark.parametrize(

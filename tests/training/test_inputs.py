@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.rows import write_parquet
+from tests.data.rows import encode, make_table, write_parquet
 from tests.training.test_trainer import make_trainer
 from u2pl_hf.data import rows as rows_module
 from u2pl_hf.errors import InputError
@@ -104,3 +104,133 @@ def test_watching_pseudo_labels_changes_nothing_but_the_log(tiny_data, tmp_path)
     assert all(len(line["anchors_per_class"]) == 7 for line in lines if "anchors_per_class" in line)
     with pytest.raises(InputError, match="--watch_pseudo_labels needs"):
         make_trainer(tiny_data, tmp_path / "run", watch_pseudo_labels=True, streaming=True)
+
+
+def write_data(folder, masks, validation=2, ids=None):
+    """Images of random pixels with these masks as a data set of two classes, the last ones for validation."""
+    shutil.rmtree(folder, ignore_errors=True)
+    rng = np.random.default_rng(0)
+    images = [encode(rng.integers(0, 255, (70, 90, 3), np.uint8)) for _ in masks]
+    cells = [None if mask is None else {"bytes": encode(mask), "path": None} for mask in masks]
+    table = make_table(images, ids=ids).add_column("label", cells).cast_column("label", datasets.Image(decode=False))
+    cut = len(masks) - validation
+    write_parquet(folder, table.select(range(cut)), group=4)
+    write_parquet(folder, table.select(range(cut, len(masks))), subset="validation")
+    (folder / "class_names.txt").write_text("ground\nbox\n")
+    return images
+
+
+def halves(number: int = 0, value: int = 1) -> np.ndarray:
+    """A mask of class 0 above and `value` below, each another one."""
+    mask = np.zeros((70, 90), np.uint8)
+    mask[30 + number :] = value
+    return mask
+
+
+def test_labels_that_teach_nothing_are_refused(tmp_path, caplog):
+    ignored = np.full((70, 90), 255, np.uint8)
+    for name, masks, message in (
+        ("all", [ignored] * 6, "the 4 labelled images have pixels of no class"),
+        ("one", [halves(value=255)] * 4 + [halves()] * 2, "the 4 labelled images have pixels of ground alone"),
+        ("scored", [halves()] * 4 + [ignored] * 2, "the 2 evaluation images have pixels of no class"),
+    ):
+        write_data(tmp_path / name, masks)
+        with pytest.raises(InputError, match=message):
+            make_trainer(tmp_path / name, tmp_path / "run", split="all", method="suponly")
+    write_data(tmp_path / "some", [halves()] * 4 + [halves(value=255)] * 2)
+    make_trainer(tmp_path / "some", tmp_path / "run", split="all", method="suponly")
+    assert "1 of 2 classes have no pixel in the evaluation images: box" in caplog.text
+
+
+def test_evaluation_images_among_further_photographs_are_left_out(tmp_path, caplog):
+    """The folder of all photographs: what is scored is not trained on, and the results tell how many were used."""
+    images = write_data(tmp_path / "data", [halves(i) for i in range(6)])
+    (tmp_path / "photos").mkdir()
+    for number, image in enumerate([*images, encode(np.zeros((70, 90, 3), np.uint8))]):
+        (tmp_path / "photos" / f"{number}.png").write_bytes(image)
+    options = {"unlabelled_dataset": [str(tmp_path / "photos")], "unlabelled_batch_size": 2, "split": "all"}
+    trainer = make_trainer(tmp_path / "data", tmp_path / "run", **options)
+    source = trainer.data.unlabelled_source
+    assert [source.ids[i] for i in trainer.data.unlabelled] == ["0", "1", "2", "3", "6"]
+    assert (
+        "2 unlabelled images are evaluation images" in caplog.text and "4 unlabelled images are labelled" in caplog.text
+    )
+    results = trainer.train()
+    assert (results["num_unlabelled"], results["left_out_unlabelled"]) == (5, 2)
+    for number in (0, 1, 2, 3, 6):
+        (tmp_path / "photos" / f"{number}.png").unlink()
+    with pytest.raises(InputError, match="all 2 unlabelled images are evaluation images"):
+        make_trainer(tmp_path / "data", tmp_path / "other", **options)
+
+
+def test_training_images_that_are_scored_are_told(tmp_path, caplog):
+    images = write_data(tmp_path / "data", [halves(i) for i in range(6)])
+    table = make_table([images[0], images[1], images[5]], [encode(halves())] * 3, ["im_0", "copy", "im_9"])
+    write_parquet(tmp_path / "data", table, subset="validation")
+    data = make_trainer(tmp_path / "data", tmp_path / "run", split="1/2", seed=1).data
+    both = {"im_0", "im_1"}
+    assert len(data.unlabelled) == 2 - len(both - set(data.labelled_ids)) == 2 - data.left_out
+    assert "evaluation images" in caplog.text
+    # Who names the training images for evaluation has been told, and goes on with all.
+    data = make_trainer(tmp_path / "data", tmp_path / "run", split="1/2", eval_subset="train").data
+    assert len(data.unlabelled) == 2 and data.left_out == 0
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_run_does_not_go_on_with_other_labels_or_images(tmp_path, streaming):
+    """Corrected masks, other photographs of the same names: neither from a checkpoint nor as a finished run."""
+    masks = [halves(i) for i in range(8)]
+    options = {"save_steps": 2, "split": "1/2", "streaming": streaming, "max_steps": 2}
+
+    def again(**changes):
+        return make_trainer(tmp_path / "data", tmp_path / "run", **options | changes)
+
+    images = write_data(tmp_path / "data", masks)
+    first = again()
+    first.train()
+    checkpoint, results = (tmp_path / "run" / name for name in ("checkpoints/step-000002", "results.json"))
+    assert again().train()["last"] == first.train()["last"]
+    labelled = int(first.data.labelled_ids[0][3:])
+    for changed, message in ((labelled, "labels of labelled images"), (7, "labels of evaluation images")):
+        write_data(tmp_path / "data", [halves(i + 9) if i == changed else mask for i, mask in enumerate(masks)])
+        with pytest.raises(InputError, match=f"results.json was trained on other {message}"):
+            again()
+        with pytest.raises(InputError, match=f"step-000002 was trained on other {message}"):
+            make_trainer(tmp_path / "data", tmp_path / "other", **options | {"resume": str(checkpoint)})
+    write_data(tmp_path / "data", masks)
+    table = make_table(
+        [encode(np.zeros((70, 90, 3), np.uint8)), images[7]], [encode(m) for m in masks[6:]], ["im_6", "im_7"]
+    )
+    write_parquet(tmp_path / "data", table, subset="validation")
+    with pytest.raises(InputError, match="trained on other bytes of evaluation images"):
+        again()
+    # Folders of earlier versions do not tell, and go on.
+    results.write_text(json.dumps({k: v for k, v in json.loads(results.read_text()).items() if k != "data"}))
+    assert again().train()["last"]["step"] == 2
+
+
+def test_unlabelled_images_of_another_size_are_other_images(tmp_path):
+    write_data(tmp_path / "data", [halves(i) for i in range(6)])
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_bytes(encode(np.zeros((70, 90, 3), np.uint8)))
+    options = {
+        "unlabelled_dataset": [str(tmp_path / "photos")],
+        "split": "all",
+        "max_steps": 2,
+        "unlabelled_batch_size": 1,
+    }
+    make_trainer(tmp_path / "data", tmp_path / "run", **options).train()
+    (tmp_path / "photos" / "a.png").write_bytes(encode(np.eye(70, 90, dtype=np.uint8)))
+    with pytest.raises(InputError, match="trained on other sizes of unlabelled images"):
+        make_trainer(tmp_path / "data", tmp_path / "run", **options)
+
+
+def test_streamed_rows_without_a_label_are_unlabelled(tmp_path):
+    masks = [halves(i) if i % 2 else None for i in range(10)] + [halves(), halves(1)]
+    write_data(tmp_path / "data", masks)
+    local, streamed = (
+        make_trainer(tmp_path / "data", tmp_path / f"run_{streaming}", split="all", streaming=streaming).data
+        for streaming in (False, True)
+    )
+    assert local.labelled_ids == streamed.labelled_ids == [f"im_{i}" for i in (1, 3, 5, 7, 9)]
+    assert local.unlabelled == streamed.unlabelled == [0, 2, 4, 6, 8]

@@ -1,20 +1,30 @@
-"""How many pixels of which class the labelled images have."""
+"""Which classes the labels of a run hold, and which of them are frequent."""
 
-from concurrent.futures import ThreadPoolExecutor
+import logging
 
 import numpy as np
 
-from u2pl_hf.data.sources import VOID, Source
+from u2pl_hf.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 
-def label_counts(source: Source, rows: list[int], num_labels: int) -> np.ndarray:
-    """Pixels of each class in the label of each of these rows, int64 (rows,num_labels); 255 is not counted."""
+def check_classes(counts: np.ndarray, names: list[str], *, what: str, at_least: int) -> None:
+    """Tell which classes have no pixel in the `what` images; counts (rows,C) are pixels of each class.
 
-    def count(row: int) -> np.ndarray:
-        return np.bincount(source.read_label(row).ravel(), minlength=VOID + 1)[:num_labels]
-
-    with ThreadPoolExecutor() as pool:
-        return np.stack(list(pool.map(count, rows)))
+    Raises:
+        InputError: fewer than `at_least` classes have one.
+    """
+    there = counts.any(axis=0)
+    absent = ", ".join(name for name, is_there in zip(names, there, strict=True) if not is_there)
+    if there.sum() < at_least:
+        found = f"of {', '.join(np.array(names)[there])} alone" if there.any() else "of no class (all are 255, ignored)"
+        raise InputError(
+            f"the {len(counts)} {what} images have pixels {found}, and {at_least} or more classes are needed: mend the "
+            "masks, or what the class list says of their values, and prepare the data again"
+        )
+    if absent:
+        logger.warning("%d of %d classes have no pixel in the %s images: %s", (~there).sum(), len(names), what, absent)
 
 
 def frequent_classes(counts: np.ndarray) -> list[int]:

@@ -5,15 +5,18 @@ All kinds of rows answer the same questions:
     cell(index, role)      one image or label, undecoded: {"bytes", "path"}; None where a row has no label
     read(indices, role)    many at once, {index: cell}
     blocks(indices)        the indices in groups that are cheap to read together
+    sizes                  bytes of each image as stored, int64 (rows,); of parquet, of the row group that holds it
 with role "image" or "label". A read touches the column of its role alone.
 """
 
 import bisect
+import functools
 import io
 import json
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import datasets
 import fsspec
@@ -30,6 +33,8 @@ BLOCK_BYTES = 2**20
 CONNECTIONS = 8
 # Parquet metadata of files that prepare_dataset.py wrote: {"classes": for each row the ids in its label, or null}.
 METADATA_KEY = b"u2pl_hf"
+# Role and name of the column that may be missing: its rows are numbered then.
+IDS = ("id", "id")
 
 
 class ArrowRows:
@@ -60,13 +65,23 @@ class ArrowRows:
         """One row each: nothing is gained by reading neighbours together."""
         return np.split(indices, len(indices))
 
+    @functools.cached_property
+    def sizes(self) -> np.ndarray:
+        """From the table's offsets and the files' entries: nothing is read. A file that is not there has -1."""
+        cells = self.columns["image"].with_format("arrow")[:][self.names["image"]]
+        sizes = np.array(pc.binary_length(pc.struct_field(cells, "bytes")).fill_null(-1), np.int64)
+        in_files = np.flatnonzero(sizes < 0)
+        paths = pc.struct_field(cells, "path").take(pa.array(in_files)).to_pylist()
+        with ThreadPoolExecutor(CONNECTIONS) as pool:
+            parts = pool.map(lambda part: list(map(_file_size, part)), np.array_split(paths, CONNECTIONS))
+            sizes[in_files] = [size for part in parts for size in part]
+        return sizes
+
     def has_label(self) -> np.ndarray:
         """Bool per row."""
         if "label" not in self.columns:
             return np.zeros(len(self), bool)
-        cells = self.columns["label"].with_format("arrow")[:][self.names["label"]]
-        parts = [pc.is_valid(pc.struct_field(cells, field)) for field in ("bytes", "path")]
-        return np.asarray(pc.and_(pc.is_valid(cells), pc.or_(*parts)).fill_null(False))
+        return _are_filled(self.columns["label"].with_format("arrow")[:][self.names["label"]])
 
     def class_sets(self) -> list[list[int] | None] | None:
         """Not stored in such tables."""
@@ -138,16 +153,26 @@ class ParquetRows:
         block = block_of_used[np.searchsorted(used, groups)]
         return np.split(indices, np.flatnonzero(np.diff(block)) + 1)
 
-    def ids(self) -> list[str]:
-        """Ids of all rows: from the footers where each row has its own group, else from the id column."""
+    @property
+    def sizes(self) -> np.ndarray:
+        """From the footers."""
+        return np.repeat(self.group_bytes, np.diff(self.group_start))
+
+    def ids(self) -> list | None:
+        """Ids of all rows, from the footers where each row has its own group; None where they are to be numbered."""
+        if not all(self._leaves(file, "id") for file in range(len(self.urls))):
+            return None
         return [i for file in range(len(self.urls)) for i in self._ids(file)]
 
     def has_label(self) -> np.ndarray:
-        """Bool per row; True where the files do not say."""
+        """Bool per row; of row groups where some have and some have not, the label column is read."""
         if "label" not in self.names:
             return np.zeros(len(self), bool)
         sets = self.class_sets()
-        return np.ones(len(self), bool) if sets is None else np.array([s is not None for s in sets], bool)
+        if sets is not None:
+            return np.array([s is not None for s in sets], bool)
+        with ThreadPoolExecutor(CONNECTIONS) as pool:
+            return np.concatenate(list(pool.map(self._has_label, self.group_file.tolist(), self.group_number.tolist())))
 
     def class_sets(self) -> list[list[int] | None] | None:
         """The class ids in each row's label, from the files' metadata; None where a file has none."""
@@ -167,7 +192,7 @@ class ParquetRows:
             raise InputError(f"{url} cannot be read as parquet: {' '.join(str(error).split())[:200]}") from error
         present = footer.schema.to_arrow_schema().names
         for role, name in self.names.items():
-            if name not in present:
+            if name not in present and (role, name) != IDS:
                 raise InputError(
                     f"{url} has no column '{name}' (it has {', '.join(present)}); pass --{role}_column NAME"
                 )
@@ -184,14 +209,21 @@ class ParquetRows:
         schema = self.footers[file].schema
         return [c for c in range(len(schema)) if schema.column(c).path.split(".")[0] == self.names[role]]
 
-    def _ids(self, file: int) -> list[str]:
-        footer, (leaf,) = self.footers[file], self._leaves(file, "id")
+    def _has_label(self, file: int, group: int) -> np.ndarray:
+        chunks = self.footers[file].row_group(group)
+        statistics = [chunks.column(leaf).statistics for leaf in self._leaves(file, "label")]
+        empty = [s.null_count if s is not None and s.has_null_count else None for s in statistics]
+        if 0 in empty or set(empty) == {chunks.num_rows}:
+            return np.full(chunks.num_rows, 0 in empty)
+        return _are_filled(self._column(file, [group], "label"))
+
+    def _ids(self, file: int) -> list:
+        footer, leaf = self.footers[file], self._leaves(file, "id")[0]
         chunks = [footer.row_group(g) for g in range(footer.num_row_groups)]
         statistics = [chunk.column(leaf).statistics for chunk in chunks]
         if all(chunk.num_rows == 1 and _tells_value(s) for chunk, s in zip(chunks, statistics, strict=True)):
-            return [str(s.min) for s in statistics]
-        column = self._column(file, range(footer.num_row_groups), "id")
-        return [str(i) for i in column.to_pylist()]
+            return [s.min for s in statistics]
+        return self._column(file, range(footer.num_row_groups), "id").to_pylist()
 
     def _column(self, file: int, groups: list[int], role: str) -> pa.ChunkedArray:
         opened, lock = self._opened(file)
@@ -240,6 +272,11 @@ class JoinedRows:
         """The blocks of all parts."""
         return [block + start for part, start, own in self._dealt(indices) for block in part.blocks(own)]
 
+    @property
+    def sizes(self) -> np.ndarray:
+        """The sizes of all parts."""
+        return np.concatenate([part.sizes for part in self.parts])
+
     def _dealt(self, indices: np.ndarray) -> list[tuple]:
         indices = np.sort(np.asarray(indices))
         cuts = np.searchsorted(indices, self.starts[1:-1])
@@ -283,6 +320,29 @@ class _RangeFile(io.RawIOBase):
 def _tells_value(statistics: pq.Statistics | None) -> bool:
     # Writers that shorten long values make the largest one different from the smallest.
     return statistics is not None and statistics.has_min_max and statistics.min == statistics.max
+
+
+def stored_bytes(cell: dict | None) -> bytes:
+    """An image or label as it is stored; nothing where there is none that can be read."""
+    try:
+        return b"" if cell is None else cell["bytes"] or Path(cell["path"] or "").read_bytes()
+    except OSError:
+        return b""
+
+
+def _file_size(path: str | None) -> int:
+    try:
+        return os.path.getsize(path or "")
+    except OSError:
+        return -1
+
+
+def _are_filled(cells: pa.ChunkedArray) -> np.ndarray:
+    """Which cells hold an image: bytes, or a path."""
+    if not pa.types.is_struct(cells.type):
+        return np.asarray(pc.is_valid(cells))
+    parts = [pc.is_valid(pc.struct_field(cells, field.name)) for field in cells.type]
+    return np.asarray(pc.and_(pc.is_valid(cells), functools.reduce(pc.or_, parts)).fill_null(False))
 
 
 def _as_cell(value) -> dict | None:

@@ -1,10 +1,10 @@
 """Any data set as rows of id, image and label: the rendered demo, a local folder, or the Hub, kept or streamed."""
 
+import hashlib
 import logging
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +17,11 @@ from datasets.fingerprint import Hasher
 from u2pl_hf.data.class_list import ClassList, parse_class_list
 from u2pl_hf.data.decode import decode_image, decode_label, image_size
 from u2pl_hf.data.demo import demo_folder
-from u2pl_hf.data.rows import CONNECTIONS, ArrowRows, JoinedRows, ParquetRows
+from u2pl_hf.data.naming import check_distinct, check_ids, check_plain, check_subset, quiet, readable
+from u2pl_hf.data.photo_folder import photograph_table, photographs
+from u2pl_hf.data.rows import CONNECTIONS, IDS, ArrowRows, JoinedRows, ParquetRows, stored_bytes
 from u2pl_hf.errors import InputError
+from u2pl_hf.hub_cache import class_list_folder, place_to_read
 
 VOID = 255
 logger = logging.getLogger(__name__)
@@ -100,31 +103,44 @@ def load_source(
     revision: str | None = None,
     cache_dir: str | os.PathLike | None = None,
     streaming: bool = False,
+    subset_option: str = "--subset",
 ) -> Source:
     """Open one subset of a data set.
 
     Args:
         dataset: "demo", a local folder, or a Hub id, as `datasets.load_dataset` reads them.
         subset: train, validation ...
+        id_column: rows of a data set without a column "id" are numbered, where this is not another name.
         label_column: None where labels are not needed.
         streaming: read parquet files where they lie, on the Hub or on a disk, instead of converting all of them first.
+        subset_option: what a user passes for `subset`, for messages.
 
     Raises:
-        InputError: no such data set, subset or column; ids that are missing or not unique.
+        InputError: no such data set, subset or column; ids that are missing, not unique, or neither text nor integers.
     """
     path = str(demo_folder(cache_dir)) if dataset == "demo" else dataset
-    _check_path(path)
     columns = {"id": id_column, "image": image_column} | ({"label": label_column} if label_column else {})
-    files = _parquet_files(path, subset, revision) if streaming else None
+    check_distinct(columns)
+    path = place_to_read(path, revision)
+    files = photographs(Path(path)) if Path(path).is_dir() else None
+    if files:
+        check_plain(path, subset, label_column, subset_option)
+        table, ids = photograph_table(Path(path), files)
+        return Source(ArrowRows(table, {"image": "image"}), ids)
+    files = _parquet_files(path, subset, revision, subset_option) if streaming else None
     if files is not None:
         rows = ParquetRows(files, columns)
         ids = rows.ids()
     else:
-        rows, ids = _arrow_rows(path, subset, revision, columns)
-    if not ids:
-        raise InputError(f"subset '{subset}' of data set {dataset} is empty")
-    _check_unique(ids, dataset)
-    return Source(rows, ids, _class_list(path, revision), streamed=files is not None)
+        rows, ids = _arrow_rows(path, subset, revision, columns, subset_option)
+    if not len(rows):
+        raise InputError(f"subset '{subset}' of data set {dataset} is empty; pass {subset_option} NAME")
+    if ids is None:
+        ids = [f"{subset}-{number}" for number in range(len(rows))]
+        told = "data set %s has no column 'id': its rows are numbered, %s to %s; --id_column NAME takes another column"
+        logger.warning(told, dataset, ids[0], ids[-1])
+    check_ids(ids, dataset, id_column)
+    return Source(rows, list(map(str, ids)), _classes(path, revision), streamed=files is not None)
 
 
 def joined(sources: list[Source]) -> Source:
@@ -148,7 +164,7 @@ def materialised(source: Source, indices: list[int], cache_dir: str | os.PathLik
     """
     features = datasets.Features({name: datasets.Image(decode=False) for name in ("image", "label")})
     made_from = Hasher.hash([source.rows.fingerprint(), list(indices)])
-    with _quiet():
+    with quiet():
         table = datasets.Dataset.from_generator(
             _cells,
             features=features,
@@ -178,41 +194,34 @@ def _cells(rows: ParquetRows, indices: list[int]):
                 yield {"image": cells[0][i], "label": cells[1][i]}
 
 
-def _check_path(path: str) -> None:
-    local = Path(path)
-    if not local.exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
-        raise InputError(f"data set {path}: no such folder")
-    if local.is_dir() and not any(local.iterdir()):
-        raise InputError(f"data set {path}: the folder is empty")
+def _classes(path: str, revision: str | None) -> ClassList | None:
+    folder = path if Path(path).exists() else class_list_folder(path, revision)
+    return _class_list(str(folder), None) if folder else None
 
 
-def _parquet_files(path: str, subset: str, revision: str | None) -> list[str] | None:
+def _parquet_files(path: str, subset: str, revision: str | None, option: str) -> list[str] | None:
     """Where the parquet files of a subset are; None for a local folder that holds other files."""
-    with _readable(path), _quiet():
+    with readable(path), quiet():
         builder = datasets.load_dataset_builder(path, revision=revision)
     files = {str(name): list(urls) for name, urls in (builder.config.data_files or {}).items()}
     if not all(url.endswith(".parquet") for urls in files.values() for url in urls):
         if Path(path).is_dir():
             return None
         raise InputError(f"data set {path} is not stored as parquet, so it cannot be streamed; drop --streaming")
-    _check_subset(path, subset, files)
+    check_subset(path, subset, files, option)
     return files[subset]
 
 
-def _arrow_rows(path: str, subset: str, revision: str | None, columns: dict[str, str]) -> tuple[ArrowRows, list[str]]:
-    with _readable(path), _quiet():
+def _arrow_rows(
+    path: str, subset: str, revision: str | None, columns: dict[str, str], option: str
+) -> tuple[ArrowRows, list | None]:
+    """Rows, and their ids; None where they are to be numbered."""
+    with readable(path), quiet():
         every = datasets.load_dataset(path, revision=revision)
-    _check_subset(path, subset, every)
+    check_subset(path, subset, every, option)
     table = every[subset]
-    from_names = columns["id"] not in table.column_names and _is_image_folder(table)
-    # `datasets` takes the names of sub-folders for labels.
-    if from_names and "label" in columns:
-        raise InputError(
-            f"data set {path} is a folder of plain images without labels; make a data set of images and masks with "
-            "training_scripts/prepare_dataset.py folder, or pass the folder as --unlabelled_dataset"
-        )
     for role, column in columns.items():
-        if column not in table.column_names and not from_names:
+        if column not in table.column_names and (role, column) != IDS:
             listed = ", ".join(table.column_names)
             raise InputError(f"data set {path} has no column '{column}' (it has {listed}); pass --{role}_column NAME")
     bytes_columns = {role: column for role, column in columns.items() if role != "id"}
@@ -222,59 +231,18 @@ def _arrow_rows(path: str, subset: str, revision: str | None, columns: dict[str,
         except (pyarrow.ArrowException, TypeError, ValueError):
             kind = table.features[column]
             raise InputError(f"column '{column}' of data set {path} holds no images but {kind}") from None
-    if from_names:
-        return ArrowRows(table, bytes_columns), _file_names(path, table.select_columns([columns["image"]]))
-    return ArrowRows(table, bytes_columns), [str(i) for i in table.select_columns([columns["id"]])[:][columns["id"]]]
-
-
-def _is_image_folder(table: datasets.Dataset) -> bool:
-    return table.info.builder_name == "imagefolder"
+    rows, name = ArrowRows(table, bytes_columns), columns["id"]
+    if name in table.column_names:
+        return rows, table.select_columns([name])[:][name]
+    is_described_folder = table.info.builder_name == "imagefolder" and Path(path).is_dir()
+    return rows, _file_names(path, table.select_columns([columns["image"]])) if is_described_folder else None
 
 
 def _file_names(path: str, images: datasets.Dataset) -> list[str]:
-    """Ids of a plain folder of images: the files' names below it, without their suffix."""
+    """Ids of images in a folder, of which its metadata.csv tells more: the files' names below it, without suffix."""
     (column,) = images.column_names
-    stored = [cell["path"] for cell in images[:][column]]
-    if None in stored:
-        raise InputError(f"data set {path} has no column of ids, and its images have no names; pass --id_column NAME")
     root = Path(path).resolve()
-    return [Path(name).resolve().relative_to(root).with_suffix("").as_posix() for name in stored]
-
-
-def _check_subset(path: str, subset: str, every: Iterable[str]) -> None:
-    if subset not in every:
-        raise InputError(f"data set {path} has no subset '{subset}'; it has {', '.join(map(str, every))}")
-
-
-def _check_unique(ids: list[str], dataset: str) -> None:
-    if len(set(ids)) < len(ids):
-        seen: set[str] = set()
-        twice = next(i for i in ids if i in seen or seen.add(i))
-        raise InputError(f"data set {dataset} has the id '{twice}' more than once; ids must be unique")
-
-
-@contextmanager
-def _readable(path: str):
-    """Turns whatever `datasets` raises about a data set into one line."""
-    try:
-        yield
-    except Exception as error:  # datasets lets errors of many libraries through
-        reason = " ".join(str(error).split())[:300]
-        local = Path(path).exists()
-        where = "cannot be read as a data set" if local else "is neither a local folder nor a data set on the Hub"
-        raise InputError(f"data set {path} {where}: {reason}") from error
-
-
-@contextmanager
-def _quiet():
-    """No progress bars of `datasets`."""
-    bars = datasets.utils.logging.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if bars:
-            datasets.enable_progress_bars()
+    return [Path(cell["path"]).resolve().relative_to(root).with_suffix("").as_posix() for cell in images[:][column]]
 
 
 def _class_list(path: str, revision: str | None) -> ClassList | None:
@@ -289,17 +257,39 @@ def _class_list(path: str, revision: str | None) -> ClassList | None:
         raise InputError(f"{root}/class_names.txt is not text in UTF-8: {error}") from error
 
 
-def check_labelled(source: Source, indices: Iterable[int], num_labels: int, *, what: str) -> None:
+@dataclass(frozen=True)
+class Labelled:
+    """What one pass over labelled images finds, row by row.
+
+    Attributes:
+        ids: of the rows.
+        counts: int64 (rows,C), pixels of each class; 255 is not counted.
+        sizes: bytes of each image as stored.
+        images, labels: sha256 of each image as stored, and of its class ids, whatever they were compressed with.
+    """
+
+    ids: list[str]
+    counts: np.ndarray
+    sizes: list[int]
+    images: list[bytes]
+    labels: list[bytes]
+
+
+def check_labelled(source: Source, indices: Iterable[int], num_labels: int, *, what: str) -> Labelled:
     """Decode these rows once and refuse any that cannot be trained or evaluated on.
 
     Raises:
         InputError: names the first bad id and how many more there are.
     """
+    indices = list(indices)
     with ThreadPoolExecutor() as pool:
-        problems = [p for p in pool.map(lambda i: _problem(source, i, num_labels), indices) if p]
+        found = list(pool.map(lambda i: _checked(source, i, num_labels), indices))
+    problems = [p for p in found if isinstance(p, str)]
     if problems:
         more = f" (and {len(problems) - 1} more {what} images have problems)" if len(problems) > 1 else ""
         raise InputError(problems[0] + more)
+    counts, *others = zip(*found, strict=True)
+    return Labelled([source.ids[i] for i in indices], np.stack(counts), *map(list, others))
 
 
 def check_some_readable(source: Source, indices: list[int], tries: int = 8) -> None:
@@ -318,18 +308,22 @@ def check_some_readable(source: Source, indices: list[int], tries: int = 8) -> N
     raise InputError(f"{len(problems)} unlabelled images were tried and none can be read: {problems[0]}")
 
 
-def _problem(source: Source, index: int, num_labels: int) -> str | None:
+def _checked(source: Source, index: int, num_labels: int) -> str | tuple[np.ndarray, int, bytes, bytes]:
+    """What is wrong with a row, or the row of `Labelled` for it."""
+    cell = source.rows.cell(index, "image")
     try:
-        image, label = source.read_image(index), source.read_label(index)
+        image, label = source.read_image(index, cell), source.read_label(index)
     except InputError as error:
         return str(error)
     name = source.ids[index]
     if image.shape[:2] != label.shape:
         (h, w), (lh, lw) = image.shape[:2], label.shape
         return f"image and label of {name} differ in size: {w}x{h} and {lw}x{lh}"
-    highest = int(label[label != VOID].max(initial=0))
+    counts = np.bincount(label.ravel(), minlength=VOID + 1)
+    highest = np.flatnonzero(counts[:VOID]).max(initial=0)
     if highest >= num_labels:
         return (
             f"label of {name} holds the value {highest}, but there are {num_labels} classes (0..{num_labels - 1}, 255)"
         )
-    return None
+    stored, pixels = stored_bytes(cell), str(label.shape).encode() + label.tobytes()
+    return counts[:num_labels], len(stored), hashlib.sha256(stored).digest(), hashlib.sha256(pixels).digest()

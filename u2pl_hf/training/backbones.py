@@ -12,6 +12,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
 from u2pl_hf.errors import InputError
+from u2pl_hf.hub_cache import is_reachable
 from u2pl_hf.model.configuration_u2pl import U2PLConfig
 from u2pl_hf.model.modeling_u2pl import U2PLForSemanticSegmentation
 from u2pl_hf.training.arguments import BACKBONES, FRESH, TIMM, RunArguments
@@ -37,7 +38,7 @@ def backbone_config(args: RunArguments) -> PreTrainedConfig | None:
     if "/" not in args.backbone and not Path(args.backbone).is_dir():
         raise InputError(f"--backbone {args.backbone}: no such backbone; {known}")
     try:
-        config = AutoConfig.from_pretrained(args.backbone, revision=args.backbone_revision)
+        config = AutoConfig.from_pretrained(args.backbone, revision=args.backbone_revision, **_where(args.backbone))
     except (OSError, ValueError, ImportError) as error:
         raise InputError(f"--backbone {args.backbone}: {_line(error)}; {known}") from error
     if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
@@ -98,7 +99,7 @@ def backbone_normalisation(args: RunArguments) -> dict[str, list[float]]:
         said = _timm(args).get_pretrained_cfg(args.backbone.removeprefix(TIMM))
         return {} if said is None else {"backbone_image_mean": list(said.mean), "backbone_image_std": list(said.std)}
     try:
-        said, _ = ImageProcessingMixin.get_image_processor_dict(name, revision=_revision(args))
+        said, _ = ImageProcessingMixin.get_image_processor_dict(name, revision=_revision(args), **_where(name))
     except OSError:
         return {}
     if not said.get("do_normalize", True):
@@ -158,6 +159,11 @@ def _timm_weights(args: RunArguments, config: TimmBackboneConfig) -> Mapping[str
         pretrained_cfg_overlay=file,
     )
     return {f"_backbone.{name}": tensor for name, tensor in model.state_dict().items()}
+
+
+def _where(name: str) -> dict:
+    """Without the Hub, its cache is read at once: transformers would ask again and again for half a minute."""
+    return {"local_files_only": not Path(name).exists() and not is_reachable()}
 
 
 def _revision(args: RunArguments) -> str | None:

@@ -55,7 +55,8 @@ def find_starting_point(
     Raises:
         InputError: the checkpoint or the weights cannot be used.
     """
-    if folder.finished_results() is not None:
+    if (results := folder.finished_results()) is not None:
+        folder.check_data(folder.results_path, results.get("data") or {}, data)
         return None, None
     checkpoint = folder.checkpoint_to_resume(data, processes)
     if checkpoint is None:

@@ -5,11 +5,19 @@ import logging
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 from torch.utils.data import DataLoader
 
-from u2pl_hf.data.label_counts import label_counts
-from u2pl_hf.data.sources import Source, check_labelled, check_some_readable, joined, load_source, materialised
+from u2pl_hf.data.label_counts import check_classes
+from u2pl_hf.data.overlap import warn_of_scored_training, without_evaluation
+from u2pl_hf.data.sources import (
+    Labelled,
+    Source,
+    check_labelled,
+    check_some_readable,
+    joined,
+    load_source,
+    materialised,
+)
 from u2pl_hf.data.splits import resolve_split
 from u2pl_hf.data.streams import SampleStream, endless_loader
 from u2pl_hf.data.transforms import WeakAugmentation
@@ -27,6 +35,8 @@ class TrainingData:
         labelled_source, labelled: the labelled images are these rows of this source.
         unlabelled_source, unlabelled: likewise.
         evaluation: the evaluation set, all its rows.
+        labels, evaluation_labels: what was found in the labelled and in the evaluation images.
+        left_out: unlabelled images that are not used because they are evaluation images.
         class_names, palette: one name, and one [r, g, b] or None for the default, per class.
     """
 
@@ -35,6 +45,9 @@ class TrainingData:
     unlabelled_source: Source
     unlabelled: list[int]
     evaluation: Source
+    labels: Labelled
+    evaluation_labels: Labelled
+    left_out: int
     class_names: list[str]
     palette: list[list[int]] | None
 
@@ -44,18 +57,22 @@ class TrainingData:
         return [self.labelled_source.ids[i] for i in self.labelled]
 
     @cached_property
-    def label_counts(self) -> np.ndarray:
-        """Pixels of each class in each labelled image, int64 (labelled,C)."""
-        return label_counts(self.labelled_source, self.labelled, len(self.class_names))
-
     def fingerprint(self) -> dict[str, str]:
-        """What a checkpoint must agree with to go on: a digest of the names of each kind, in order."""
-        unlabelled = [self.unlabelled_source.ids[i] for i in self.unlabelled]
+        """What a checkpoint must agree with to go on: a digest of each kind, in order.
+
+        Of unlabelled images the bytes are counted, not read; of streamed ones, those of the row groups.
+        """
+        sizes = self.unlabelled_source.rows.sizes[self.unlabelled]
         kinds = {
             "labelled images": self.labelled_ids,
-            "unlabelled images": unlabelled,
+            "unlabelled images": [self.unlabelled_source.ids[i] for i in self.unlabelled],
             "evaluation images": self.evaluation.ids,
             "classes": self.class_names,
+            "labels of labelled images": [digest.hex() for digest in self.labels.labels],
+            "labels of evaluation images": [digest.hex() for digest in self.evaluation_labels.labels],
+            "bytes of labelled images": [digest.hex() for digest in self.labels.images],
+            "bytes of evaluation images": [digest.hex() for digest in self.evaluation_labels.images],
+            "sizes of unlabelled images": map(str, sizes.tolist()),
         }
         return {kind: hashlib.sha256("\n".join(names).encode()).hexdigest() for kind, names in kinds.items()}
 
@@ -66,7 +83,7 @@ def load_training_data(args: RunArguments) -> TrainingData:
     Raises:
         InputError: one line that names what is wrong.
     """
-    train, evaluation = (_load(args, args.dataset, subset) for subset in (args.train_subset, args.eval_subset))
+    train, evaluation = (_load(args, option) for option in ("train_subset", "eval_subset"))
     class_names = _class_names(args, train)
     labelled, unlabelled = resolve_split(
         args.split,
@@ -82,32 +99,41 @@ def load_training_data(args: RunArguments) -> TrainingData:
     if train.streamed:
         labelled_source, labelled = materialised(train, labelled), list(range(len(labelled)))
         evaluation = materialised(evaluation, list(range(len(evaluation.ids))))
-    check_labelled(labelled_source, labelled, len(class_names), what="training")
-    check_labelled(evaluation, range(len(evaluation.ids)), len(class_names), what="evaluation")
+    labels = check_labelled(labelled_source, labelled, len(class_names), what="training")
+    every = range(len(evaluation.ids))
+    evaluation_labels = check_labelled(evaluation, every, len(class_names), what="evaluation")
+    check_classes(labels.counts, class_names, what="labelled", at_least=2)
+    check_classes(evaluation_labels.counts, class_names, what="evaluation", at_least=1)
     _check_crop(args, labelled_source, labelled)
-    unlabelled_source = train
+    warn_of_scored_training(labels, evaluation_labels)
+    unlabelled_source, left_out = train, 0
     if args.method != "suponly":
-        unlabelled_source, unlabelled = _all_unlabelled(args, train, unlabelled)
+        unlabelled_source, unlabelled, left_out = _all_unlabelled(args, train, unlabelled, labels, evaluation_labels)
         check_some_readable(unlabelled_source, unlabelled)
     # The data set's colours go with its own names only.
     palette = train.palette if class_names == train.class_names else None
-    return TrainingData(labelled_source, labelled, unlabelled_source, unlabelled, evaluation, class_names, palette)
+    unlabelled = (unlabelled_source, unlabelled)
+    checked = (evaluation, labels, evaluation_labels)
+    return TrainingData(labelled_source, labelled, *unlabelled, *checked, left_out, class_names, palette)
 
 
-def _load(args: RunArguments, dataset: str, subset: str) -> Source:
+def _load(args: RunArguments, option: str) -> Source:
     return load_source(
-        dataset,
-        subset,
+        args.dataset,
+        getattr(args, option),
         id_column=args.id_column,
         image_column=args.image_column,
         label_column=args.label_column,
         revision=args.dataset_revision,
         streaming=args.streaming,
+        subset_option=f"--{option}",
     )
 
 
-def _all_unlabelled(args: RunArguments, train: Source, unlabelled: list[int]) -> tuple[Source, list[int]]:
-    """What the split leaves unlabelled, and every image of the further data sets."""
+def _all_unlabelled(
+    args: RunArguments, train: Source, unlabelled: list[int], labels: Labelled, evaluation: Labelled
+) -> tuple[Source, list[int], int]:
+    """What the split leaves unlabelled, and the further data sets, without evaluation images; how many those were."""
     if not unlabelled and not args.unlabelled_dataset:
         raise InputError(
             f"--split {args.split} leaves no unlabelled image; "
@@ -121,11 +147,21 @@ def _all_unlabelled(args: RunArguments, train: Source, unlabelled: list[int]) ->
             image_column=args.image_column,
             label_column=None,
             streaming=args.streaming,
+            subset_option="--unlabelled_subset",
         )
         for dataset in args.unlabelled_dataset
     ]
-    source = joined([train, *further])
-    return source, unlabelled + list(range(len(train.ids), len(source.ids)))
+    sources, rows, start, total = [train, *further], [], 0, 0
+    for number, source in enumerate(sources):
+        own = unlabelled if number == 0 else list(range(len(source.ids)))
+        # Who evaluates on the training images knows it.
+        is_checked = number > 0 or args.train_subset != args.eval_subset
+        kept = without_evaluation(source, own, labels, evaluation) if is_checked else own
+        rows += [start + row for row in kept]
+        start, total = start + len(source.ids), total + len(own)
+    if not rows:
+        raise InputError(f"all {total} unlabelled images are evaluation images; name others with --unlabelled_dataset")
+    return joined(sources), rows, total - len(rows)
 
 
 def _class_names(args: RunArguments, train: Source) -> list[str]:

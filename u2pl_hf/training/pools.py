@@ -48,7 +48,7 @@ class TrainingPools:
         """Any labelled image, in sizes from a tenth to twice its own."""
         augmentation = WeakAugmentation(self.args.crop_size, DONOR_SCALES)
         stream = training_stream(self.args, self.data, "labelled", augmentation, self.world_size)
-        return RowPool(stream, self.deliver, torch.from_numpy(self.data.label_counts > 0))
+        return RowPool(stream, self.deliver, torch.from_numpy(self.data.labels.counts > 0))
 
     @cached_property
     def unlabelled(self) -> RowPool:
@@ -84,7 +84,7 @@ def _frequent(args: RunArguments, data: TrainingData) -> list[int]:
     if args.frequent_classes == [NO_CLASS]:
         return []
     if not args.frequent_classes:
-        return frequent_classes(data.label_counts)
+        return frequent_classes(data.labels.counts)
     numbers = {str(c): c for c in range(len(names))} | {name: c for c, name in enumerate(names)}
     unknown = [name for name in args.frequent_classes if name not in numbers]
     if unknown:

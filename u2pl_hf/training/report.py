@@ -66,6 +66,7 @@ def gather_results(trainer, last: dict | None) -> dict:
         "split": args.split,
         "num_labelled": len(data.labelled),
         "num_unlabelled": len(data.unlabelled),
+        "left_out_unlabelled": data.left_out,
         "num_evaluation": len(data.evaluation.ids),
         "seed": args.seed,
         "max_steps": args.max_steps,
@@ -92,6 +93,7 @@ def gather_results(trainer, last: dict | None) -> dict:
         "pictures": f"pictures/step-{(last or trainer.best)['step']:06d}.png" if args.picture_samples else None,
         "curves": "curves.png",
         "output_dir": args.output_dir,
+        "data": data.fingerprint,
         "date": datetime.now(timezone.utc).date().isoformat(),
     }
 

@@ -171,9 +171,7 @@ class RunFolder:
     def _check_state(self, path: Path, data: dict, processes: int) -> None:
         state = read_state(path)
         self._compare(state["recipe"], path)
-        changed = [name for name in data if data[name] != state["data"].get(name)]
-        if changed:
-            raise InputError(f"{path} was trained on other {changed[0]}; pass another --output_dir")
+        self.check_data(path, state["data"], data)
         there, here = ({"processes": n} | {name: r[name] for name in LAYOUT} for n, r in (
             (state["processes"], state["recipe"]), (processes, self.args.recipe())))  # fmt: skip
         if there == here:
@@ -190,6 +188,16 @@ class RunFolder:
                 f"{_images_per_step(here)}: make them equal with --gradient_accumulation_steps or --batch_size"
             )
         logger.warning("going on from %s with another layout of processes: the result will differ in its bits", path)
+
+    def check_data(self, where: Path, there: dict, here: dict) -> None:
+        """Refuse to go on with other data than those of `where`: fingerprints, of older versions with fewer kinds.
+
+        Raises:
+            InputError: names the first kind that is another.
+        """
+        changed = [kind for kind in here if kind in there and here[kind] != there[kind]]
+        if changed:
+            raise InputError(f"{where} was trained on other {changed[0]}; pass another --output_dir")
 
     def _compare(self, other: dict, where: Path) -> None:
         mine = self.args.recipe()

@@ -81,7 +81,7 @@ class Trainer:
         self.learning_rate = args.learning_rate * scale
         torch.manual_seed(args.seed)
         student = build_model(args, self.data.class_names, self.data.palette)
-        where = self.folder, self.data.fingerprint(), self.accelerator.num_processes
+        where = self.folder, self.data.fingerprint, self.accelerator.num_processes
         self.checkpoint, self.initialised_with = together(
             self.accelerator, lambda: find_starting_point(student, args, *where)
         )
@@ -316,7 +316,7 @@ class Trainer:
             "step": step,
             "evaluation_is_due": evaluation_is_due,
             "recipe": self.args.recipe(),
-            "data": self.data.fingerprint(),
+            "data": self.data.fingerprint,
             "processes": self.accelerator.num_processes,
             "scaler": scaler.state_dict() if scaler else None,
             "best": self.best,

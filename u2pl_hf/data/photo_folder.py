@@ -1,0 +1,65 @@
+"""A plain folder of photographs, without masks and tables.
+
+Its files are listed here: `datasets` would take test_1.jpg, or a folder val, for another subset and leave them out.
+"""
+
+import logging
+import os
+from collections import Counter
+from pathlib import Path
+
+import datasets
+
+from u2pl_hf.errors import InputError
+
+logger = logging.getLogger(__name__)
+SUFFIXES = {".jpg", ".jpeg", ".jfif", ".jp2", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp", ".gif", ".avif"}
+# What makes a folder one that `datasets` is to read: tables, or descriptions of the images.
+TABLES = {".parquet", ".arrow", ".tar", ".zip"}
+DESCRIPTIONS = {"metadata.csv", "metadata.jsonl", "metadata.parquet"}
+
+
+def photographs(folder: Path) -> list[Path] | None:
+    """The image files in a folder and below, sorted; None where there are none, or tables that say more of them.
+
+    Hidden files, and folders whose names start with a dot or two underscores, hold no photographs. Links are followed,
+    a folder is visited once.
+    """
+    found, others, visited = [], Counter(), set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        place = os.path.realpath(root)
+        if place in visited:
+            folders.clear()
+            continue
+        visited.add(place)
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
+        if any(name in DESCRIPTIONS or Path(name).suffix.lower() in TABLES for name in names):
+            return None
+        shown = [Path(root, name) for name in names if not name.startswith(".")]
+        found += [path for path in shown if path.suffix.lower() in SUFFIXES]
+        others.update(path.suffix.lower() for path in shown if path.suffix.lower() not in SUFFIXES)
+    if found:
+        told = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in sorted(others.items()))
+        logger.info("%s: %d photographs%s", folder, len(found), f"; other files are left out: {told}" if told else "")
+    return sorted(found, key=str) or None
+
+
+def photograph_table(folder: Path, files: list[Path]) -> tuple[datasets.Dataset, list[str]]:
+    """The files as rows of `image`, undecoded, and their ids: the place below the folder, without suffix.
+
+    Files that differ in nothing but the suffix (a.jpg, a.png) keep it.
+
+    Raises:
+        InputError: a file's name is no text.
+    """
+    stems = [path.relative_to(folder).with_suffix("").as_posix() for path in files]
+    times = Counter(stems)
+    ids = [stem if times[stem] == 1 else stem + path.suffix for stem, path in zip(stems, files, strict=True)]
+    cells = [{"bytes": None, "path": str(path.absolute())} for path in files]
+    try:
+        features = datasets.Features({"image": datasets.Image(decode=False)})
+        table = datasets.Dataset.from_dict({"image": cells}, features=features)
+    except UnicodeEncodeError as error:
+        name = error.object.encode(errors="backslashreplace").decode()
+        raise InputError(f"data set {folder}: rename the file {name}, whose name is not UTF-8") from None
+    return table, ids

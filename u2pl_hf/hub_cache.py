@@ -1,0 +1,88 @@
+"""Data sets of the Hub where the Hub cannot be asked: offline mode, no connection, a node of a cluster."""
+
+import functools
+import logging
+import re
+from pathlib import Path
+
+from huggingface_hub import constants, get_session, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.file_download import repo_folder_name
+
+from u2pl_hf.errors import InputError
+
+logger = logging.getLogger(__name__)
+# Seconds to connect, twice; the libraries ask for half a minute before they give up.
+PATIENCE = 5.0
+# Beside the data: what a run may have fetched alone.
+NO_DATA = {".md", ".txt", ".gitattributes", ".gitignore"}
+
+
+@functools.cache
+def is_reachable() -> bool:
+    """Whether the Hub answers, whatever it says."""
+    for _ in range(1 if constants.is_offline_mode() else 2):
+        try:
+            get_session().head(constants.ENDPOINT, timeout=PATIENCE)
+            return True
+        except Exception as error:  # of the HTTP library, which differs between versions
+            logger.debug("%s: %s", constants.ENDPOINT, error)
+    return False
+
+
+def cached_snapshot(repo: str, revision: str | None) -> Path | None:
+    """The folder of the Hub's cache that has a data set's files; None where it has not all of them.
+
+    Without a revision the one that was current last, else the newest: `datasets` does not note which it read.
+    """
+    folder = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repo, repo_type="dataset"))
+    reference = folder / "refs" / (revision or "main")
+    commit = reference.read_text().strip() if reference.is_file() else revision
+    snapshots = sorted(folder.glob("snapshots/*"), key=lambda path: path.stat().st_mtime, reverse=True)
+    snapshots.sort(key=lambda path: path.name != commit)
+    chosen = [path for path in snapshots if _is_whole(path) and (revision is None or path.name == commit)]
+    return chosen[0] if chosen else None
+
+
+def _is_whole(snapshot: Path) -> bool:
+    """There are data, and of files numbered 00000-of-00004 all."""
+    names = [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()]
+    parts = [
+        match.groups() for match in (re.fullmatch(r"(.*)-\d{5}-of-(\d{5})(\..*)", name) for name in names) if match
+    ]
+    return any(Path(name).suffix not in NO_DATA and Path(name).name not in NO_DATA for name in names) and all(
+        parts.count(part) == int(part[1]) for part in set(parts)
+    )
+
+
+def place_to_read(path: str, revision: str | None) -> str:
+    """The data set as it was named, a local folder or a Hub id; where the Hub does not answer, the folder in its cache.
+
+    Raises:
+        InputError: there is no such folder, nothing in it, or the Hub is needed and does not answer.
+    """
+    local = Path(path)
+    if not local.exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
+        raise InputError(f"data set {path}: no such folder")
+    if local.is_dir() and not any(local.iterdir()):
+        raise InputError(f"data set {path}: the folder is empty")
+    if local.exists() or is_reachable():
+        return path
+    snapshot = cached_snapshot(path, revision)
+    if snapshot is not None:
+        logger.warning("the Hub does not answer: data set %s is read from its cache, %s", path, snapshot)
+        return str(snapshot)
+    if constants.is_offline_mode():
+        return path  # `datasets` has a cache of its own
+    raise InputError(
+        f"data set {path}: there is no such folder, and the Hub does not answer; pass a folder that "
+        "prepare_dataset.py made, or fetch the data set into the Hub's cache before"
+    )
+
+
+def class_list_folder(repo: str, revision: str | None) -> Path | None:
+    """The folder of the cache that has class_names.txt of a data set on the Hub, fetched once; None without one."""
+    try:
+        return Path(hf_hub_download(repo, "class_names.txt", repo_type="dataset", revision=revision)).parent
+    except EntryNotFoundError:
+        return None
