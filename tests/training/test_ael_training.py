@@ -95,9 +95,9 @@ def test_banks_are_equal_on_two_processes_and_choices_are_not(tiny_data, streame
 
 
 def test_two_classes_one_image_of_each_kind_and_a_batch_of_one(tmp_path):
-    images = [encode((torch.rand(40, 40, 3) * 255).byte().numpy()) for _ in range(2)]
-    labels = [encode((torch.rand(40, 40) * 2).byte().numpy()) for _ in range(2)]
     for subset in ("train", "validation"):
+        images = [encode((torch.rand(40, 40, 3) * 255).byte().numpy()) for _ in range(2)]
+        labels = [encode((torch.rand(40, 40) * 2).byte().numpy()) for _ in range(2)]
         write_parquet(tmp_path / "set", make_table(images, labels), subset=subset)
     options = AEL | {"split": "1", "num_labels": 2, "batch_size": 1, "warmup_steps": 0, "max_steps": 5}
     trainer = make_trainer(tmp_path / "set", tmp_path / "run", **options)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
-import fsspec
 import numpy as np
 import pyarrow
 from datasets.fingerprint import Hasher
@@ -140,7 +139,7 @@ def load_source(
         told = "data set %s has no column 'id': its rows are numbered, %s to %s; --id_column NAME takes another column"
         logger.warning(told, dataset, ids[0], ids[-1])
     check_ids(ids, dataset, id_column)
-    return Source(rows, list(map(str, ids)), _classes(path, revision), streamed=files is not None)
+    return Source(rows, list(map(str, ids)), _class_list(path, revision), streamed=files is not None)
 
 
 def joined(sources: list[Source]) -> Source:
@@ -194,11 +193,6 @@ def _cells(rows: ParquetRows, indices: list[int]):
                 yield {"image": cells[0][i], "label": cells[1][i]}
 
 
-def _classes(path: str, revision: str | None) -> ClassList | None:
-    folder = path if Path(path).exists() else class_list_folder(path, revision)
-    return _class_list(str(folder), None) if folder else None
-
-
 def _parquet_files(path: str, subset: str, revision: str | None, option: str) -> list[str] | None:
     """Where the parquet files of a subset are; None for a local folder that holds other files."""
     with readable(path), quiet():
@@ -247,14 +241,14 @@ def _file_names(path: str, images: datasets.Dataset) -> list[str]:
 
 def _class_list(path: str, revision: str | None) -> ClassList | None:
     """What class_names.txt beside the data says, on a disk or on the Hub."""
-    root = path if Path(path).exists() else f"hf://datasets/{path}" + (f"@{revision}" if revision else "")
-    try:
-        with fsspec.open(f"{root}/class_names.txt", encoding="utf-8-sig", mode="r") as file:
-            return parse_class_list(file.read(), f"{root}/class_names.txt")
-    except FileNotFoundError:
+    folder = path if Path(path).exists() else class_list_folder(path, revision)
+    file = Path(folder, "class_names.txt") if folder else None
+    if file is None or not file.is_file():
         return None
+    try:
+        return parse_class_list(file.read_text(encoding="utf-8-sig"), str(file))
     except UnicodeDecodeError as error:
-        raise InputError(f"{root}/class_names.txt is not text in UTF-8: {error}") from error
+        raise InputError(f"{file} is not text in UTF-8: {error}") from error
 
 
 @dataclass(frozen=True)

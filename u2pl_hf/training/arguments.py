@@ -49,7 +49,7 @@ class RunArguments:
     dataset_revision: str | None = _field(None, "revision of a Hub data set")
     train_subset: str = _field("train", "subset (split of the data set) that is trained on")
     eval_subset: str = _field("validation", "subset that is evaluated on")
-    id_column: str = _field("id", "column with a unique name per image")
+    id_column: str = _field("id", "column with a unique name or number per image; without any, rows are numbered")
     image_column: str = _field("image", "column with the images")
     label_column: str = _field("label", "column with the id masks")
     split: str = _field(
@@ -59,7 +59,7 @@ class RunArguments:
     )
     splits_dir: str | None = _field(None, "folder with the published lists, where they cannot be downloaded")
     drop_absent_ids: bool = _field(False, "use a list although the data lack some of its ids")
-    unlabelled_dataset: list[str] = _field([], "further data sets or folders of images, all used as unlabelled")
+    unlabelled_dataset: list[str] = _field([], "further data sets or folders of images, used as unlabelled")
     unlabelled_subset: str = _field("train", "subset of --unlabelled_dataset")
     streaming: bool = _field(False, "read parquet files where they lie (Hub or disk) instead of converting them first")
     num_labels: int | None = _field(None, "classes without 255; default: the number of class names")
