@@ -2,12 +2,11 @@
 
     python training_scripts/app.py runs/demo_u2pl --dataset demo
 
-The page shows overlay, classes and reliability of a photograph. Its address is the last line of stdout, in one JSON
-object; the page is there until Ctrl-C. It needs `pip install 'u2pl_hf[app]'`.
+The page shows overlay, classes and reliability of a photograph. Its address is told on stderr, and as one JSON object
+on stdout where that is no terminal; the page is there until Ctrl-C. It needs `pip install 'u2pl_hf[app]'`.
 """
 
 import argparse
-import json
 import socket
 import tempfile
 import threading
@@ -16,20 +15,25 @@ from pathlib import Path
 import u2pl_hf  # noqa: F401 - registers the model classes
 from u2pl_hf.app.examples import find_examples, write_examples
 from u2pl_hf.app.explain import LONGEST_SIDE
+from u2pl_hf.command_line import ScriptParser, number, print_result
 from u2pl_hf.errors import InputError, exits_on_input_error
 
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__)
     parser.add_argument("model", help="folder that training exported, or a Hub id")
     parser.add_argument("--model_revision", help="branch, tag or commit of a model on the Hub")
     parser.add_argument("--examples", nargs="+", default=[], metavar="IMAGE", help="image files, or folders of them")
     parser.add_argument("--dataset", help="take examples from a data set: demo, a folder, or a Hub id")
     parser.add_argument("--subset", default="validation", help="of the data set (default: validation)")
-    parser.add_argument("--num_examples", type=int, default=6, help="taken from the data set (default: 6)")
+    parser.add_argument("--num_examples", type=number(int, at_least=1, at_most=1000), default=6,
+                        help="taken from the data set (default: 6)")  # fmt: skip
     parser.add_argument(
-        "--longest_side", type=int, default=LONGEST_SIDE, help=f"shrink larger images to it (default: {LONGEST_SIDE})"
+        "--longest_side",
+        type=number(int, at_least=1),
+        default=LONGEST_SIDE,
+        help=f"shrink larger images to it (default: {LONGEST_SIDE})",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all (default: 127.0.0.1)")
@@ -42,8 +46,6 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Serve the page until Ctrl-C."""
     args = parse_arguments()
-    if args.longest_side < 1 or args.num_examples < 1:
-        raise InputError("--longest_side and --num_examples: pass at least 1")
     port = find_port(args.host, args.port)
     # Here, so that an installation without Gradio is told in one line.
     from u2pl_hf.app.page import launch_page, open_model
@@ -60,7 +62,8 @@ def main() -> None:
             longest_side=args.longest_side,
         )
         url = launch_page(blocks, server_name=args.host, server_port=port, share=args.share)
-        print(json.dumps({"model": args.model, "url": url}), flush=True)
+        told = f"{args.model} is at {url} until Ctrl-C"
+        print_result({"model": args.model, "url": url}, told, as_json=args.json)
         threading.Event().wait()
 
 

@@ -2,14 +2,14 @@
 
     python training_scripts/compare.py runs/demo_suponly_seed0 runs/demo_u2pl_seed0
 
-The table goes to stderr; the last line on stdout is the same as JSON.
+The table goes to stderr; the last line on stdout, where that is no terminal, is the same as JSON.
 """
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
+from u2pl_hf.command_line import ScriptParser, print_result
 from u2pl_hf.errors import InputError, exits_on_input_error
 
 
@@ -53,7 +53,7 @@ def table(runs: dict[str, dict]) -> str:
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="output folders of finished runs")
     return parser.parse_args()
 
@@ -61,14 +61,15 @@ def parse_arguments() -> argparse.Namespace:
 @exits_on_input_error
 def main() -> None:
     """Print the table and the pictures' paths."""
-    folders = parse_arguments().runs
+    args = parse_arguments()
+    folders = args.runs
     runs = {folder.name: read_results(folder) for folder in folders}
-    print(f"\n{table(runs)}\n", file=sys.stderr)
+    told = [f"\n{table(runs)}\n"]
     for folder, results in zip(folders, runs.values(), strict=False):
         if results["pictures"]:
-            print(f"pictures: {folder / results['pictures']}", file=sys.stderr)
+            told.append(f"pictures: {folder / results['pictures']}")
     summary = {name: {k: r[k] for k in ("method", "seed", "seconds", "best", "last")} for name, r in runs.items()}
-    print(json.dumps(summary))
+    print_result(summary, "\n".join(told), as_json=args.json)
 
 
 if __name__ == "__main__":

@@ -4,15 +4,15 @@
 
 FILE is a .pth with teacher_state or model_state, or a bare state dict; with or without the prefix of DDP; or a
 .safetensors of the same tensors. It is read without running anything in it. The folder is like those that training
-exports: `from_pretrained`, evaluate.py, predict.py and `train_u2pl.py --initial_model` take it. The last line of stdout
-is one JSON object; epoch and best_miou are what the file says.
+exports: `from_pretrained`, evaluate.py, predict.py and `train_u2pl.py --initial_model` take it. The last line of
+stdout, where that is no terminal, is one JSON object; epoch and best_miou are what the file says.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import u2pl_hf  # noqa: F401 - registers the model classes
+from u2pl_hf.command_line import ScriptParser, print_result
 from u2pl_hf.errors import exits_on_input_error
 from u2pl_hf.model.configuration_u2pl import OUTPUT_STRIDES
 from u2pl_hf.training.published import DATASETS, NETWORKS, convert_checkpoint
@@ -20,7 +20,7 @@ from u2pl_hf.training.published import DATASETS, NETWORKS, convert_checkpoint
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__)
     parser.add_argument("file", type=Path, metavar="FILE", help="published checkpoint, .pth or .safetensors")
     parser.add_argument(
         "output_dir", type=Path, metavar="OUTPUT_DIR", help="folder to write; must not exist or be empty"
@@ -42,8 +42,9 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Read, convert, write."""
     args = vars(parse_arguments())
+    as_json = args.pop("json")
     result = convert_checkpoint(args.pop("file"), args.pop("output_dir"), **args)
-    print(json.dumps(result), flush=True)
+    print_result(result, as_json=as_json)
 
 
 if __name__ == "__main__":

@@ -2,22 +2,22 @@
 
     python training_scripts/evaluate.py runs/demo_u2pl --dataset demo --subset validation
 
-A table goes to stderr; the last line of stdout is one JSON object, IoU as fractions. The papers' protocols are the
-default (VOC: whole images) and `--mode slide --window 769` (Cityscapes). Several processes, started by torchrun or
-accelerate, share the images and give the same numbers.
+A table goes to stderr; the last line of stdout, where that is no terminal, is one JSON object, IoU as fractions. The
+papers' protocols are the default (VOC: whole images) and `--mode slide --window 769` (Cityscapes). Several processes,
+started by torchrun or accelerate, share the images and give the same numbers.
 """
 
 import argparse
 import json
 import logging
 import os
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 
 import u2pl_hf  # noqa: F401 - registers the model classes
+from u2pl_hf.command_line import ScriptParser, number, print_result
 from u2pl_hf.data.sources import Source, load_source
 from u2pl_hf.errors import InputError, exits_on_input_error
 from u2pl_hf.evaluation.compute import compile_model, computing
@@ -30,7 +30,7 @@ from u2pl_hf.evaluation.loading import (
     model_digest,
     pick_device,
 )
-from u2pl_hf.evaluation.options import OneLineParser, add_segment_arguments, segment_options
+from u2pl_hf.evaluation.options import add_segment_arguments, segment_options
 from u2pl_hf.evaluation.outputs import check_free, check_ids, check_replaceable, check_writable, save_png
 from u2pl_hf.evaluation.pictures import default_palette, overlay
 from u2pl_hf.training.checkpoint import write_atomically
@@ -44,7 +44,7 @@ FOLDERS = ("save_predictions", "save_overlays")
 
 def parse_arguments() -> argparse.Namespace:
     """The command line, checked."""
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__)
     parser.add_argument("model", help="folder that training exported, or a Hub id")
     parser.add_argument("--model_revision", help="branch, tag or commit of a model on the Hub")
     parser.add_argument("--dataset", required=True, help="'demo', a local folder or a Hub id, as for training")
@@ -55,15 +55,18 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--label_column", default="label", help="column of the label masks (label)")
     parser.add_argument("--streaming", action="store_true", help="read parquet files where they lie, Hub or disk")
     add_segment_arguments(parser)
-    parser.add_argument("--batch_size", type=int, default=1, help="neighbouring images of equal size share a pass (1)")
+    parser.add_argument(
+        "--batch_size",
+        type=number(int, at_least=1),
+        default=1,
+        help="neighbouring images of equal size share a pass (1)",
+    )
     parser.add_argument("--save_predictions", metavar="DIR", help="write predictions, 8-bit ids with a palette")
     parser.add_argument("--save_overlays", metavar="DIR", help="write prediction and ground truth, side by side")
     parser.add_argument("--overwrite", action="store_true", help="replace the pictures of evaluate.py in these folders")
     parser.add_argument("--output_file", metavar="JSON", help="write the result, with the confusion matrix, as well")
     args = parser.parse_args()
     describe_protocol(**segment_options(args))
-    if args.batch_size < 1:
-        raise InputError(f"--batch_size is {args.batch_size}: pass at least 1")
     return args
 
 
@@ -97,7 +100,7 @@ def main() -> None:
                 "hardware": hardware(device, processes.num_processes),
                 "seconds": round(time.perf_counter() - started, 1),
             }
-            report(result, metric.confusion.tolist(), args.output_file)
+            report(result, metric.confusion.tolist(), args)
 
 
 def device_asked_for() -> str | None:
@@ -181,24 +184,24 @@ def save(args: argparse.Namespace, palette: list, origin: dict, sample_id: str, 
         save_png(Path(args.save_overlays) / f"{sample_id}.png", np.hstack(pair), origin)
 
 
-def report(result: dict, confusion: list[list[int]], output_file: str | None) -> None:
-    """The table on stderr, then JSON: with the confusion matrix to the file, and as the last line of stdout."""
+def report(result: dict, confusion: list[list[int]], args: argparse.Namespace) -> None:
+    """JSON, with the confusion matrix, to the file; then the table, and JSON as the last line of stdout."""
     rows = [(name, iou, result["per_class_accuracy"][name]) for name, iou in result["per_class_iou"].items()]
     rows.append(("mean", result["mean_iou"], result["mean_accuracy"]))
     rows.append(("all pixels", None, result["accuracy"]))
     width = max(len(name) for name, *_ in rows)
-    print(f"{'':<{width}}     IoU  accuracy", file=sys.stderr)
+    lines = [f"{'':<{width}}     IoU  accuracy"]
     for name, *values in rows:
         iou, accuracy = ("-" if value is None else f"{100 * value:.2f}" for value in values)
-        print(f"{name:<{width}}  {iou:>6}  {accuracy:>8}", file=sys.stderr)
+        lines.append(f"{name:<{width}}  {iou:>6}  {accuracy:>8}")
     if result["absent_classes"]:
-        print(f"neither in the images nor predicted: {', '.join(result['absent_classes'])}", file=sys.stderr)
-    if output_file:
-        path, content = Path(output_file), result | {"confusion": confusion}
+        lines.append(f"neither in the images nor predicted: {', '.join(result['absent_classes'])}")
+    if args.output_file:
+        path, content = Path(args.output_file), result | {"confusion": confusion}
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in content.items())
-        write_atomically(path, lambda p: p.write_text(f"{{\n{lines}\n}}\n"))
-    print(json.dumps(result), flush=True)
+        fields = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in content.items())
+        write_atomically(path, lambda p: p.write_text(f"{{\n{fields}\n}}\n"))
+    print_result(result, "\n".join(lines), as_json=args.json)
 
 
 if __name__ == "__main__":

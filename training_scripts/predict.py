@@ -5,12 +5,11 @@
 For each image of any size: `<name>_mask.png`, 8-bit class ids with the classes' colours as their palette, and
 `<name>_overlay.png`, the image with these colours over it. Large images are predicted by sliding windows, in
 bounded memory. Files that this program did not write, and those of another model, are not replaced. The last line of
-stdout is one JSON object with the files written, and how each was predicted.
+stdout, where that is no terminal, is one JSON object with the files written, and how each was predicted.
 """
 
 import argparse
 import itertools
-import json
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +17,12 @@ import torch
 from tqdm.auto import tqdm
 
 import u2pl_hf  # noqa: F401 - registers the model classes
+from u2pl_hf.command_line import ScriptParser, number, print_result
 from u2pl_hf.errors import InputError, exits_on_input_error
 from u2pl_hf.evaluation.compute import compile_model, computing
 from u2pl_hf.evaluation.inference import class_names, describe_protocol, predict_images
 from u2pl_hf.evaluation.loading import load_model, model_digest, pick_device
-from u2pl_hf.evaluation.options import OneLineParser, add_segment_arguments, segment_options
+from u2pl_hf.evaluation.options import add_segment_arguments, segment_options
 from u2pl_hf.evaluation.outputs import check_replaceable, check_writable, is_of, save_png
 from u2pl_hf.evaluation.photographs import Photograph, find_photographs, read_headers, same_size_batches
 from u2pl_hf.evaluation.pictures import default_palette, overlay, with_legend
@@ -31,7 +31,7 @@ from u2pl_hf.training.precision import check_compiler, check_number_type
 
 def parse_arguments() -> argparse.Namespace:
     """The command line, checked."""
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__)
     parser.add_argument("model", help="folder that training exported, or a Hub id")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, folders of them, or globs")
     parser.add_argument("--output_dir", required=True, type=Path, help="where to write; made if it is missing")
@@ -41,7 +41,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--save_confidence", action="store_true", help="write <name>_confidence.png: 255 = sure")
     parser.add_argument("--model_revision", help="branch, tag or commit of a model on the Hub")
-    parser.add_argument("--opacity", type=float, default=0.5, help="of the colours in the overlay (0.5)")
+    parser.add_argument(
+        "--opacity", type=number(float, at_most=1), default=0.5, help="of the colours in the overlay (0.5)"
+    )
     parser.add_argument(
         "--contour",
         action=argparse.BooleanOptionalAction,
@@ -49,15 +51,14 @@ def parse_arguments() -> argparse.Namespace:
         help="white lines between the classes of the overlay (yes)",
     )
     parser.add_argument("--legend", action="store_true", help="the classes' names below the overlay, which grows by it")
-    parser.add_argument("--batch_size", type=int, default=1, help="neighbouring images of equal size share a pass (1)")
+    parser.add_argument(
+        "--batch_size",
+        type=number(int, at_least=1),
+        default=1,
+        help="neighbouring images of equal size share a pass (1)",
+    )
     add_segment_arguments(parser, auto=True)
-    args = parser.parse_args()
-    if not 0 <= args.opacity <= 1:
-        raise InputError(f"--opacity is {args.opacity}: pass a number from 0 to 1")
-    for name, smallest in (("batch_size", 1), ("max_whole_pixels", 0)):
-        if getattr(args, name) < smallest:
-            raise InputError(f"--{name} is {getattr(args, name)}: pass at least {smallest}")
-    return args
+    return parser.parse_args()
 
 
 @exits_on_input_error
@@ -90,7 +91,8 @@ def main() -> None:
             raise InputError(f"{error}; {kept}") from error
     skipped = len(photographs) - len(todo)
     facts = {"model": args.model, "protocol": protocol, "precision": args.precision, "skipped": skipped}
-    print(json.dumps(facts | {"files": written}), flush=True)
+    told = f"{len(written)} images predicted, {skipped} were there already: masks and overlays are in {args.output_dir}"
+    print_result(facts | {"files": written}, told, as_json=args.json)
 
 
 def protocol_of(args: argparse.Namespace) -> dict:

@@ -6,16 +6,17 @@
 
 The result is a folder of parquet files that `datasets.load_dataset` reads, with columns id, image (the original file)
 and label (8-bit class ids, 255 = ignore), and a card. Every image and mask is checked; what cannot be used is listed.
-The folder appears when it is complete; after an interruption, the same command goes on. The last line of stdout is one
-JSON object with the counts. `prepare_dataset.py voc --help` tells more, likewise for cityscapes and folder.
+The folder appears when it is complete; after an interruption, the same command goes on. The last line of stdout,
+where that is no terminal, is one JSON object with the counts. `prepare_dataset.py voc --help` tells more, likewise for
+cityscapes and folder.
 """
 
 import argparse
-import json
 import os
 import time
 from pathlib import Path
 
+from u2pl_hf.command_line import ScriptParser, number, print_result
 from u2pl_hf.data.archives import Member, list_members
 from u2pl_hf.data.class_list import read_class_list
 from u2pl_hf.data.infer_classes import infer_classes
@@ -55,11 +56,10 @@ be JPEG.
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
-    style = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
+    parser = ScriptParser(description=__doc__)
     layouts = parser.add_subparsers(dest="layout", required=True, metavar="{voc,cityscapes,folder}")
     for name, text in (("voc", VOC), ("cityscapes", CITYSCAPES), ("folder", FOLDER)):
-        layout = layouts.add_parser(name, description=text, formatter_class=style, help=text.splitlines()[0])
+        layout = layouts.add_parser(name, description=text, help=text.splitlines()[0])
         _add_common_arguments(layout)
         if name == "folder":
             layout.add_argument(
@@ -68,7 +68,12 @@ def parse_arguments() -> argparse.Namespace:
             layout.add_argument("--validation", default=DEFAULT_VALIDATION, metavar="SHARE|COUNT|FILE",
                                 help="labelled images to validate on, where no folder is called val: a share, a "
                                 "count, a file of ids, or 0 for none (default: %(default)s)")  # fmt: skip
-            layout.add_argument("--seed", type=int, default=0, help="of the draw of validation images (default: 0)")
+            layout.add_argument(
+                "--seed",
+                type=number(int, at_most=2**63 - 1),
+                default=0,
+                help="of the draw of validation images (default: 0)",
+            )
     return parser.parse_args()
 
 
@@ -77,10 +82,15 @@ def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", type=Path, metavar="DIR", help="unpacked folder; may be given along with --archive")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder to write; must not exist or be empty")
     parser.add_argument(
-        "--workers", type=int, default=_cores(), help="processes (default: one per core, here %(default)s)"
+        "--workers",
+        type=number(int, at_least=1, at_most=1024),
+        default=_cores(),
+        help="processes (default: one per core, here %(default)s)",
     )
     parser.add_argument("--skip_bad", action="store_true", help="leave out what cannot be used instead of stopping")
-    parser.add_argument("--shards", type=int, help="files per subset (default: by the size)")
+    parser.add_argument(
+        "--shards", type=number(int, at_least=1, at_most=100_000), help="files per subset (default: by the size)"
+    )
     parser.add_argument("--push", metavar="USER/NAME", help="upload the result to the Hub")
     parser.add_argument("--private", action="store_true", help="make the pushed data set private")
     parser.add_argument("--force_push", action="store_true", help="push although the licence of the data forbids it")
@@ -104,7 +114,7 @@ def main() -> None:
     result |= {"output_dir": str(args.output_dir), "seconds": round(time.perf_counter() - start, 2)}
     if args.push:
         result["pushed"] = push_folder(args.output_dir, args.push, repo_type="dataset", private=args.private)
-    print(json.dumps(result), flush=True)
+    print_result(result, as_json=args.json)
 
 
 def check_options(args: argparse.Namespace) -> None:
@@ -113,9 +123,6 @@ def check_options(args: argparse.Namespace) -> None:
         raise InputError("nothing to prepare: pass --archive FILE ... or --root DIR")
     if args.root is not None and not args.root.is_dir():
         raise InputError(f"--root {args.root} is not a folder; archives are passed as --archive FILE ...")
-    for option in ("workers", "shards"):
-        if getattr(args, option) is not None and getattr(args, option) < 1:
-            raise InputError(f"--{option} is {getattr(args, option)}: pass 1 or more")
     if args.push and args.layout == "cityscapes" and not args.force_push:
         raise InputError(
             "the licence of Cityscapes forbids redistribution, so it is not pushed; --force_push if you may, for "

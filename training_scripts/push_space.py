@@ -4,11 +4,11 @@
     python training_scripts/push_space.py user/model --output_dir my_space
 
 A model that is a folder is copied into the Space. Only images given as --examples go along; whether they may be
-published is for you to know. The last line of stdout is one JSON object with the folder and the commit's address.
+published is for you to know. The last line of stdout, where that is no terminal, is one JSON object with the
+folder and the commit's address.
 """
 
 import argparse
-import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -17,6 +17,7 @@ import u2pl_hf  # noqa: F401 - registers the model classes
 from u2pl_hf.app.examples import find_examples
 from u2pl_hf.app.explain import LONGEST_SIDE
 from u2pl_hf.app.space import write_space
+from u2pl_hf.command_line import ScriptParser, number, print_result
 from u2pl_hf.errors import InputError, exits_on_input_error
 from u2pl_hf.evaluation.loading import load_model
 from u2pl_hf.hub.push import check_can_push, push_folder
@@ -25,7 +26,7 @@ from u2pl_hf.training.checkpoint import write_atomically
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__)
     parser.add_argument("model", help="Hub id, or a folder that training exported")
     parser.add_argument("--model_revision", help="branch, tag or commit of a model on the Hub")
     parser.add_argument("--repo_id", metavar="USER/NAME", help="push it there")
@@ -34,7 +35,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--title", help="of the page (default: the model's name)")
     parser.add_argument("--examples", nargs="+", default=[], metavar="IMAGE", help="image files, or folders of them")
     parser.add_argument(
-        "--longest_side", type=int, default=LONGEST_SIDE, help=f"shrink larger images to it (default: {LONGEST_SIDE})"
+        "--longest_side",
+        type=number(int, at_least=1),
+        default=LONGEST_SIDE,
+        help=f"shrink larger images to it (default: {LONGEST_SIDE})",
     )
     return parser.parse_args()
 
@@ -57,15 +61,13 @@ def main() -> None:
         if not args.output_dir:
             shutil.rmtree(folder.parent)
             del result["folder"]
-    print(json.dumps(result), flush=True)
+    print_result(result, as_json=args.json)
 
 
 def check(args: argparse.Namespace) -> None:
     """Refuse what cannot end well before anything long starts."""
     if not args.repo_id and not args.output_dir:
         raise InputError("pass --repo_id USER/NAME to push the Space, or --output_dir to keep its folder, or both")
-    if args.longest_side < 1:
-        raise InputError(f"--longest_side is {args.longest_side}: pass at least 1")
     if args.output_dir and Path(args.output_dir).exists():
         raise InputError(f"--output_dir {args.output_dir} is already there: pass a new folder")
     if args.repo_id:

@@ -3,14 +3,14 @@
     python training_scripts/push_to_hub.py runs/demo_u2pl --repo_id user/demo-u2pl --revision seed0 --private
 
 Any exported folder will do: that of a finished run, its best/, or one of convert_checkpoint.py. Log in first with
-`hf auth login` or HF_TOKEN. The same command again sends only what is missing. The last line on stdout is one JSON
-object with the files and the addresses of the commits.
+`hf auth login` or HF_TOKEN. The same command again sends only what is missing. The last line on stdout, where
+that is no terminal, is one JSON object with the files and the addresses of the commits.
 """
 
 import argparse
-import json
 from pathlib import Path
 
+from u2pl_hf.command_line import ScriptParser, print_result
 from u2pl_hf.errors import exits_on_input_error
 from u2pl_hf.hub.push import check_can_push
 from u2pl_hf.training.push import RunPush
@@ -18,7 +18,7 @@ from u2pl_hf.training.push import RunPush
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__)
     parser.add_argument("output_dir", type=Path, help="folder with the exported model")
     parser.add_argument("--repo_id", required=True, metavar="USER/NAME", help="made if it is not there")
     parser.add_argument(
@@ -60,7 +60,7 @@ def main() -> None:
     if not args.dry_run:
         check_can_push(push.repo_id)
         result = push.push()
-    print(json.dumps(result))
+    print_result(result, as_json=args.json)
 
 
 if __name__ == "__main__":

@@ -4,14 +4,14 @@
     python training_scripts/render_cards.py runs/demo_suponly_seed0 runs/demo_u2pl_seed0
 
 With runs, their facts and curves are taken into the collection first, and with --pictures the images of their last
-evaluation; pass it only where these may be shown. No number in a card is typed by hand. The last line on stdout is
-one JSON object with the cards and those that have changed.
+evaluation; pass it only where these may be shown. No number in a card is typed by hand. The last line on stdout,
+where that is no terminal, is one JSON object with the cards and those that have changed.
 """
 
 import argparse
-import json
 from pathlib import Path
 
+from u2pl_hf.command_line import ScriptParser, print_result
 from u2pl_hf.errors import InputError, exits_on_input_error
 from u2pl_hf.hub.card_collection import add_run, write_collection
 from u2pl_hf.hub.tables import read_table
@@ -22,7 +22,7 @@ COLLECTION = Path(__file__).resolve().parents[1] / "model_cards"
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__)
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="output folders of finished runs to add")
     parser.add_argument("--model_cards", type=Path, default=COLLECTION, metavar="DIR", help="default: model_cards/")
     parser.add_argument("--pictures", action="store_true", help="take the pictures of the runs as well")
@@ -40,7 +40,8 @@ def main() -> None:
     tables = [read_table(path) for path in sorted(TABLES.glob("*.yaml"))]
     changed = {_name(path) for path in write_collection(args.model_cards, tables)}
     cards = sorted(path.parent.name for path in args.model_cards.glob("*/results.json"))
-    print(json.dumps({"cards": cards, "changed": sorted(changed)}))
+    told = f"{len(cards)} cards, changed: {', '.join(sorted(changed)) or 'none'}"
+    print_result({"cards": cards, "changed": sorted(changed)}, told, as_json=args.json)
 
 
 def _name(path: Path) -> str:

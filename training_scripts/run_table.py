@@ -5,14 +5,15 @@
 A table is a YAML file of rows, each a recipe with options and seeds; training_scripts/tables has the project's. What
 runs say goes to OUTPUT_DIR/logs. Stopped in any way, the same command goes on. With --model_cards the finished runs are
 taken into the collection, where table and cards are rendered from their JSON. The table goes to stderr, one JSON line
-to stdout. Options of train_u2pl.py for every run come at the end, after --, such as -- --backbone_weights FILE.
+to stdout where that is no terminal. Options of train_u2pl.py for every run come at the end, after --, such as
+-- --backbone_weights FILE.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
+from u2pl_hf.command_line import ScriptParser, number, print_result
 from u2pl_hf.errors import InputError, TrainingError, exits_on_input_error
 from u2pl_hf.hub.card_collection import add_run, write_collection
 from u2pl_hf.hub.exported import read_results
@@ -25,13 +26,19 @@ TABLES = SCRIPTS / "tables"
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__)
     parser.add_argument("table", type=Path, help="YAML file; see training_scripts/tables")
     parser.add_argument("--dataset", help="data set in place of the recipes' own")
     parser.add_argument(
         "--output_dir", type=Path, default=Path("runs/tables"), metavar="DIR", help="default: runs/tables"
     )
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs beside each other (default: 1)")
+    parser.add_argument(
+        "--jobs",
+        type=number(int, at_least=1, at_most=1024),
+        default=1,
+        metavar="N",
+        help="runs beside each other (default: 1)",
+    )
     parser.add_argument("--only", nargs="+", default=[], metavar="ID", help="rows to run (default: all)")
     parser.add_argument("--list", action="store_true", help="start nothing: show what is finished and say what is left")
     parser.add_argument("--model_cards", type=Path, metavar="DIR", help="collection to add finished runs to")
@@ -127,7 +134,7 @@ def main() -> None:
     if problem:
         raise problem
     left = [name for name in chosen if name not in found]
-    print(json.dumps({"table": table.name, "finished": list(found), "to_do": left}))
+    print_result({"table": table.name, "finished": list(found), "to_do": left}, as_json=args.json)
 
 
 if __name__ == "__main__":

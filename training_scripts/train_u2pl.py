@@ -2,19 +2,20 @@
 
     accelerate launch --quiet training_scripts/train_u2pl.py training_scripts/recipes/demo_u2pl.yaml --seed 1
 
-Any field of the recipe can be given on the command line as well and wins there. Logs go to stderr; the last line on
-stdout is the result as JSON. Run again with the same arguments to go on after an interruption. --quiet keeps
-accelerate from putting its own traceback behind an error message.
+Any field of the recipe can be given on the command line as well and wins there. Logs and scores go to stderr; the last
+line on stdout, where that is no terminal, is the result as JSON. Run again with the same arguments to go on after an
+interruption. --quiet keeps accelerate from putting its own traceback behind an error message.
 """
 
-import json
 import sys
 
+from u2pl_hf.command_line import print_result, readable
 from u2pl_hf.errors import TrainingError, exits_on_input_error
 from u2pl_hf.training.arguments import parse_arguments
-from u2pl_hf.training.plan import plan_without_data, published_counts, readable
+from u2pl_hf.training.plan import plan_without_data, published_counts
 from u2pl_hf.training.processes import joined_processes, together
 from u2pl_hf.training.push import push_finished
+from u2pl_hf.training.report import summary
 from u2pl_hf.training.trainer import Trainer
 
 
@@ -33,11 +34,10 @@ def main() -> None:
             result = trainer.plan() if args.plan else trainer.train()
     # The other processes have gone: an upload may take longer than they would wait.
     if processes.is_main_process:
-        if args.plan:
-            print(readable(result), file=sys.stderr)
         if args.push_to_hub and not args.plan:
             result |= push_finished(args)
-        print(json.dumps(result), file=stdout, flush=True)
+        told = readable(result) if args.plan else summary(args, result)
+        print_result(result, told, as_json=args.json, file=stdout)
         if result.get("hub_error"):
             raise TrainingError(f"the run is finished, but {result['hub_error']}")
 

@@ -3,6 +3,7 @@
 import functools
 import logging
 import os
+import re
 import signal
 import sys
 import traceback
@@ -10,8 +11,22 @@ from collections.abc import Callable
 
 from transformers.utils import logging as transformers_logging
 
+# Longer messages lose their middle, such as a value of thousands of letters.
+LONGEST_MESSAGE = 600
+# What a terminal would take for more than letters, and what no file can be written with.
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
-class InputError(ValueError):
+
+class OneLineError(Exception):
+    """An error whose message is one line, whatever the names in it: line breaks and their like are shown as escapes."""
+
+    def __init__(self, message: object):
+        text = CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), str(message))
+        half = LONGEST_MESSAGE // 2 - 3
+        super().__init__(text if len(text) <= LONGEST_MESSAGE else f"{text[:half]} ... {text[-half:]}")
+
+
+class InputError(OneLineError, ValueError):
     """Something the user passed cannot be used.
 
     The message is one line: it names the file, option or id, and says what to pass instead.
@@ -20,7 +35,7 @@ class InputError(ValueError):
     exit_code = 2
 
 
-class TrainingError(RuntimeError):
+class TrainingError(OneLineError, RuntimeError):
     """The run cannot go on: no memory, no disk, losses that are not finite, another process gone.
 
     The message is one line: what happened, what was kept, and what to change.

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.training.test_trainer import make_trainer
+from u2pl_hf.command_line import readable
 from u2pl_hf.errors import InputError
 from u2pl_hf.training.arguments import RunArguments, parse_arguments
 from u2pl_hf.training.plan import (
@@ -18,7 +19,6 @@ from u2pl_hf.training.plan import (
     meta_student,
     plan_without_data,
     published_counts,
-    readable,
 )
 
 ROOT = Path(__file__).parents[2]

@@ -2,20 +2,12 @@
 
 import argparse
 
-from u2pl_hf.errors import InputError
+from u2pl_hf.command_line import number
 from u2pl_hf.evaluation.compute import PRECISIONS
 
 NAMES = ("mode", "window", "stride", "scales", "flip", "window_batch")
 # 2048 x 1024. With a ResNet-50 at output stride 8 such an image takes 2.2 GB, see docs/inference.md.
 MAX_WHOLE_PIXELS = 2**21
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """Tells a wrong option in one line, as an InputError: several processes can agree on that."""
-
-    def error(self, message: str) -> None:
-        """Raise instead of printing the usage and exiting."""
-        raise InputError(f"{message}; --help lists the options")
 
 
 def add_segment_arguments(parser: argparse.ArgumentParser, *, auto: bool = False) -> None:
@@ -25,15 +17,25 @@ def add_segment_arguments(parser: argparse.ArgumentParser, *, auto: bool = False
     if auto:
         parser.add_argument(
             "--max_whole_pixels",
-            type=int,
+            type=number(int, at_most=2**40),
             default=MAX_WHOLE_PIXELS,
             help=f"--mode auto slides over images with more pixels ({MAX_WHOLE_PIXELS}, that is 2048x1024)",
         )
-    parser.add_argument("--window", type=int, default=769, help="side of the sliding window (769)")
-    parser.add_argument("--stride", type=int, help="step of the window (two thirds of the window)")
-    parser.add_argument("--scales", type=float, nargs="+", default=[1.0], help="average over these scales (1)")
+    parser.add_argument("--window", type=number(int, at_least=1), default=769, help="side of the sliding window (769)")
+    parser.add_argument("--stride", type=number(int, at_least=1), help="step of the window (two thirds of the window)")
+    parser.add_argument(
+        "--scales",
+        type=number(float, above=0, at_most=16),
+        nargs="+",
+        default=[1.0],
+        help="average over these scales (1)",
+    )
     parser.add_argument("--flip", action="store_true", help="average with the mirror image")
-    parser.add_argument("--window_batch", type=int, help="windows per forward pass (1 on the CPU, 4 elsewhere)")
+    parser.add_argument(
+        "--window_batch",
+        type=number(int, at_least=1),
+        help="windows per forward pass (1 on the CPU, 4 elsewhere)",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (auto)")
     parser.add_argument("--precision", choices=tuple(PRECISIONS), default="no", help="autocast to a shorter type (no)")
     parser.add_argument("--compile", action="store_true", help="torch.compile: minutes once, faster afterwards")

@@ -168,17 +168,3 @@ def disk(args: RunArguments, sizes: dict[str, int]) -> int:
     """MB that a run's folder grows to: checkpoints, one more while it is written, and the last and the best model."""
     checkpoint = sizes["weights"] + sizes["momentum"] + sizes["teacher"] + sizes["queues"]
     return checkpoint * (args.keep_checkpoints + 1) + 2 * sizes["weights"]
-
-
-def readable(plan: dict) -> str:
-    """A plan as lines for people."""
-    width = max(map(len, plan))
-    return "\n".join(f"{name.replace('_', ' '):<{width}}  {_words(value)}" for name, value in plan.items())
-
-
-def _words(value) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_words(part)}" for name, part in value.items())
-    if isinstance(value, float):
-        return f"{value:,.6g}"
-    return "-" if value is None else f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,4 +1,4 @@
-"""Facts of a run for results.json and the model card, and the samples of the picture grid."""
+"""Facts of a run: what it begins with and ends in, results.json for the card, and the samples of the picture grid."""
 
 import platform
 import shlex
@@ -41,6 +41,50 @@ def _processor() -> str:
     lines = info.read_text().splitlines() if info.is_file() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor() or platform.machine())
+
+
+def describe_start(trainer, first: int) -> str:
+    """Two lines about a run that begins at step `first`: what it computes on and with, and what comes when."""
+    args, data = trainer.args, trainer.data
+    place = hardware(trainer.accelerator.device, trainer.accelerator.num_processes)
+    semi = args.method != "suponly"
+    unlabelled = f", {len(data.unlabelled):,} unlabelled" if semi else ""
+    warm_up = f", {args.warmup_steps:,} of them warm-up" if semi and args.warmup_steps else ""
+    return (
+        f"{args.method} on {place['device']} ({place['name']}), processes: {place['processes']}; images: "
+        f"{len(data.labelled):,} labelled{unlabelled}, {len(data.evaluation.ids):,} to evaluate on; classes: "
+        f"{len(data.class_names)}\n"
+        f"from step {first:,} to {args.max_steps:,}{warm_up}; evaluated "
+        f"{f'every {args.eval_steps:,} and ' if args.eval_steps else ''}at the end; folder {args.output_dir}"
+    )
+
+
+def summary(args: RunArguments, results: dict) -> str:
+    """What a finished run says to people: scores in per cent, its time, its folder, and what can be done with it."""
+    last, best = results["last"], results["best"]
+    rows = {"mean": (last["mean_iou"], best["mean_iou"])}
+    rows |= {name: (iou, best["per_class_iou"].get(name)) for name, iou in last["per_class_iou"].items()}
+    width = max(20, *map(len, rows))
+    lines = [f"{'IoU in per cent':<{width}}  last    best (step {best['step']:,})"]
+    for name, values in rows.items():
+        told = ("-" if value is None else f"{100 * value:.2f}" for value in values)
+        lines.append(f"{name:<{width}}  {next(told):<6}  {next(told)}")
+    minutes = f"{results['seconds'] / 60:,.1f} minutes"
+    return "\n".join(
+        [*lines, f"{args.output_dir}: {args.max_steps:,} steps in {minutes}; next:", *_next_commands(args)]
+    )
+
+
+def _next_commands(args: RunArguments) -> list[str]:
+    options = ("dataset_revision", "id_column", "image_column", "label_column")
+    usual = RunArguments()
+    evaluate = ["evaluate.py", args.output_dir, "--dataset", args.dataset, "--subset", args.eval_subset]
+    evaluate += [w for o in options if (v := getattr(args, o)) != getattr(usual, o) for w in (f"--{o}", v)]
+    evaluate += ["--streaming"] if args.streaming else []
+    evaluate += ["--mode", "slide", "--window", str(args.eval_window)] if args.eval_mode == "slide" else []
+    predict = ["predict.py", args.output_dir, "PHOTO.jpg", "--output_dir", "predictions"]
+    scripts = Path(sys.argv[0]).parent
+    return [f"  python {shlex.join([str(scripts / name), *words])}" for name, *words in (evaluate, predict)]
 
 
 def segment_options(args: RunArguments) -> dict:

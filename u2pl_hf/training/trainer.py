@@ -39,7 +39,7 @@ from u2pl_hf.training.processes import (
     together,
 )
 from u2pl_hf.training.push import check_push
-from u2pl_hf.training.report import gather_results, picture_samples, score, segment_options
+from u2pl_hf.training.report import describe_start, gather_results, picture_samples, score, segment_options
 from u2pl_hf.training.run_folder import RunFolder
 from u2pl_hf.training.stopping import Stopped, StopRequest
 from u2pl_hf.training.tracking import Tracker, mean_values
@@ -159,6 +159,7 @@ class Trainer:
         self.started = time.perf_counter()
         first, evaluation_is_due = self._resume()
         together(self.accelerator, lambda: self._start_folder(first))
+        logger.info(describe_start(self, first))
         # The first thing to look at where a result differs from another's.
         logger.info(describe_step(self.args, self.accelerator.num_processes, self.learning_rate))
         # Before the trackers, whose threads must not be there when loading processes are forked.

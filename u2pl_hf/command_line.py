@@ -1,0 +1,116 @@
+"""What all scripts share: numbers with bounds, wrong options told in one line, a result for people and for programs."""
+
+import argparse
+import json
+import math
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO
+
+from u2pl_hf.errors import CONTROL, InputError
+
+# Of numbers whose bounds say no more.
+LARGEST = 1_000_000_000
+# Of a name in a path, and of a path, in bytes: longer ones are an error of the system at whatever looks for them.
+LONGEST_NAME, LONGEST_PATH = 255, 4095
+
+
+def broken_rule(
+    value: float, *, at_least: int = 0, at_most: float = LARGEST, above: int | None = None, below: int | None = None
+) -> str | None:
+    """The rule that a number breaks, in words; None if it keeps all. `above` and `below` exclude the bound itself."""
+    low = value >= at_least if above is None else value > above
+    if low and (value <= at_most if below is None else value < below):
+        return None
+    if at_most == 1 or below is not None:
+        return f"must lie in [{at_least}, {at_most}]" if below is None else f"must lie in [{at_least}, {below})"
+    if at_most < value < math.inf:
+        return f"must be at most {at_most:,}"
+    if isinstance(value, float):
+        return f"must be a number from {at_least} on" if above is None else "must be a positive number"
+    return "must not be negative" if at_least == 0 else f"must be at least {at_least}"
+
+
+def number(kind: type, **bounds) -> Callable[[str], float]:
+    """The `type` of an option of argparse: an int or a float within the bounds of `broken_rule`."""
+
+    def read(text: str) -> float:
+        value = kind(text)
+        if rule := broken_rule(value, **bounds):
+            raise argparse.ArgumentTypeError(f"{text} {rule}")
+        return value
+
+    read.__name__ = kind.__name__  # argparse: "invalid int value"
+    return read
+
+
+def text_rule(text: str) -> str | None:
+    """Why no file, class or repository can be called so, in words; None if one can."""
+    if CONTROL.search(text):
+        return "has a line break or another character that is no text: pass it without"
+    return "is too long for a name or a path: pass a shorter one" if is_too_long(text) else None
+
+
+def is_too_long(path: str) -> bool:
+    """Whether the system would refuse to look for it."""
+    path = os.fsencode(path)
+    return len(path) > LONGEST_PATH or max(map(len, path.split(b"/"))) > LONGEST_NAME
+
+
+class ScriptParser(argparse.ArgumentParser):
+    """Tells a wrong option in one line, as an InputError: several processes can agree on that. Has --json."""
+
+    def __init__(self, **options):
+        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter} | options)
+        # Sub-commands have it as well, and must not take back what stands before them.
+        self.add_argument("--json", action="store_true", default=argparse.SUPPRESS,
+                          help="print the result as JSON on a terminal as well")  # fmt: skip
+
+    def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
+        """As ever; refuses paths that are too long for the system."""
+        found = super().parse_args(args, namespace)
+        found.json = "json" in found
+        for name, value in vars(found).items():
+            for item in value if isinstance(value, list) else [value]:
+                if isinstance(item, str | Path) and is_too_long(str(item)):
+                    self.error(f"{name} {item} is too long for a path")
+        return found
+
+    def error(self, message: str) -> None:
+        """Raise instead of printing the usage and exiting."""
+        raise InputError(f"{message}; --help lists the options")
+
+
+def print_result(result: dict, told: str | None = None, *, as_json: bool = False, file: TextIO | None = None) -> None:
+    """End a script: for people on stderr, and as a line of JSON on stdout, on a terminal only with --json.
+
+    Args:
+        told: in words; None: the result's fields, where the JSON is not shown.
+        file: stdout, where it is not sys.stdout.
+    """
+    file = file or sys.stdout
+    as_json = as_json or not file.isatty()
+    if told or not as_json:
+        print(told or readable(result), file=sys.stderr)
+    if as_json:
+        print(json.dumps(result), file=file, flush=True)
+
+
+def readable(facts: dict) -> str:
+    """Facts as lines for people."""
+    width = max(map(len, facts))
+    return "\n".join(f"{name.replace('_', ' '):<{width}}  {_words(value)}" for name, value in facts.items())
+
+
+def _words(value) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_words(part)}" for name, part in value.items()) or "-"
+    if isinstance(value, list):
+        return ", ".join(map(_words, value)) or "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:,.6g}"
+    return "-" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
