@@ -13,7 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from u2pl_hf.command_line import ScriptParser, number, print_result
+from u2pl_hf.command_line import ScriptParser, print_result
 from u2pl_hf.errors import InputError, TrainingError, exits_on_input_error
 from u2pl_hf.hub.card_collection import add_run, write_collection
 from u2pl_hf.hub.exported import read_results
@@ -32,13 +32,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--output_dir", type=Path, default=Path("runs/tables"), metavar="DIR", help="default: runs/tables"
     )
-    parser.add_argument(
-        "--jobs",
-        type=number(int, at_least=1, at_most=1024),
-        default=1,
-        metavar="N",
-        help="runs beside each other (default: 1)",
-    )
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs beside each other (default: 1)")
     parser.add_argument("--only", nargs="+", default=[], metavar="ID", help="rows to run (default: all)")
     parser.add_argument("--list", action="store_true", help="start nothing: show what is finished and say what is left")
     parser.add_argument("--model_cards", type=Path, metavar="DIR", help="collection to add finished runs to")

@@ -4,15 +4,18 @@ import argparse
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
-from u2pl_hf.errors import CONTROL, InputError
+from u2pl_hf.errors import InputError
 
 # Of numbers whose bounds say no more.
 LARGEST = 1_000_000_000
+# Line breaks and their like, and bytes of a name that are no UTF-8.
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 # Of a name in a path, and of a path, in bytes: longer ones are an error of the system at whatever looks for them.
 LONGEST_NAME, LONGEST_PATH = 255, 4095
 

@@ -3,7 +3,6 @@
 import functools
 import logging
 import os
-import re
 import signal
 import sys
 import traceback
@@ -13,15 +12,13 @@ from transformers.utils import logging as transformers_logging
 
 # Longer messages lose their middle, such as a value of thousands of letters.
 LONGEST_MESSAGE = 600
-# What a terminal would take for more than letters, and what no file can be written with.
-CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class OneLineError(Exception):
-    """An error whose message is one line, whatever the names in it: line breaks and their like are shown as escapes."""
+    """An error whose message is one line, whatever the names in it: what no one sees is shown as escapes."""
 
     def __init__(self, message: object):
-        text = CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), str(message))
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(message))
         half = LONGEST_MESSAGE // 2 - 3
         super().__init__(text if len(text) <= LONGEST_MESSAGE else f"{text[:half]} ... {text[-half:]}")
 

@@ -72,12 +72,97 @@ def test_command_line_wins(tmp_path):
         ("", ["--fixed_defects", "2"], "--fixed_defects needs --variant official"),
         ("variant: official", ["--fixed_defects", "2", "7"], "--fixed_defects [2, 7] must be among 1 2 3 4 5 6"),
         ("compile: true", ["--gradient_checkpointing"], "do not go together"),
+        # What no machine can hold, and what no system can look for.
+        ("", ["--batch_size", "99999999999"], "--batch_size 99999999999 must be at most 4,096"),
+        ("", ["--max_steps", "1" + "0" * 18], "must be at most 1,000,000,000"),
+        ("", ["--max_steps", "1e18"], "invalid int value: '1e18'"),
+        ("max_steps: 1.0e+18", [], "--max_steps 1000000000000000000 must be at most 1,000,000,000"),
+        ("", ["--seed", "9" * 30], "--seed 999999999999999999999999999999 must be at most 9,223,372,036,854,775,807"),
+        ("", ["--seed", "9" * 5000], "invalid int value: '999"),
+        (f"seed: {'9' * 5000}", [], "'seed' must be int, not "),
+        ("", ["--crop_size", "100000"], "--crop_size 100000 must be at most 4,096"),
+        ("", ["--head_channels", "-3"], "--head_channels -3 must be at least 1"),
+        ("", ["--representation_channels", "-1"], "must not be negative"),
+        ("", ["--queue_length", "10" + "0" * 12], "--queue_length 10000000000000 must be at most"),
+        ("", ["--learning_rate", "nan"], "--learning_rate nan must be a positive number"),
+        ("", ["--learning_rate", "1e300"], "must be at most 1,000,000,000"),
+        ("ema_decay: .nan", [], "'ema_decay' must be float"),
+        ("", ["--ohem_threshold", "-1"], "must lie in [0, 1]"),
+        ("", ["--dataset", "a/" * 2500], "is too long for a name or a path"),
+        ("", ["--output_dir", "x" * 300], "is too long for a name or a path"),
+        ("dataset: " + "ü" * 200, [], "is too long for a name or a path"),
+        ("", ["--dataset", "photo\udcffs"], "--dataset photo\\udcffs has a line break or another"),
+        ("", ["--push_to_hub", "me/x\ny"], "--push_to_hub me/x\\ny has a line break"),
+        ("", ["--class_names", "sky", "ro\x00ad"], "--class_names ro\\x00ad has a line break or another"),
+        ('class_names: [sky, "ro\\nad"]', [], "--class_names ro\\nad has a line break"),
+        # What YAML makes of a recipe.
+        ("max_steps: 3\nmax_steps: 5", [], "'max_steps' is there twice"),
+        ("max_steps: 2026-01-01", [], "'max_steps' must be int, not '2026-01-01'"),
+        ("max_steps: !!timestamp soon", [], "not valid YAML"),
+        ("max_steps: !!python/object/apply:os.getcwd []", [], "not valid YAML"),
+        ("dataset: !!binary aGk=", [], "'dataset' must be str, not b'hi'"),
+        ("? [a]\n: 3", [], "not valid YAML"),
+        ("x: " + "[" * 5000, [], "not valid YAML"),
+        ("<<: {max_steps: 3}", [], "unknown field '<<'"),
+        (f"max_steps: 3\n# {'-' * 200_000}", [], "too large"),
+        ("max_steps: &a [*a, *a]", [], "'max_steps' must be int, not [[...], [...]]"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, content, options, message):
     with pytest.raises(InputError) as error:
         parse(tmp_path, content, *options)
-    assert message in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 610
+
+
+def test_alias_bomb_is_one_short_line(tmp_path):
+    levels = [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
+    with pytest.raises(InputError, match="unknown field 'a0'"):
+        parse(tmp_path, "\n".join(["a0: &a0 [lol, lol]", *levels]))
+    with pytest.raises(InputError, match="'dataset' must be str, not"):
+        parse(tmp_path, "dataset: &a [[x, x], [x, x]]\nclass_names: [*a, *a]")
+
+
+def test_values_are_taken_as_they_are_written(tmp_path):
+    """Not as YAML 1.1 reads them: octal numbers, numbers to the base of 60, dates, switches."""
+    written = "split: 010\ndataset_revision: 1:30\nmixed_precision: no\noutput_dir: 2026-01-01\nclass_names: [yes, 1]\n"
+    args = parse(tmp_path, written + "max_steps: 1.5e+3\nqueue_length: 30_000\ntf32: off\nlow_rank: null\nstem: deep\n")
+    assert (args.split, args.dataset_revision, args.mixed_precision) == ("010", "1:30", "no")
+    assert (args.output_dir, args.class_names, args.max_steps) == ("2026-01-01", ["yes", "1"], 1500)
+    assert (args.queue_length, args.tf32, args.low_rank) == (30_000, False, None)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_recipe_in_any_unicode(tmp_path, encoding):
+    (tmp_path / "recipe.yaml").write_text("class_names: [Straße, Wüste]\n", encoding=encoding)
+    assert parse_arguments([str(tmp_path / "recipe.yaml")], "").class_names == ["Straße", "Wüste"]
+
+
+def test_files_that_are_no_recipe(tmp_path):
+    (tmp_path / "binary").write_bytes(bytes(range(256)))
+    (tmp_path / "latin").write_bytes("class_names: [Straße]".encode("latin-1"))
+    for name, message in (("", "is no file"), ("binary", "not valid YAML"), ("latin", "not valid YAML"),
+                          ("x" * 300, "too long"), ("a\nb", "line break")):  # fmt: skip
+        with pytest.raises(InputError, match=message) as error:
+            parse_arguments([str(tmp_path / name)], "")
+        assert "\n" not in str(error.value)
+
+
+def test_command_line_displaces_what_a_recipe_starts_from(tmp_path):
+    weights, model = "backbone_weights: timm/x\nbackbone_weights_revision: v1\n", "initial_model: a/b\n"
+    args = parse(tmp_path, weights, "--initial_model", "runs/first")
+    assert (args.initial_model, args.backbone_weights, args.backbone_weights_revision) == ("runs/first", None, None)
+    args = parse(tmp_path, model + "initial_model_revision: v1\n", "--backbone_weights", "none")
+    assert (args.initial_model, args.initial_model_revision, args.backbone_weights) == (None, None, "none")
+    both = ["--initial_model", "runs/first", "--backbone_weights", "none"]
+    for content, options in ((weights + model, []), ("", both), (weights, both)):
+        with pytest.raises(InputError, match="both say where to start: pass one of them"):
+            parse(tmp_path, content, *options)
+
+
+def test_command_line_of_steps_and_epochs(tmp_path):
+    assert parse(tmp_path, "epochs: 3.0", "--max_steps", "7").epochs == 0
+    assert parse(tmp_path, "max_steps: 7", "--epochs", "3").epochs == 3
+    assert parse(tmp_path, "epochs: 3.0\nmax_steps: 7").epochs == 3
 
 
 def test_only_resnets_have_a_default_output_stride(tmp_path):

@@ -67,6 +67,8 @@ def test_starts_from_the_weights_in_the_folder(tiny_data, folders, tmp_path):
         ({"backbone": "{empty}"}, "model_type"),
         ({"backbone": "{swin}"}, "pass --backbone_weights none"),
         ({"backbone": "{swin}", "backbone_weights": "{dinov2}"}, "of another network"),
+        ({"backbone": "{swin}", "backbone_weights": "there/swin.bin"}, "there/swin.bin: no such file or folder"),
+        ({"backbone": "{swin}", "backbone_weights": "/nowhere/swin"}, "/nowhere/swin: no such file or folder"),
         ({"backbone": "{convnext}", "backbone_stages": ["stage9"]}, "pass some of stem stage1 stage2"),
         ({"backbone_stages": ["stage4"]}, "not with --backbone resnet18"),
         ({"backbone": "{convnext}", "backbone_weights": "none", "gradient_checkpointing": True}, "convnext cannot"),

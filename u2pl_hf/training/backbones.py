@@ -16,6 +16,7 @@ from u2pl_hf.hub_cache import is_reachable
 from u2pl_hf.model.configuration_u2pl import U2PLConfig
 from u2pl_hf.model.modeling_u2pl import U2PLForSemanticSegmentation
 from u2pl_hf.training.arguments import BACKBONES, FRESH, TIMM, RunArguments
+from u2pl_hf.training.weights_file import check_there
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +115,8 @@ def load_backbone(student: U2PLForSemanticSegmentation, args: RunArguments) -> N
         InputError: no weights there, or weights of another network.
     """
     name, features = args.backbone_weights or args.backbone, student.backbone.features
+    if args.backbone_weights is not None and not args.backbone.startswith(TIMM):
+        check_there(f"--backbone_weights {name}", name)
     try:
         if args.backbone.startswith(TIMM):
             trained, missing = _timm_weights(args, features.config), []
@@ -145,10 +148,11 @@ def load_backbone(student: U2PLForSemanticSegmentation, args: RunArguments) -> N
 def _timm_weights(args: RunArguments, config: TimmBackboneConfig) -> Mapping[str, Tensor]:
     file = {}
     if args.backbone_weights is not None:
-        if not args.backbone_weights.endswith(".safetensors") or not Path(args.backbone_weights).is_file():
+        path = Path(args.backbone_weights)
+        if path.suffix != ".safetensors" or not path.is_file():
             raise InputError(
-                f"--backbone_weights {args.backbone_weights}: pass a .safetensors file of this network, or leave it "
-                "out to fetch timm's own"
+                f"--backbone_weights {path}: {'' if path.exists() else 'no such file; '}pass a .safetensors file of "
+                "this network, or leave it out to fetch timm's own"
             )
         file = {"file": args.backbone_weights}
     model = _timm(args).create_model(

@@ -20,19 +20,18 @@ from transformers import PreTrainedModel
 from transformers.utils.hub import extract_commit_hash
 
 from u2pl_hf.errors import InputError
-from u2pl_hf.evaluation.loading import HUB_ID, load_model, model_commit
+from u2pl_hf.evaluation.loading import load_model, model_commit
 from u2pl_hf.model.convert import misfit, resnet_architecture
 from u2pl_hf.training.arguments import FRESH, RunArguments
 from u2pl_hf.training.backbones import load_backbone
 from u2pl_hf.training.checkpoint import read_state, sha256_of
 from u2pl_hf.training.run_folder import RunFolder
-from u2pl_hf.training.weights_file import is_state_dict, read_weights_file
+from u2pl_hf.training.weights_file import check_there, is_state_dict, read_weights_file
 
 logger = logging.getLogger(__name__)
 
 # Of a folder or repository, the first that is there.
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 # What must be equal for weights of one model to mean the same in another. Strides and dilations may differ: they are in
 # no weight.
 ARCHITECTURE = ("backbone", "stem", "base_width", "head_channels")
@@ -193,8 +192,7 @@ def locate(where: str, name: str, revision: str | None = None) -> tuple[Path, st
         if revision is not None:
             raise InputError(f"{where} is on this disk, where revision {revision} has no meaning: pass none")
         return path, None
-    if path.suffix in SUFFIXES or not (HUB_ID.fullmatch(name) and "/" in name):
-        raise InputError(f"{where}: no such file or folder; a Hub id has the form OWNER/NAME")
+    check_there(where, name)
     file = _download(where, name, revision)
     return file, extract_commit_hash(str(file), None)
 

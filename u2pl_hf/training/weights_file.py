@@ -12,7 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from u2pl_hf.errors import InputError
+from u2pl_hf.evaluation.loading import HUB_ID
 
+SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 # Published checkpoints hold their best mIoU as a number of numpy's: what rebuilds one is let through. It has one name
 # in numpy 1 and another in numpy 2.
 _SCALAR = np.float64(0).__reduce__()[0]
@@ -41,6 +43,21 @@ def read_weights_file(path: Path):
         raise InputError(f"{path} is damaged, cut short, or no safetensors file ({error})") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror or error})") from error
+
+
+def check_there(where: str, name: str) -> None:
+    """Refuse what is neither on this disk nor could be on the Hub.
+
+    Args:
+        where: the option and its value, for the message.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    path = Path(name)
+    on_hub = HUB_ID.fullmatch(name) and "/" in name and path.suffix not in SUFFIXES
+    if not path.exists() and not on_hub:
+        raise InputError(f"{where}: no such file or folder; a Hub id has the form OWNER/NAME")
 
 
 def is_state_dict(content) -> bool:
