@@ -38,9 +38,9 @@ def test_bounds(value, bounds, rule):
 @pytest.mark.parametrize(
     "words, told",
     [
-        (["--size", "0"], "argument --size: 0 must be at least 1; --help lists the options"),
+        (["--size", "0"], "argument --size is 0: it must be at least 1; --help lists the options"),
         (["--size", "1e3"], "argument --size: invalid int value: '1e3'"),
-        (["--share", "nan"], "argument --share: nan must lie in [0, 1]"),
+        (["--share", "nan"], "argument --share is nan: it must lie in [0, 1]"),
         (["--folder", "x/" * 3000], "is too long for a path"),
         (["--fo\nlder"], "unrecognized arguments: --fo\\nlder"),
     ],

@@ -8,10 +8,12 @@ interruption. --quiet keeps accelerate from putting its own traceback behind an 
 """
 
 import sys
+from pathlib import Path
 
 from u2pl_hf.command_line import print_result, readable
 from u2pl_hf.errors import TrainingError, exits_on_input_error
 from u2pl_hf.training.arguments import parse_arguments
+from u2pl_hf.training.failures import failures_in_one_line
 from u2pl_hf.training.plan import plan_without_data, published_counts
 from u2pl_hf.training.processes import joined_processes, together
 from u2pl_hf.training.push import push_finished
@@ -30,7 +32,8 @@ def main() -> None:
         if counts:
             result = plan_without_data(args, counts, args.plan_processes or processes.num_processes)
         else:
-            trainer = Trainer(args)
+            with failures_in_one_line(Path(args.output_dir)):
+                trainer = Trainer(args)
             result = trainer.plan() if args.plan else trainer.train()
     # The other processes have gone: an upload may take longer than they would wait.
     if processes.is_main_process:

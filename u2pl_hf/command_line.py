@@ -42,7 +42,7 @@ def number(kind: type, **bounds) -> Callable[[str], float]:
     def read(text: str) -> float:
         value = kind(text)
         if rule := broken_rule(value, **bounds):
-            raise argparse.ArgumentTypeError(f"{text} {rule}")
+            raise argparse.ArgumentTypeError(f"is {text}: it {rule}")
         return value
 
     read.__name__ = kind.__name__  # argparse: "invalid int value"
@@ -83,7 +83,8 @@ class ScriptParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:
         """Raise instead of printing the usage and exiting."""
-        raise InputError(f"{message}; --help lists the options")
+        # A number out of bounds: "argument --size: is 0: it must ...".
+        raise InputError(f"{message.replace(': is ', ' is ', 1)}; --help lists the options")
 
 
 def print_result(result: dict, told: str | None = None, *, as_json: bool = False, file: TextIO | None = None) -> None:
@@ -94,7 +95,8 @@ def print_result(result: dict, told: str | None = None, *, as_json: bool = False
         file: stdout, where it is not sys.stdout.
     """
     file = file or sys.stdout
-    as_json = as_json or not file.isatty()
+    # What stands in for stdout, as in a notebook, may not say what it is.
+    as_json = as_json or not getattr(file, "isatty", bool)()
     if told or not as_json:
         print(told or readable(result), file=sys.stderr)
     if as_json:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,8 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 import u2pl_hf  # noqa: F401 (registers the model)
 from u2pl_hf.errors import InputError
-from u2pl_hf.training.arguments import parse_arguments
+from u2pl_hf.training.arguments import RunArguments, parse_arguments
+from u2pl_hf.training.report import summary
 from u2pl_hf.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
@@ -93,6 +95,13 @@ def test_finished_run_is_not_repeated(u2pl_run, tiny_data):
     before = (output / "model.safetensors").stat().st_mtime_ns
     done = run_script("train_u2pl.py", output / "recipe.yaml", "--num_workers", "0")
     assert result_of(done) == result and "finished already" in done.stderr
+    # What people are told of it: scores, and commands that can be pasted.
+    assert f"mean                  {100 * result['last']['mean_iou']:.2f}" in done.stderr
+    commands = [shlex.split(line) for line in done.stderr.splitlines() if line.startswith("  python ")]
+    assert [Path(words[1]) for words in commands] == [
+        ROOT / "training_scripts" / f"{name}.py" for name in ("evaluate", "predict")
+    ]
+    assert commands[0][2:] == [str(output), "--dataset", str(tiny_data), "--subset", "validation"]
     assert (output / "model.safetensors").stat().st_mtime_ns == before
 
 
@@ -106,12 +115,31 @@ def test_stopped_run_goes_on_to_the_same_weights(u2pl_run, tmp_path):
     done = run_script("train_u2pl.py", output / "recipe.yaml", *TINY, "--output_dir", stopped)
     assert result_of(done)["last"] == json.loads((output / "results.json").read_text())["last"]
     assert "resuming from" in done.stderr
+    start = done.stderr[done.stderr.index("u2pl on cpu (") :]
+    assert (
+        "images: 6 labelled, 18 unlabelled, 5 to evaluate on; classes: 7\nfrom step 6 to 6, 2 of them warm-up" in start
+    )
     assert (stopped / "model.safetensors").read_bytes() == (output / "model.safetensors").read_bytes()
     before, after = ((folder / "metrics.jsonl").read_text().splitlines() for folder in (output, stopped))
     for first, second in zip(before, after, strict=True):
         first, second = json.loads(first), json.loads(second)
         assert first.pop("images_per_second", 0) >= 0 <= second.pop("images_per_second", 0)
         assert first == second
+
+
+def test_the_next_command_evaluates_as_the_run_did():
+    args = RunArguments(dataset="my data", id_column="name", eval_mode="slide", eval_window=99, streaming=True)
+    scores = {"mean_iou": 0.5, "per_class_iou": {"sky": None, "road": 0.5}, "step": 7}
+    told = summary(args, {"last": scores, "best": scores, "seconds": 90.0}).splitlines()
+    assert told[0].split() == ["IoU", "in", "per", "cent", "last", "best", "(step", "7)"]
+    assert [line.split() for line in told[1:4]] == [
+        ["mean", "50.00", "50.00"],
+        ["sky", "-", "-"],
+        ["road", "50.00", "50.00"],
+    ]
+    assert told[4] == "runs/u2pl: 1,000 steps in 1.5 minutes; next:"
+    options = "runs/u2pl --dataset 'my data' --subset validation --id_column name --streaming --mode slide --window 99"
+    assert told[5].endswith(f"evaluate.py {options}")
 
 
 def test_two_processes(tiny_data, tmp_path):

@@ -149,6 +149,16 @@ def test_full_disk_keeps_the_last_checkpoint_and_says_so(run, monkeypatch, error
     assert names(run) == ["step-000005", "step-000010"] and damage(run.checkpoint_path(10)) is None
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: x")])
+def test_what_does_not_fit_into_memory_is_one_line(tmp_path, error):
+    expected = pytest.raises(
+        TrainingError, match=r"halve .*--unlabelled_batch_size, .*--queue_length; there is no check"
+    )
+    with expected as told, failures_in_one_line(tmp_path):
+        raise error
+    assert "\n" not in str(told.value)
+
+
 def test_folder_of_another_run_is_refused(tmp_path):
     args = RunArguments(output_dir=str(tmp_path / "run"))
     folder = RunFolder(args)

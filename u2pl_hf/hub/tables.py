@@ -80,7 +80,7 @@ def read_table(path: Path) -> Table:
         table = Table(path.stem, str(content["title"]), text, rows, pictures)
     except OSError as error:
         raise InputError(f"table {path} cannot be read ({error.strerror}); see training_scripts/tables") from error
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise InputError(
             f"table {path} is not a title and rows with id, name, recipe: {' '.join(str(error).split())}"
         ) from error

@@ -25,7 +25,7 @@ def failures_in_one_line(output_dir: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (torch.OutOfMemoryError, RuntimeError, OSError, SafetensorError) as error:
+    except (RuntimeError, MemoryError, OSError, SafetensorError) as error:
         what = _explain(error, output_dir)
         if what is None:
             raise
@@ -34,12 +34,12 @@ def failures_in_one_line(output_dir: Path) -> Iterator[None]:
 
 def _explain(error: Exception, output_dir: Path) -> str | None:
     text = str(error)
-    if isinstance(error, torch.OutOfMemoryError) or any(part in text for part in NO_MEMORY):
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(part in text for part in NO_MEMORY):
         return (
-            f"out of memory ({text.splitlines()[0].strip()}): halve --batch_size and --unlabelled_batch_size, "
-            "but not below 2, and double --gradient_accumulation_steps, lower --crop_size, or pass "
-            "--gradient_checkpointing true; "
-            "an evaluation needs less with --eval_mode slide or a smaller --eval_batch_size"
+            f"out of memory ({(text.strip() or 'MemoryError').splitlines()[0]}): halve --batch_size and "
+            "--unlabelled_batch_size, but not below 2, and double --gradient_accumulation_steps, lower --crop_size, or "
+            "pass --gradient_checkpointing true; an evaluation needs less with --eval_mode slide or a smaller "
+            "--eval_batch_size, network and queues with a smaller --head_channels or --queue_length"
         )
     # safetensors passes the system's error on as text.
     if getattr(error, "errno", None) in NO_SPACE or any(f"os error {code}" in text for code in NO_SPACE):

@@ -61,7 +61,7 @@ class RunFolder:
         recipe = self.path / "recipe.yaml"
         try:
             content = yaml.safe_load(recipe.read_text()) if recipe.is_file() else None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise InputError(f"{recipe} is damaged; restore it, or pass another --output_dir") from error
         if not isinstance(content, dict):
             raise InputError(f"--output_dir {self.path} is not empty and holds no run; pass another folder")
