@@ -17,7 +17,8 @@ from u2pl_hf.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, OSError)
+# NotImplementedError is zipfile's, for a version or compression that nobody has.
+DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, OSError, NotImplementedError)
 ENCRYPTED = 1
 ZIP_START = b"PK\3\4"
 

@@ -108,7 +108,7 @@ def _text_entries(path: str, text: str) -> Iterable[_Entry]:
             continue
         is_first = False
         fields = fields if line.lstrip().startswith('"') else _split_at_blanks(fields)
-        if len(fields) not in (1, 2, 4) or not all(field.isdecimal() for field in fields[1:]):
+        if len(fields) not in (1, 2, 4) or not all(re.fullmatch(r"\d{1,9}", field) for field in fields[1:]):
             raise InputError(f"{where}: '{line.strip()}' cannot be read; {FORMS}")
         yield _Entry(where, fields[0], tuple(map(int, fields[1:])) or None)
 
@@ -123,7 +123,7 @@ def _json_entries(path: str, text: str) -> Iterable[_Entry]:
     try:
         # Pairs, as an object would silently keep the last of two equal names.
         content = json.loads(text, object_pairs_hook=list)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{where} is not valid JSON: {error}") from error
     for number, item in enumerate(content if isinstance(content, list) else [None], 1):
         place = f"{where}, entry {number}"

@@ -65,5 +65,5 @@ def image_size(cell: dict, name: str) -> tuple[int, int]:
 def _open(cell: dict, what: str) -> Image.Image:
     try:
         return Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"])
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, TypeError, AttributeError) as error:
+    except (*DAMAGED, UnidentifiedImageError, Image.DecompressionBombError, TypeError, AttributeError) as error:
         raise InputError(f"{what} is not a readable image") from error

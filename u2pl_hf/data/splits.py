@@ -62,7 +62,7 @@ def resolve_split(
             without label.
     """
     with_label = np.flatnonzero(np.ones(len(ids), bool) if has_label is None else np.asarray(has_label, bool))
-    if re.fullmatch(r"\d+/\d+|\d*\.\d+|\d+|all", split) and not Path(split).is_file():
+    if re.fullmatch(r"\d+/\d+|\d*\.\d+|\d+|all", split) and not os.path.isfile(split):
         chosen, others = _draw(split, ids, with_label, seed, class_presence), None
     else:
         chosen, others = _places(split, ids, *_lists(split, splits_dir, dataset_dir), drop_absent)
@@ -117,7 +117,7 @@ def _lists(
             files = [file for file in (folder / LABELLED, folder / UNLABELLED) if file.is_file()]
             labelled, *unlabelled = (read_ids(file) for file in files)
             return labelled, unlabelled[0] if unlabelled else None
-    if split in SPLITS and not Path(split).is_file():
+    if split in SPLITS and not os.path.isfile(split):
         labelled, unlabelled = (
             published_ids(f"{SPLITS[split]}/{name}", splits_dir=splits_dir) for name in (LABELLED, UNLABELLED)
         )
@@ -126,7 +126,7 @@ def _lists(
         near = difflib.get_close_matches(split, SPLITS, n=1)
         guess = f"did you mean {near[0]}? " if near else ""
         raise InputError(f"no split {split}: {guess}Published ones are {', '.join(SPLITS)}; or pass {FORMS}")
-    if not Path(split).is_file():
+    if not os.path.isfile(split):
         raise InputError(f"split {split} is not a file; pass {FORMS}")
     return read_ids(Path(split)), None
 
