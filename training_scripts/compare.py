@@ -6,22 +6,20 @@ The table goes to stderr; the last line on stdout, where that is no terminal, is
 """
 
 import argparse
-import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from u2pl_hf.command_line import ScriptParser, print_result
-from u2pl_hf.errors import InputError, exits_on_input_error
+from u2pl_hf.errors import exits_on_input_error
+from u2pl_hf.hub.exported import TableResults, finished_results
+from u2pl_hf.markdown import one_line
 
 
-def read_results(folder: Path) -> dict:
-    """results.json of a finished run."""
-    path = folder / "results.json"
-    if not path.is_file():
-        raise InputError(f"{folder} holds no finished run (no results.json); train it first")
-    results = json.loads(path.read_text())
-    if results["last"] is None:
-        raise InputError(f"{folder} is the best model of a run; pass the run's own folder")
-    return results
+def named(folders: Sequence[Path]) -> dict[str, Path]:
+    """Runs by the names of their folders, or by their paths where two have one name."""
+    folders = list({folder.resolve(): folder for folder in folders}.values())
+    names = [folder.resolve().name for folder in folders]
+    return {str(f) if names.count(f.resolve().name) > 1 else f.resolve().name: f for f in folders}
 
 
 def table(runs: dict[str, dict]) -> str:
@@ -30,19 +28,21 @@ def table(runs: dict[str, dict]) -> str:
     def percent(value: float | None) -> str:
         return "-" if value is None else f"{100 * value:.2f}"
 
-    rows = [["", *runs]]
-    rows.append(["method", *(r["method"] for r in runs.values())])
-    rows.append(["labelled / unlabelled", *(f"{r['num_labelled']} / {r['num_unlabelled']}" for r in runs.values())])
-    rows.append(["seed", *(str(r["seed"]) for r in runs.values())])
-    rows.append(["steps", *(str(r["max_steps"]) for r in runs.values())])
-    rows.append(["seconds", *(f"{r['seconds']:.0f}" for r in runs.values())])
-    rows.append(
-        ["mIoU best (step)", *(f"{percent(r['best']['mean_iou'])} ({r['best']['step']})" for r in runs.values())]
-    )
-    rows.append(["mIoU last", *(percent(r["last"]["mean_iou"]) for r in runs.values())])
+    told = {
+        "": lambda name, r: name,
+        "method": lambda name, r: r.get("method") or "-",
+        "labelled / unlabelled": lambda name, r: f"{r['num_labelled']} / {r.get('num_unlabelled', '-')}",
+        "seed": lambda name, r: str(r["seed"]),
+        "steps": lambda name, r: str(r["max_steps"]),
+        "seconds": lambda name, r: f"{r['seconds']:.0f}",
+        "mIoU best (step)": lambda name, r: f"{percent(r['best']['mean_iou'])} ({r['best'].get('step', '-')})",
+        "mIoU last": lambda name, r: percent(r["last"]["mean_iou"]),
+    }
+    rows = [[title, *(tell(name, r) for name, r in runs.items())] for title, tell in told.items()]
     classes = dict.fromkeys(name for r in runs.values() for name in r["class_names"])
     for name in classes:
-        rows.append([f"  {name}", *(percent(r["last"]["per_class_iou"].get(name)) for r in runs.values())])
+        cells = (percent(r["last"]["per_class_iou"].get(name)) for r in runs.values())
+        rows.append([f"  {one_line(name)}", *cells])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []
     for row in rows:
@@ -62,13 +62,11 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Print the table and the pictures' paths."""
     args = parse_arguments()
-    folders = args.runs
-    runs = {folder.name: read_results(folder) for folder in folders}
+    folders = named(args.runs)
+    runs = {name: finished_results(folder, TableResults) for name, folder in folders.items()}
     told = [f"\n{table(runs)}\n"]
-    for folder, results in zip(folders, runs.values(), strict=False):
-        if results["pictures"]:
-            told.append(f"pictures: {folder / results['pictures']}")
-    summary = {name: {k: r[k] for k in ("method", "seed", "seconds", "best", "last")} for name, r in runs.items()}
+    told += [f"pictures: {folders[name] / run['pictures']}" for name, run in runs.items() if run.get("pictures")]
+    summary = {name: {k: r.get(k) for k in ("method", "seed", "seconds", "best", "last")} for name, r in runs.items()}
     print_result(summary, "\n".join(told), as_json=args.json)
 
 

@@ -33,7 +33,7 @@ from u2pl_hf.evaluation.loading import (
 from u2pl_hf.evaluation.options import add_segment_arguments, segment_options
 from u2pl_hf.evaluation.outputs import check_free, check_ids, check_replaceable, check_writable, save_png
 from u2pl_hf.evaluation.pictures import default_palette, overlay
-from u2pl_hf.training.checkpoint import write_atomically
+from u2pl_hf.files import write_text
 from u2pl_hf.training.precision import check_compiler, check_number_type
 from u2pl_hf.training.processes import joined_processes, together
 from u2pl_hf.training.report import hardware
@@ -200,7 +200,7 @@ def report(result: dict, confusion: list[list[int]], args: argparse.Namespace) -
         path, content = Path(args.output_file), result | {"confusion": confusion}
         path.parent.mkdir(parents=True, exist_ok=True)
         fields = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in content.items())
-        write_atomically(path, lambda p: p.write_text(f"{{\n{fields}\n}}\n"))
+        write_text(path, f"{{\n{fields}\n}}\n")
     print_result(result, "\n".join(lines), as_json=args.json)
 
 

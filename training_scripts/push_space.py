@@ -20,8 +20,8 @@ from u2pl_hf.app.space import write_space
 from u2pl_hf.command_line import ScriptParser, number, print_result
 from u2pl_hf.errors import InputError, exits_on_input_error
 from u2pl_hf.evaluation.loading import load_model
+from u2pl_hf.files import write_atomically
 from u2pl_hf.hub.push import check_can_push, push_folder
-from u2pl_hf.training.checkpoint import write_atomically
 
 
 def parse_arguments() -> argparse.Namespace:

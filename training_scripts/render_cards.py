@@ -35,6 +35,9 @@ def main() -> None:
     args = parse_arguments()
     if not args.runs and not args.model_cards.is_dir():
         raise InputError(f"--model_cards {args.model_cards} does not exist; pass the folder with the cards")
+    names = {run.resolve(): run.resolve().name for run in args.runs}
+    if twice := [run for run, name in names.items() if list(names.values()).count(name) > 1]:
+        raise InputError(f"{twice[0]} and {twice[1]} have one name, and so would their cards: rename one of them")
     for run in args.runs:
         add_run(run, args.model_cards, ("curves", "pictures")[: 1 + args.pictures])
     tables = [read_table(path) for path in sorted(TABLES.glob("*.yaml"))]

@@ -16,7 +16,7 @@ from pathlib import Path
 from u2pl_hf.command_line import ScriptParser, print_result
 from u2pl_hf.errors import InputError, TrainingError, exits_on_input_error
 from u2pl_hf.hub.card_collection import add_run, write_collection
-from u2pl_hf.hub.exported import read_results
+from u2pl_hf.hub.exported import TableResults, finished_results
 from u2pl_hf.hub.tables import Row, Table, read_table, render_table
 from u2pl_hf.training.run_queue import is_finished, option_words, run_all
 
@@ -75,7 +75,7 @@ def finished_runs(table: Table, arguments: dict[str, list[str]], folder: Path) -
     for name, words in arguments.items():
         try:
             if is_finished(words):
-                found[name] = read_results(folder / name)
+                found[name] = finished_results(folder / name, TableResults)
         except InputError as error:
             raise InputError(f"table {table.name}, row {table.runs()[name][0].id}: {error}") from error
     return found

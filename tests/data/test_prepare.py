@@ -7,6 +7,7 @@ import signal
 import struct
 from collections import Counter, namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import datasets
@@ -20,6 +21,7 @@ from u2pl_hf.data import archives, shards
 from u2pl_hf.data import prepare as prepare_module
 from u2pl_hf.data.archives import list_members
 from u2pl_hf.data.class_list import ClassList, parse_class_list
+from u2pl_hf.data.dataset_card import render_card
 from u2pl_hf.data.layouts import folder_layout
 from u2pl_hf.data.prepare import prepare
 from u2pl_hf.data.shards import plan_shards
@@ -166,6 +168,18 @@ def test_card(strange):
     assert "train_u2pl.py RECIPE.yaml --dataset DIR --split all" in text
     assert "size_categories:\n- n<1K" in text
     assert (out / "class_names.txt").read_text() == "a\nb\nc\n"
+
+
+@pytest.mark.parametrize("name", ["a|b", "x\ny", "`<b>`"])
+def test_names_of_classes_break_no_table_of_the_card(name):
+    counts = {"rows": 1, "labelled": 1, "unlabelled": 0, "pixels": {"a": 1, name: 3}, "ignored_pixels": 0}
+    result = {"subsets": {"train": counts}, "classes": ["a", name], "splits": {}, "skipped": [], "warnings": [],
+              "notes": [f"{name} is left out"]}  # fmt: skip
+    about = SimpleNamespace(title="T", text="t", licence="l", metadata={})
+    text = render_card(SimpleNamespace(about=about), result, {"train": 1}, "0")
+    (row,) = [line for line in text.splitlines() if line.endswith("| 75.000 |")]
+    assert len(re.findall(r"(?<!\\)\|", row)) == 4 and "<b>" not in text
+    assert len([line for line in text.splitlines() if "is left out" in line]) == 1
 
 
 def test_shards_follow_rows_and_bytes():

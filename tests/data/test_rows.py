@@ -103,6 +103,20 @@ def test_sizes_are_known_without_reading(tmp_path, rows):
     assert joined([photos, make_source(IMAGES)]).rows.sizes.tolist() == [*lengths[:3], -1, *lengths]
 
 
+@pytest.mark.parametrize("note", [{"classes": [[0]] * 10}, {"classes": "abc"}, {"classes": [["0"]] * 11}, [], {}, None])
+def test_a_note_of_classes_that_does_not_fit_is_not_used(tmp_path, note):
+    """As of a file that another program left rows out of."""
+    arrow = pa.table(
+        make_table(IMAGES, LABELS, IDS).to_dict(), schema=make_table(IMAGES, LABELS, IDS).features.arrow_schema
+    )
+    content = json.dumps(note).encode() if note is not None else b"\xff{"
+    (tmp_path / "set").mkdir()
+    table = arrow.replace_schema_metadata(arrow.schema.metadata | {METADATA_KEY: content})
+    pq.write_table(table, tmp_path / "set" / "train.parquet", row_group_size=1)
+    source = load_source(str(tmp_path / "set"), streaming=True)
+    assert source.rows.class_sets() is None and source.class_presence()[np.arange(11), np.arange(11) % 3].all()
+
+
 def test_several_sources_are_one(rows, tmp_path):
     first = make_source(IMAGES[:4], LABELS[:4])
     folder = write_parquet(tmp_path / "second", make_table(IMAGES, LABELS, IDS), shards=2)

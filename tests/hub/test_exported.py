@@ -9,10 +9,12 @@ from PIL import Image
 
 from tests.hub.test_model_card import RESULTS
 from u2pl_hf.errors import InputError
+from u2pl_hf.files import sha256_of
 from u2pl_hf.hub.card_collection import add_run, render_collection, write_collection
 from u2pl_hf.hub.exported import exported_files
 from u2pl_hf.hub.model_card import render_card
 from u2pl_hf.hub.public_facts import public_facts
+from u2pl_hf.training.push import RunPush
 
 
 @pytest.fixture
@@ -167,3 +169,77 @@ def test_a_collection_of_cards(folder, tmp_path):
     assert render_collection(collection)[first / "README.md"] == card
     with pytest.raises(InputError, match="no finished run"):
         add_run(tmp_path, collection)
+
+
+@pytest.mark.parametrize("outside", ["/etc/passwd", "../secret.png", "pictures/../../secret.png", "linked.png"])
+@pytest.mark.parametrize("field", ["pictures", "curves"])
+def test_pictures_of_elsewhere_do_not_go(folder, tmp_path, field, outside):
+    (folder.parent / "secret.png").write_text("secret")
+    (folder / "linked.png").symlink_to(folder.parent / "secret.png")
+    Image.new("RGB", (2, 2)).save(folder / "curves.png")
+    results = json.loads((folder / "results.json").read_text())
+    (folder / "results.json").write_text(json.dumps(results | {field: outside}))
+    for act in (lambda: exported_files(folder, "user/net"), lambda: add_run(folder, tmp_path / "cards")):
+        with pytest.raises(InputError, match=r"leads out of .*: put the file itself there"):
+            act()
+    assert not list(tmp_path.glob("cards/**/*.png"))
+
+
+def test_only_pictures_are_shown(folder, tmp_path):
+    results = json.loads((folder / "results.json").read_text())
+    for name in ("recipe.yaml", "checkpoints/step-001200/student.safetensors"):
+        (folder / "results.json").write_text(json.dumps(results | {"pictures": name}))
+        with pytest.raises(InputError, match=r"as a picture, which is no \.png"):
+            exported_files(folder, "user/net")
+    for name in ("no.png", "a\0b.png", "x" * 300 + ".png", "pictures"):
+        (folder / "results.json").write_text(json.dumps(results | {"pictures": name}))
+        assert not any(path.startswith("pictures") for path in exported_files(folder, "user/net"))
+
+
+def test_a_picture_that_is_none_is_one_line(folder, tmp_path):
+    with pytest.raises(InputError, match=r"step-001200\.png cannot be shown"):
+        add_run(folder, tmp_path / "cards")
+
+
+@pytest.mark.parametrize("name", ["README.md", "metrics.jsonl", "recipe.yaml", "model.safetensors", "labeled.txt",
+                                  "results.json", "theirs.py"])  # fmt: skip
+def test_links_to_elsewhere_do_not_go(folder, name):
+    (folder.parent / "secret").write_text("secret")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(folder.parent / "secret")
+    with pytest.raises(InputError, match=f"{name} leads out of"):
+        exported_files(folder, "user/net")
+
+
+def test_links_within_the_folder_and_to_it_go(folder, tmp_path):
+    (folder / "metrics.jsonl").rename(folder / "metrics-1.jsonl")
+    (folder / "metrics.jsonl").symlink_to("metrics-1.jsonl")
+    (tmp_path / "link").symlink_to(folder)
+    assert exported_files(tmp_path / "link", "user/net")["metrics.jsonl"].read_text() == "metrics.jsonl"
+
+
+def test_nothing_of_elsewhere_goes_with_a_checkpoint(folder):
+    (folder.parent / "secret").mkdir()
+    (folder.parent / "secret" / "x").write_text("secret")
+    checkpoint = folder / "checkpoints" / "step-001200"
+    (checkpoint / "state.json").write_text('{"step": 1200}')
+    manifest = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+                for path in checkpoint.iterdir() if path.name != "manifest.json"}  # fmt: skip
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    push = RunPush(folder, "user/net", with_checkpoint=True)
+    assert "best/model.safetensors" in push.checkpoint_files()[1]
+    (folder / "best" / "x").symlink_to(folder.parent / "secret" / "x")
+    with pytest.raises(InputError, match="best/x leads out of"):
+        push.checkpoint_files()
+
+
+def test_cards_are_not_written_through_links(folder, tmp_path):
+    collection, elsewhere = tmp_path / "cards", tmp_path / "elsewhere"
+    collection.mkdir()
+    elsewhere.mkdir()
+    (collection / folder.name).symlink_to(elsewhere)
+    (elsewhere / "results.json").write_text((folder / "results.json").read_text())
+    for act in (lambda: add_run(folder, collection, ()), lambda: write_collection(collection)):
+        with pytest.raises(InputError, match=r"leads out of .*; remove the link"):
+            act()
+    assert [path.name for path in elsewhere.iterdir()] == ["results.json"]

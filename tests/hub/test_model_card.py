@@ -1,5 +1,6 @@
 import copy
 import functools
+import html
 import re
 from pathlib import Path
 
@@ -233,3 +234,36 @@ def test_licence_of_data_on_the_hub(tmp_path, hub, monkeypatch, caplog):
     assert dataset_license("user/streets", "v2") == "cc0-1.0, mit"
     assert dataset_license("user/streets") is None and not caplog.messages
     assert dataset_license("user/nowhere") is None and "licence of user/nowhere" in caplog.text
+
+
+NASTY = ["a|b", "a\nb", "---", "`x`", "<script>alert(1)</script>", "a: [b", "\\", "*x*", "![p](http://x)", "&lt;",
+         "\u2028", "no", "{{ 7 }}", "# x", ""]  # fmt: skip
+
+
+def shown_cells(line: str) -> list[str]:
+    """Of a row of a table, as Markdown shows them."""
+    parts = re.split(r"(?<!\\)(?:\\\\)*\|", line.strip())
+    return [html.unescape(re.sub(r"\\(.)", r"\1", part.strip())) for part in parts[1:-1]]
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_names_of_others_stay_what_they_are(name):
+    scores = {"step": 1, "mean_iou": 0.5, "per_class_iou": {"road": 0.5, name: 0.25}}
+    results = RESULTS | {"class_names": ["road", name], "last": scores, "best": scores, "dataset": name,
+                         "backbone": name, "protocol": {"mode": name}, "split": name, "model_name": name or None,
+                         "settings": {name: name}}  # fmt: skip
+    other = results | {"seed": 9, "split": f"{name}2"}
+    text = render_card(results, others=[other])
+    card = ModelCard(text)
+    shown = " ".join(name.splitlines())
+    rows = [shown_cells(line) for line in text.splitlines() if line.endswith("| 25.00 | 25.00 |")]
+    assert rows == [[shown.strip(), "25.00", "25.00"]]
+    assert "".join(name.splitlines()) == "" or card.data.model_name == shown
+    assert card.data.license == "apache-2.0" and "<script>" not in card.text
+    assert [line for line in text.splitlines() if line.strip() == "---"] == ["---", "---"]
+    assert len(re.findall(r"(?m)^# ", text)) == 1
+
+
+@pytest.mark.parametrize("command", ["train.py --x 'a", "train.py '```\n# x'"])
+def test_commands_that_are_none_are_left_out(command):
+    assert "```bash" not in render_card(RESULTS | {"command": command})

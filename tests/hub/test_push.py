@@ -130,7 +130,10 @@ def test_unreachable_hub(hub, folder, monkeypatch):
         push_dataset(folder)
 
 
-@pytest.mark.parametrize("name", ["noise", "a/b/c", "user/", "us er/noise", ""])
+@pytest.mark.parametrize(
+    "name",
+    ["noise", "a/b/c", "user/", "us er/noise", "", "user/noise\n", "user\n/noise", "user/no\u2028ise", "user/n|se"],
+)
 def test_name_without_form(hub, name):
     with pytest.raises(InputError, match="USER/NAME"):
         check_can_push(name)

@@ -290,3 +290,21 @@ def test_cards_of_runs_are_collected(run, tmp_path, here):
     assert code == 2 and "no finished run" in stderr
     code, _, stderr = here("compare.py", run / "best")
     assert code == 2 and "the run's own folder" in stderr
+
+
+def test_runs_whose_folders_share_a_name_are_told_apart(run, tmp_path, here):
+    other = shutil.copytree(run, tmp_path / "again" / run.name)
+    code, told, stderr = here("compare.py", run, other, run)
+    assert code == 0 and list(told) == [str(run), str(other)] and stderr.count("pictures: ") == 2
+    assert str(run) in stderr and str(other) in stderr
+    code, told, _ = here("compare.py", run, run)
+    assert code == 0 and list(told) == [run.name]
+    code, _, stderr = here("render_cards.py", run, other, "--model_cards", tmp_path / "cards")
+    assert code == 2 and f"{run} and {other} have one name" in stderr and not (tmp_path / "cards").exists()
+
+
+@pytest.mark.parametrize("repo_id", ["user/net\n", "user/net\nx", "user/n et", "net"])
+def test_names_that_no_repository_can_have(run, tmp_path, here, repo_id):
+    code, _, stderr = here("push_to_hub.py", run, "--repo_id", repo_id)
+    (last,) = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    assert code == 2 and last == stderr.splitlines()[-1] and "is not the name of a repository" in last

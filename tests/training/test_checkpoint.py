@@ -1,6 +1,7 @@
 import dataclasses
 import errno
 import json
+import os
 import shutil
 
 import pytest
@@ -226,3 +227,70 @@ def test_second_run_in_a_folder_is_kept_out_while_the_first_lasts(tmp_path, monk
         second.start(["a"])
     first.unlock()
     second.start(["a"])
+
+
+@pytest.mark.parametrize("other", ["step-000001-backup", "step-999999 (copy)", "step-best"])
+def test_what_is_no_checkpoint_stays_and_pushes_none_out(run, other):
+    copy = shutil.copytree(run.checkpoint_path(5), run.checkpoint_path(5).with_name(other))
+    save(run, 15, objects(), keep=1)
+    assert names(run) == sorted(["step-000015", other]) and damage(copy) is None
+    assert run.checkpoint_to_resume({}, 1) == run.checkpoint_path(15)
+
+
+def test_a_checkpoint_before_others_is_not_pushed_out_by_them(run):
+    """As where --resume has gone back."""
+    save(run, 7, objects(), keep=1)
+    assert names(run) == ["step-000007", "step-000010"]
+
+
+def test_what_a_run_left_before_it_began_is_no_other_run(run, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    fresh = RunFolder(RunArguments(output_dir=str(tmp_path / "fresh")))
+    with monkeypatch.context() as patched:
+        patched.setattr(run_folder, "write_text", full)
+        with pytest.raises(OSError, match="No space"):
+            fresh.start(["a"])
+    fresh.unlock()
+    (fresh.path / ".recipe.yaml.17.partial").write_text("outp")
+    for resume in ("auto", "never"):
+        again = RunFolder(dataclasses.replace(fresh.args, resume=resume))
+        again.check()
+    again.start(["a"])
+    assert sorted(path.name for path in fresh.path.iterdir()) == [".lock", "labeled.txt", "recipe.yaml"]
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / ".hidden").write_text("x")
+    with pytest.raises(InputError, match="holds no run"):
+        RunFolder(RunArguments(output_dir=str(tmp_path / "theirs"))).check()
+
+
+@pytest.mark.parametrize("ids", [["a ", " b"], ["a\u2028b", "c\x85d"], ["a\x0cb"], ["Straße 1", "b"]])
+def test_ids_of_any_kind_are_those_of_the_run(tmp_path, ids):
+    folder = RunFolder(RunArguments(output_dir=str(tmp_path / "run")))
+    folder.start(ids)
+    folder.check_labelled_ids(ids)
+    for others in ([*ids, "x"], [i.strip() + "." for i in ids]):
+        with pytest.raises(InputError, match="other images"):
+            folder.check_labelled_ids(others)
+
+
+@pytest.mark.parametrize("tail", ['{"step": 3, "lo', "\0\0\0\n", '{"step": 3, "loss": 0.1}\n{"st\n', '{"step": "3"}\n'])
+def test_a_broken_end_of_the_metrics_is_cut_off(run, tail):
+    lines = ['{"step": 1, "loss": NaN}', '{"step": 2, "gamma": Infinity}']
+    run.metrics_path.write_text("\n".join(lines) + "\n" + tail)
+    run.trim_metrics(2)
+    assert run.metrics_path.read_text().splitlines() == lines
+    run.metrics_path.write_text("\n".join([lines[0], tail.strip(), lines[1]]) + "\n")
+    with pytest.raises(InputError, match=r"metrics\.jsonl, line [23] is .*remove the line"):
+        run.trim_metrics(2)
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_the_umask_says_who_may_read(run, umask, mode):
+    before = os.umask(umask)
+    try:
+        save(run, 15, objects())
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in run.checkpoint_path(15).iterdir()} == {mode}

@@ -112,6 +112,7 @@ def test_backbones_that_do_not_fit(tiny_data, tmp_path):
         ({"fc.weight": torch.zeros(1)}, DEEP, "but nothing"),
         ({"state_dict": deep}, DEEP, "a.pth is no state dict"),
         ({0: torch.zeros(1)}, DEEP, "a.pth is no state dict"),
+        (deep | {"bn1.bias": torch.full((8,), torch.nan)}, DEEP, "a.pth: bn1.bias is not finite"),
         (torch.nn.Linear(1, 1), DEEP, "torch.nn.modules.linear.Linear, and loading that would run code"),
     ]
     path = tmp_path / "a.pth"
@@ -173,6 +174,17 @@ def test_backbone_from_the_hub(tiny_data, tmp_path, cache, monkeypatch):
     older = {"backbone_weights": "user/older", "backbone_weights_revision": "v1"}
     older = make_trainer(tiny_data, tmp_path / "run", **older, **PLAIN)
     assert torch.equal(backbone_of(older)["conv1.weight"], weights["conv1.weight"] + 1)
+
+    (tmp_path / "repo" / "pytorch_model.bin").unlink()
+    save_file({name: tensor + 2 for name, tensor in weights.items()}, tmp_path / "repo" / "model.safetensors")
+    push_folder(tmp_path / "repo", "user/changed")
+    blob = cache.blobs / sha256_of(tmp_path / "repo" / "model.safetensors")
+    good = blob.read_bytes()
+    blob.write_bytes(good[:-1] + b"x")
+    told = refused(tiny_data, tmp_path, backbone_weights="user/changed")
+    assert "--backbone_weights user/changed: model.safetensors is not what the Hub announced" in told
+    blob.write_bytes(good)
+    make_trainer(tiny_data, tmp_path / "run", backbone_weights="user/changed", **PLAIN)
 
     wrong = {"backbone_weights": "user/older", "backbone_weights_revision": "v2"}
     assert "no revision v2; pass a branch" in refused(tiny_data, tmp_path, **wrong)

@@ -18,6 +18,8 @@ from huggingface_hub import SpaceCardData
 from u2pl_hf.app.explain import LONGEST_SIDE
 from u2pl_hf.app.facts import model_title
 from u2pl_hf.errors import InputError, exits_on_input_error
+from u2pl_hf.files import file_in, read_json
+from u2pl_hf.markdown import escaped
 
 # What the page imports, directly or through this package. Gradio comes from the Hub, as README.md says.
 REQUIREMENTS = ("torch", "transformers", "huggingface-hub", "evaluate", "datasets", "albumentations",
@@ -69,8 +71,8 @@ def write_space(
     if not on_hub:
         (folder / "model").mkdir()
         for name in MODEL_FILES:
-            if (Path(model) / name).is_file():
-                shutil.copyfile(Path(model) / name, folder / "model" / name)
+            if path := file_in(Path(model), name):
+                shutil.copyfile(path, folder / "model" / name)
 
 
 def _card(title: str, model: str | None) -> str:
@@ -87,7 +89,7 @@ def _card(title: str, model: str | None) -> str:
         models=[model] if model else None,
         tags=["u2pl", "semantic-segmentation"],
     )
-    shown = f"[{model}](https://huggingface.co/{model})" if model else title
+    shown = f"[{model}](https://huggingface.co/{model})" if model else escaped(title)
     return f"---\n{data.to_yaml()}\n---\n\nSegments photographs with {shown}, and shows which pixels it is unsure of.\n"
 
 
@@ -108,7 +110,7 @@ def serve(app_file: str) -> None:
     from u2pl_hf.app.page import launch_page, open_model
 
     here = Path(app_file).resolve().parent
-    settings = json.loads((here / "settings.json").read_text())
+    settings = read_json(here / "settings.json")
     model = settings.pop("model") or str(here / "model")
     examples = sorted((here / "examples").glob("*"))
     url = launch_page(open_model(model, examples=examples, **settings))

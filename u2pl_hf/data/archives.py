@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from u2pl_hf.data.durable import durable, write_text
 from u2pl_hf.errors import InputError
+from u2pl_hf.files import read_json, write_atomically, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -232,15 +232,19 @@ def _unpack(container: str, names: set[str], target: Path) -> dict[str, int]:
     """Copy members into `target`; the offset of each, which the file beside it remembers."""
     index = target.with_suffix(".json")
     if index.is_file():
-        return json.loads(index.read_text(encoding="utf-8"))
+        return read_json(index, dict[str, int], f"remove {target.parent}")
     logger.info("unpacking %s files of %s", len(names), container)
     places = {}
-    try:
-        with durable(target) as temporary, open(temporary, "wb") as out, _open_tar(container) as archive:
+
+    def copy(temporary: Path) -> None:
+        with open(temporary, "wb") as out, _open_tar(container) as archive:
             for info in archive:
                 if info.name in names and info.isreg():
                     places[info.name] = out.tell()
                     out.write(archive.extractfile(info).read())
+
+    try:
+        write_atomically(target, copy)
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise InputError(f"{container} is damaged or not complete: {error}") from error
     write_text(index, json.dumps(places))

@@ -5,6 +5,7 @@ from pathlib import PurePosixPath
 import yaml
 
 from u2pl_hf.data.layouts import Layout
+from u2pl_hf.markdown import escaped, markdown_table
 
 SIZES = [(1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M")]
 
@@ -20,15 +21,15 @@ def render_card(layout: Layout, result: dict, sizes: dict[str, int], content: st
     metadata = yaml.safe_dump(_front_matter(layout, result, sizes, content), sort_keys=False, allow_unicode=True)
     paragraphs = [
         f"---\n{metadata}---",
-        f"# {layout.about.title}",
+        f"# {escaped(layout.about.title)}",
         layout.about.text,
         "Columns: `id`; `image`, the original file; `label`, an 8-bit PNG of class ids with 255 = ignore, or nothing "
         "for an unlabelled image. Training rows are stored in a random order that depends on nothing but their ids.",
-        _table(["subset", "images", "labelled", "unlabelled"], _count_rows(result)),
-        "\n".join(f"- {note}" for note in [*result["notes"], *_left_out(result), *warning_lines(result)]),
+        markdown_table(["subset", "images", "labelled", "unlabelled"], _count_rows(result)),
+        "\n".join(f"- {escaped(note)}" for note in [*result["notes"], *_left_out(result), *warning_lines(result)]),
         "## Classes",
         "Share of each class in the pixels that are not ignored, and of ignored pixels in all, in per cent.",
-        _table(["id", "class", *result["subsets"]], _share_rows(result)),
+        markdown_table(["id", "class", *result["subsets"]], _share_rows(result)),
         "## Training",
         _training(result),
         "## Licence",
@@ -57,11 +58,6 @@ def _front_matter(layout: Layout, result: dict, sizes: dict[str, int], content: 
             "dataset_size": sum(sizes.values()),
         },
     }
-
-
-def _table(head: list[str], rows: list[list]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def _count_rows(result: dict) -> list[list]:

@@ -8,23 +8,30 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import TypedDict
 
 from u2pl_hf.data.archives import Member, unpack_streams
 from u2pl_hf.data.class_list import write_class_list
 from u2pl_hf.data.dataset_card import render_card, warning_lines
-from u2pl_hf.data.durable import TEMPORARY, sync, write_text
 from u2pl_hf.data.layouts import Layout
 from u2pl_hf.data.layouts.base import SUBSETS
 from u2pl_hf.data.masks import IGNORE, judge_readings
 from u2pl_hf.data.shards import EMPTY, UNTURNED, Report, Shard, plan_shards, read_report, write_shards
 from u2pl_hf.data.splits import write_ids
 from u2pl_hf.errors import InputError
+from u2pl_hf.files import TEMPORARY, read_json, sync, write_text
 
 logger = logging.getLogger(__name__)
 
 # Another number makes files of earlier versions start afresh.
 FORMAT_VERSION = 2
 SHOWN = 20
+
+
+class Plan(TypedDict):
+    """plan.json of a folder that is being made."""
+
+    fingerprint: str
 
 
 def check_output(output_dir: Path) -> None:
@@ -118,9 +125,9 @@ def _open_partial(partial: Path, fingerprint: str) -> None:
     if partial.exists():
         # Without its data folder, it is what a run that was killed after its last step has left.
         is_whole = plan.is_file() and (partial / "dataset" / "data").is_dir()
-        if is_whole and json.loads(plan.read_text(encoding="utf-8"))["fingerprint"] == fingerprint:
+        if is_whole and read_json(plan, Plan, f"remove {partial}")["fingerprint"] == fingerprint:
             logger.info("going on with %s", partial)
-            for leftover in partial.rglob(f"*{TEMPORARY}"):
+            for leftover in partial.rglob(TEMPORARY):
                 leftover.unlink(missing_ok=True)
             return
         if not {path.name for path in partial.iterdir()} <= {"dataset", "work"}:

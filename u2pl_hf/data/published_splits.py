@@ -5,13 +5,13 @@ import http.client
 import logging
 import os
 import re
-import tempfile
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 from u2pl_hf.errors import InputError
+from u2pl_hf.files import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +127,8 @@ def _download(path: str, target: Path) -> None:
             f"{unset}pass --splits_dir DIR with the published lists"
         )
     try:
-        _store(content, target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(target, lambda path: path.write_bytes(content))
     except OSError as error:
         raise InputError(f"cannot write {target} ({error}); set U2PL_CACHE to a folder that you can write") from error
     log.info("fetched %s", url)
@@ -146,18 +147,3 @@ def _get(url: str) -> bytes:
             if final or pause is None:
                 raise
         time.sleep(pause)
-
-
-def _store(content: bytes, target: Path) -> None:
-    """Write a file so that no other process ever sees a part of it."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        # mkstemp makes the file private; a cache may be shared, like any other folder.
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise

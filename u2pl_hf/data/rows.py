@@ -12,11 +12,11 @@ with role "image" or "label". A read touches the column of its role alone.
 import bisect
 import functools
 import io
-import json
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypedDict
 
 import datasets
 import fsspec
@@ -26,6 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from u2pl_hf.errors import InputError
+from u2pl_hf.files import parse_json
 
 # A block of rows is what one request should fetch: large enough to be worth its latency.
 BLOCK_BYTES = 2**20
@@ -35,6 +36,12 @@ CONNECTIONS = 8
 METADATA_KEY = b"u2pl_hf"
 # Role and name of the column that may be missing: its rows are numbered then.
 IDS = ("id", "id")
+
+
+class Note(TypedDict):
+    """What stands there."""
+
+    classes: list[list[int] | None]
 
 
 class ArrowRows:
@@ -175,9 +182,17 @@ class ParquetRows:
             return np.concatenate(list(pool.map(self._has_label, self.group_file.tolist(), self.group_number.tolist())))
 
     def class_sets(self) -> list[list[int] | None] | None:
-        """The class ids in each row's label, from the files' metadata; None where a file has none."""
-        stored = [(footer.metadata or {}).get(METADATA_KEY) for footer in self.footers]
-        return None if None in stored else [ids for part in stored for ids in json.loads(part)["classes"]]
+        """The class ids in each row's label, from the files' metadata; None where one has none that fits its rows."""
+        sets = []
+        for footer in self.footers:
+            try:
+                note = parse_json((footer.metadata or {})[METADATA_KEY].decode(), Note)
+            except (KeyError, ValueError):
+                return None
+            if len(note["classes"]) != footer.num_rows:  # kept by a program that left rows out
+                return None
+            sets += note["classes"]
+        return sets
 
     def fingerprint(self) -> list:
         """What tells these rows from others: the files, with size and date where they lie on a disk."""

@@ -27,11 +27,11 @@ from tqdm.auto import tqdm
 from u2pl_hf.data.archives import Member
 from u2pl_hf.data.class_list import ClassList
 from u2pl_hf.data.decode import ORIENTATION, upright_rgb
-from u2pl_hf.data.durable import durable, write_text
 from u2pl_hf.data.layouts import Row
 from u2pl_hf.data.masks import IGNORE, BadMask, decode_mask
 from u2pl_hf.data.rows import METADATA_KEY
 from u2pl_hf.errors import InputError
+from u2pl_hf.files import read_json, sha256_of, write_atomically, write_text
 
 FEATURES = datasets.Features(id=datasets.Value("string"), image=datasets.Image(), label=datasets.Image())
 SHARD_BYTES = 256 << 20
@@ -69,7 +69,7 @@ class Report:
         size: bytes of the file.
         sha256: of the file.
         pixels: how many pixels have each value 0..255 in the labels.
-        bad: (id, reason) of rows left out.
+        bad: [id, reason] of rows left out.
         noted: ids of rows by what is to be told of them: empty (the label is 255 everywhere), unturned (the image's
             EXIF orientation turns it, the mask has none, and their shapes cannot tell whether it is turned), and how
             their masks were read, see `masks.Mask`.
@@ -80,7 +80,7 @@ class Report:
     size: int = 0
     sha256: str = ""
     pixels: list[int] = field(default_factory=lambda: [0] * 256)
-    bad: list[tuple[str, str]] = field(default_factory=list)
+    bad: list[list[str]] = field(default_factory=list)
     noted: dict[str, list[str]] = field(default_factory=dict)
 
 
@@ -119,7 +119,7 @@ def write_shard(shard: Shard, classes: ClassList, data: Path, reports: Path, on_
         try:
             label, notes = _checked_label(row, classes)
         except Exception as error:  # damaged files raise errors of many kinds, and none may end the whole run
-            report.bad.append((row.id, _reason(error, row.image)))
+            report.bad.append([row.id, _reason(error, row.image)])
         else:
             for note in notes:
                 report.noted.setdefault(note, []).append(row.id)
@@ -128,17 +128,18 @@ def write_shard(shard: Shard, classes: ClassList, data: Path, reports: Path, on_
     note = {"classes": [classes_here for _, _, classes_here in kept]}
     metadata = {**FEATURES.arrow_schema.metadata, METADATA_KEY: json.dumps(note, separators=(",", ":")).encode()}
     path = data / f"{shard.name}.parquet"
-    with durable(path) as temporary:
-        _write_rows(temporary, kept, FEATURES.arrow_schema.with_metadata(metadata))
-    with path.open("rb") as file:
-        report.size, report.sha256 = path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
+    write_atomically(path, lambda p: _write_rows(p, kept, FEATURES.arrow_schema.with_metadata(metadata)))
+    report.size, report.sha256 = path.stat().st_size, sha256_of(path)
     write_text(reports / f"{shard.name}.json", json.dumps(asdict(report)))
 
 
 def read_report(reports: Path, shard: Shard) -> Report | None:
     """The report of a finished shard."""
     path = reports / f"{shard.name}.json"
-    return Report(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    if not path.is_file():
+        return None
+    stored = read_json(path, Report, "remove it")
+    return Report(**{name: stored[name] for name in Report.__annotations__})
 
 
 def _write_rows(path: Path, kept: list[tuple[Row, bytes | None, list[int] | None]], schema: pa.Schema) -> None:

@@ -1,11 +1,17 @@
 """The curves of a run as one picture, drawn with Pillow alone: mean IoU on the left, losses on the right."""
 
-import json
+import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Required, TypedDict
 
 from PIL import Image, ImageDraw, ImageFont
+
+from u2pl_hf.errors import InputError
+from u2pl_hf.files import parse_json, read_text
+
+logger = logging.getLogger(__name__)
 
 WIDTH, HEIGHT = 560, 300
 # Left, top, right and bottom of the axes inside a panel, in pixels.
@@ -29,9 +35,34 @@ class Line:
     with_dots: bool = False
 
 
+class Metrics(TypedDict, total=False):
+    """A line of metrics.jsonl: a step's losses and what else was measured, or an evaluation."""
+
+    step: Required[int]
+    eval_mean_iou: float | None
+
+
 def read_metrics(path: Path) -> list[dict]:
-    """The lines of a metrics.jsonl; a last one that was not finished is left out."""
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    """The lines of a metrics.jsonl; a last one that was not finished is left out.
+
+    Raises:
+        InputError: another line is damaged.
+    """
+    return [content for _, content in metrics_lines(path)]
+
+
+def metrics_lines(path: Path) -> list[tuple[str, dict]]:
+    """As `read_metrics`, each with its text."""
+    # Behind the last line break is nothing, or a line that was not finished.
+    texts, lines = read_text(path).split("\n")[:-1], []
+    for number, text in enumerate(texts, 1):
+        try:
+            lines.append((text, parse_json(text, Metrics, strict=False)))
+        except ValueError as error:
+            if number < len(texts):
+                raise InputError(f"{path}, line {number} {error}; restore the file, or remove the line") from error
+            logger.warning("%s: its last line is damaged and is left out", path)
+    return lines
 
 
 def draw_curves(metrics: list[dict]) -> Image.Image:
@@ -40,8 +71,8 @@ def draw_curves(metrics: list[dict]) -> Image.Image:
     Args:
         metrics: lines of metrics.jsonl, each with `step`, and `eval_mean_iou` (a fraction or None) or losses.
     """
-    scores = [(line["step"], 100 * line["eval_mean_iou"]) for line in metrics if line.get("eval_mean_iou") is not None]
-    last_step = max((line["step"] for line in metrics), default=1)
+    scores = [(line["step"], 100 * line["eval_mean_iou"]) for line in metrics if _is_number(line.get("eval_mean_iou"))]
+    last_step = max([line["step"] for line in metrics if line["step"] > 0], default=1)
     panels = [
         draw_panel("mean IoU of the evaluation set, per cent", [Line("mean IoU", scores, True)], last_step),
         draw_panel("losses", _losses(metrics), last_step),
@@ -69,7 +100,8 @@ def _losses(metrics: list[dict]) -> list[Line]:
 
 
 def _is_number(value) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    # What is larger was no loss, and no axis could show it.
+    return isinstance(value, int | float) and math.isfinite(value) and abs(value) < 1e15
 
 
 def _running_mean(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

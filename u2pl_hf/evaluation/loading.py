@@ -5,22 +5,28 @@ import importlib.metadata
 import json
 import platform
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
-from transformers import AutoConfig, AutoModelForSemanticSegmentation
+from torch import Tensor
+from transformers import PreTrainedConfig
 from transformers.utils.hub import extract_commit_hash
 
 from u2pl_hf.errors import InputError
+from u2pl_hf.files import misfit, sha256_of
+from u2pl_hf.model.configuration_u2pl import U2PLConfig
+from u2pl_hf.model.modeling_u2pl import U2PLForSemanticSegmentation
 
+SHA256 = re.compile(r"[0-9a-f]{64}")
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 MAX_CLASSES = 255
 PACKAGES = ("u2pl_hf", "torch", "transformers", "datasets", "huggingface_hub", "numpy")
 
 
 def load_model(name: str, *, device: str = "auto", revision: str | None = None):
-    """A U2PLForSemanticSegmentation in eval mode, from an exported folder or the Hub.
+    """A U2PLForSemanticSegmentation in eval mode, from an exported folder or the Hub. No code that lies there is run.
 
     Args:
         name: folder with config.json and model.safetensors, or a Hub id.
@@ -28,7 +34,8 @@ def load_model(name: str, *, device: str = "auto", revision: str | None = None):
         revision: branch, tag or commit on the Hub.
 
     Raises:
-        InputError: no such model, another kind of model, or weights that do not fill it.
+        InputError: no such model, another kind of model, or weights that do not fill it, are no numbers or not those
+            that the Hub announced.
     """
     chosen = pick_device(device)
     path = Path(name)
@@ -36,30 +43,86 @@ def load_model(name: str, *, device: str = "auto", revision: str | None = None):
         raise InputError(f"model {name}: no config.json in it; pass a folder that training exported, or a Hub id")
     if not path.exists() and not HUB_ID.fullmatch(name):
         raise InputError(f"model {name}: no such folder")
+    config = _load_config(name, revision)
     try:
-        config = AutoConfig.from_pretrained(name, revision=revision)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"model {name}: no such folder or Hub model, or no usable config.json ({_line(error)})"
-        ) from error
-    if config.model_type != "u2pl":
-        raise InputError(f"model {name}: its type is {config.model_type!r}, not 'u2pl'; pass a U2PL model")
-    try:
-        model, report = AutoModelForSemanticSegmentation.from_pretrained(
-            name, revision=revision, output_loading_info=True
+        model, report = U2PLForSemanticSegmentation.from_pretrained(
+            name, config=config, revision=revision, output_loading_info=True
         )
     except Exception as error:  # safetensors, torch and pickle raise their own types for a damaged file
+        check_downloads(f"model {name}", name, revision)
         raise InputError(f"model {name}: its weights cannot be read ({_line(error)})") from error
+    check_downloads(f"model {name}", name, revision)
     if report["missing_keys"]:
         # Without this, a file with other names would evaluate random weights.
         first = min(report["missing_keys"])
         raise InputError(f"model {name}: {len(report['missing_keys'])} weights are not in its file, such as {first}")
-    if config.num_labels > MAX_CLASSES:
-        raise InputError(
-            f"model {name}: it has {config.num_labels} classes, and masks are 8-bit: at most {MAX_CLASSES}"
-        )
+    if broken := first_not_finite(model.state_dict()):
+        raise InputError(f"model {name}: {broken} in its weights is not finite; pass an earlier or a restored model")
     # As in training: the same kernels, so the same numbers to the last bit.
     return model.to(chosen, memory_format=torch.channels_last).eval()
+
+
+def _load_config(name: str, revision: str | None) -> U2PLConfig:
+    """The auto classes are not asked: they offer to run the code that a configuration names."""
+    try:
+        content, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
+        kind = content.get("model_type")
+        classes = max(content.get("num_labels") or 0, len(content.get("id2label") or ()))
+        # Before transformers makes a name for each of them.
+        if kind == U2PLConfig.model_type and classes <= MAX_CLASSES:
+            config = U2PLConfig.from_dict(content)
+            _check_classes(config)
+    except Exception as error:  # transformers and huggingface_hub raise their own types for wrong fields
+        raise InputError(
+            f"model {name}: no such folder or Hub model, or no usable config.json ({_line(error)})"
+        ) from error
+    if kind != U2PLConfig.model_type:
+        raise InputError(f"model {name}: its type is {kind!r}, not 'u2pl'; pass a U2PL model")
+    if classes > MAX_CLASSES:
+        raise InputError(f"model {name}: it has {classes} classes, and masks are 8-bit: at most {MAX_CLASSES}")
+    return config
+
+
+def _check_classes(config: U2PLConfig) -> None:
+    if wrong := misfit([config.id2label.get(c) for c in range(config.num_labels)], list[str]):
+        raise ValueError(f"id2label.{wrong}")
+    if config.palette is not None and len(config.palette) < config.num_labels:
+        raise ValueError(f"palette has {len(config.palette)} colours for {config.num_labels} classes")
+
+
+def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of a tensor that holds NaN or infinity, if one does."""
+    return next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)
+
+
+def check_downloads(where: str, name: str, revision: str | None = None) -> None:
+    """Refuse weights of a Hub repository that are not what the Hub announced, and remove them from the cache.
+
+    Args:
+        where: for the message, what they were asked for.
+
+    Raises:
+        InputError: the sha256 is another one.
+    """
+    if Path(name).exists():
+        return
+    known = (try_to_load_from_cache(name, file, revision=revision) for file in ("config.json", "model.safetensors"))
+    for folder in {Path(path).parent for path in known if isinstance(path, str)}:
+        for path in folder.glob("*"):
+            check_download(where, path)
+
+
+def check_download(where: str, path: Path) -> None:
+    """As `check_downloads`, of one file in the Hub's cache."""
+    # A large file is a link to one that has the announced sha256 for a name.
+    stored = path.resolve()
+    if SHA256.fullmatch(stored.name) and stored.is_file() and sha256_of(stored) != stored.name:
+        stored.unlink()
+        path.unlink(missing_ok=True)
+        raise InputError(
+            f"{where}: {path.name} is not what the Hub announced, by its sha256; it was removed, so the same command "
+            "fetches it again"
+        )
 
 
 def pick_device(name: str = "auto") -> torch.device:

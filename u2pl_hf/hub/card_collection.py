@@ -8,15 +8,14 @@ model_cards/demo_u2pl_seed0/
 model_cards/camvid.md, a table, is rendered from the results.json of its runs.
 """
 
-import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
 from u2pl_hf.errors import InputError
-from u2pl_hf.hub.exported import read_results
+from u2pl_hf.files import read_text, write_atomically, write_json, write_text
+from u2pl_hf.hub.exported import TableResults, finished_results, picture_in, read_results
 from u2pl_hf.hub.model_card import render_card
 from u2pl_hf.hub.public_facts import public_facts
 from u2pl_hf.hub.tables import Table, render_table
@@ -31,22 +30,19 @@ def add_run(run: Path, collection: Path, shown: Sequence[str] = ("pictures", "cu
     Raises:
         InputError: the run is not finished, or is the collection's own copy.
     """
-    results = read_results(run)
-    if results is None or results.get("last") is None:
-        raise InputError(f"{run} holds no finished run (no results.json with a last evaluation); train it first")
+    results = finished_results(run)
     folder = collection / run.resolve().name
+    _require_inside(collection, folder)
     folder.mkdir(parents=True, exist_ok=True)
     if folder.resolve() == run.resolve():
         raise InputError(f"{run} is in the collection already; pass the run's own folder")
-    facts, before = public_facts(results), {*folder.glob("pictures/*.png"), *folder.glob("curves.png")}
-    for name in ("pictures", "curves"):
-        if name in shown and facts.get(name) and (run / facts[name]).is_file():
-            _copy_picture(run / facts[name], folder / facts[name])
-        else:
-            facts[name] = None
-    for old in before - {folder / facts[name] for name in ("pictures", "curves") if facts[name]}:
+    pictures = {name: picture_in(run, results.get(name)) if name in shown else None for name in ("pictures", "curves")}
+    facts, before = public_facts(results) | pictures, {*folder.glob("pictures/*.png"), *folder.glob("curves.png")}
+    for name in filter(None, pictures.values()):
+        _copy_picture(run / name, folder / name)
+    for old in before - {folder / name for name in pictures.values() if name}:
         old.unlink()
-    _write(folder / "results.json", json.dumps(facts, indent=2) + "\n")
+    write_json(folder / "results.json", facts)
     return folder
 
 
@@ -71,7 +67,8 @@ def render_tables(collection: Path, tables: Sequence[Table]) -> dict[Path, str]:
     """
     texts = {}
     for table in tables:
-        found = {name: results for name in table.runs() if (results := read_results(collection / name)) is not None}
+        there = [name for name in table.runs() if (collection / name / "results.json").is_file()]
+        found = {name: finished_results(collection / name, TableResults) for name in there}
         if found:
             texts[collection / f"{table.name}.md"] = render_table(table, found)
     return texts
@@ -86,21 +83,25 @@ def write_collection(collection: Path, tables: Sequence[Table] = ()) -> list[Pat
     texts = render_collection(collection) | render_tables(collection, tables)
     changed = [(path, text) for path, text in texts.items() if _text(path) != text]
     for path, text in changed:
-        _write(path, text)
+        _require_inside(collection, path.parent)
+        write_text(path, text)
     return [path for path, _ in changed]
 
 
+def _require_inside(collection: Path, folder: Path) -> None:
+    if not folder.resolve().is_relative_to(collection.resolve()):
+        raise InputError(f"{folder} leads out of {collection}; remove the link")
+
+
 def _text(path: Path) -> str | None:
-    return path.read_text() if path.is_file() else None
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    return read_text(path) if path.is_file() else None
 
 
 def _copy_picture(source: Path, target: Path) -> None:
     """With 256 colours, which is a third of the bytes in a repository that keeps them for ever."""
-    target.parent.mkdir(exist_ok=True)
-    Image.open(source).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(target, "PNG", optimize=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        picture = Image.open(source).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"{source} cannot be shown ({error}); restore it, or remove it") from error
+    write_atomically(target, lambda path: picture.save(path, "PNG", optimize=True))

@@ -4,6 +4,7 @@ import functools
 import logging
 from pathlib import Path
 
+import yaml
 from huggingface_hub import DatasetCard, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HTTPError
 
@@ -21,12 +22,13 @@ def dataset_license(dataset: str, revision: str | None = None) -> str | None:
         data = DatasetCard.load(path, ignore_metadata_errors=True).data if path else {}
     except EntryNotFoundError:
         return None
-    except (HTTPError, OSError, ValueError) as error:
+    except (HTTPError, OSError, ValueError, yaml.YAMLError) as error:
         logger.warning("the licence of %s is not known: its card cannot be read (%s)", dataset, type(error).__name__)
         return None
     found = data.get("license")
     names = [name for name in (found if isinstance(found, list) else [found]) if isinstance(name, str)]
-    return data.get("license_name") if names == ["other"] else ", ".join(names) or None
+    own = data.get("license_name")
+    return (own if isinstance(own, str) else None) if names == ["other"] else ", ".join(names) or None
 
 
 def _card(dataset: str, revision: str | None) -> Path | None:

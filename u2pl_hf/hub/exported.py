@@ -4,10 +4,12 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Required, TypedDict
 
 import yaml
 
 from u2pl_hf.errors import InputError
+from u2pl_hf.files import file_in, read_json, read_text, read_yaml
 from u2pl_hf.hub.model_card import addressed_card, eval_results_yaml, render_card
 from u2pl_hf.hub.public_facts import public_facts
 
@@ -17,6 +19,101 @@ logger = logging.getLogger(__name__)
 MODEL_FILES = ("config.json", "*.safetensors", "model.safetensors.index.json", "preprocessor_config.json", "*.py")
 # What the run wrote about itself. Of the best model, these lie in the folder above.
 RUN_FILES = ("metrics.jsonl", "labeled.txt")
+
+
+class Evaluation(TypedDict, total=False):
+    """Scores as fractions; None where there is nothing to score."""
+
+    step: int
+    mean_iou: Required[float | None]
+    accuracy: float | None
+    per_class_iou: dict[str, float | None]
+
+
+class Origin(TypedDict):
+    """What a converted checkpoint was."""
+
+    file: str
+    sha256: str
+    weights: str
+    epoch: int | None
+    best_miou: float | None
+    class_names_of: str | None
+    output_stride: int
+    aspp_dilations: list[int]
+
+
+class Results(TypedDict, total=False):
+    """results.json of an exported folder: what a card is made of. Fields that are not there are left out of it."""
+
+    method: str | None
+    variant: str | None
+    settings: dict | None
+    dataset: str | None
+    dataset_on_hub: bool | None
+    dataset_revision: str | None
+    dataset_license: str | None
+    subset: str | None
+    split: str | None
+    num_labelled: int | None
+    num_unlabelled: int | None
+    num_evaluation: int | None
+    seed: int | None
+    max_steps: int | None
+    warmup_steps: int | None
+    learning_rate: float | None
+    seconds: float | None
+    hardware: dict | None
+    versions: dict | None
+    date: str | None
+    protocol: dict | None
+    class_names: list[str] | None
+    command: str | None
+    last: Evaluation | None
+    best: Evaluation | None
+    pictures: str | None
+    curves: str | None
+    output_dir: str | None
+    backbone: str | None
+    architecture: dict | None
+    parameters: int | None
+    initialised_with: dict[str, str | None] | None
+    converted_from: Origin | None
+    model_name: str | None
+
+
+class Measured(Evaluation):
+    """An evaluation with its classes."""
+
+    per_class_iou: Required[dict[str, float | None]]
+
+
+class Hardware(TypedDict):
+    """What a run was computed on."""
+
+    name: str
+    processes: int
+    threads: int
+
+
+class Versions(TypedDict):
+    """Of libraries."""
+
+    torch: str
+
+
+class TableResults(Results):
+    """With what a table of runs shows."""
+
+    num_labelled: Required[int]
+    seed: Required[int]
+    max_steps: Required[int]
+    seconds: Required[float]
+    hardware: Required[Hardware]
+    versions: Required[Versions]
+    class_names: Required[list[str]]
+    last: Required[Measured]
+    best: Required[Evaluation]
 
 
 def exported_files(
@@ -36,14 +133,15 @@ def exported_files(
     """
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise InputError(f"{folder} holds no exported model (config.json and *.safetensors); pass a finished run")
-    files: dict[str, Path | bytes] = {p.name: p for pattern in MODEL_FILES for p in sorted(folder.glob(pattern))}
+    names = [path.name for pattern in MODEL_FILES for path in sorted(folder.glob(pattern))]
+    files: dict[str, Path | bytes] = {name: path for name in names if (path := file_in(folder, name))}
     run = folder.parent if folder.name == "best" and (folder.parent / "recipe.yaml").is_file() else folder
-    files |= {name: run / name for name in RUN_FILES if (run / name).is_file()}
-    if (run / "recipe.yaml").is_file():
-        files["recipe.yaml"] = _public_recipe(run / "recipe.yaml")
+    files |= {name: path for name in RUN_FILES if (path := file_in(run, name))}
+    if recipe := file_in(run, "recipe.yaml"):
+        files["recipe.yaml"] = _public_recipe(recipe)
     results = read_results(folder)
     if results is not None:
-        shown = {name: _picture(folder, results.get(name)) for name in ("pictures", "curves")}
+        shown = {name: picture_in(folder, results.get(name)) for name in ("pictures", "curves")}
         files |= {name: folder / name for name in shown.values() if name}
         files["results.json"] = json.dumps(public_facts(results), indent=2).encode() + b"\n"
         scores = eval_results_yaml(results)
@@ -59,22 +157,31 @@ def read_results(folder: Path) -> dict | None:
     Raises:
         InputError: it is not what a run wrote.
     """
-    path = folder / "results.json"
-    if not path.is_file():
-        return None
-    try:
-        results = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path} is no JSON ({error}); restore it, or remove it") from error
-    if not isinstance(results, dict):
-        raise InputError(f"{path} holds no results of a run; restore it, or remove it")
-    return results
+    path = file_in(folder, "results.json")
+    return read_json(path, Results) if path else None
+
+
+def finished_results(folder: Path, kind: type[Results] = Results) -> Results:
+    """results.json of a finished run.
+
+    Raises:
+        InputError: there is none, or it is not what a run wrote.
+    """
+    path = file_in(folder, "results.json")
+    if path is None:
+        raise InputError(f"{folder} holds no finished run (no results.json); train it first, or leave it out")
+    results = read_json(path, Results)
+    if results.get("last") is None and results.get("best") is not None:
+        raise InputError(f"{folder} holds no finished run but its best model; pass the run's own folder")
+    if results.get("last") is None:
+        raise InputError(f"{path} holds no results of a run (no last evaluation); restore it, or remove it")
+    return read_json(path, kind)
 
 
 def _card(folder: Path, results: dict | None, shown: dict, repo_id: str, revision: str | None, others) -> str:
     """The card for this place: rendered anew, but one that somebody has edited stays as it is."""
     path = folder / "README.md"
-    card = path.read_text() if path.is_file() else None
+    card = read_text(path) if file_in(folder, path.name) else None
     if results is None:
         if card is None:
             raise InputError(f"{folder} has neither README.md nor results.json, so there is no card; write a README.md")
@@ -85,13 +192,21 @@ def _card(folder: Path, results: dict | None, shown: dict, repo_id: str, revisio
     return render_card(results | shown | {"repo_id": repo_id, "revision": revision}, others=others)
 
 
-def _picture(folder: Path, name: str | None) -> str | None:
-    """A picture that the card may show: one that is there."""
-    return name if name and (folder / name).is_file() else None
+def picture_in(folder: Path, name: str | None) -> str | None:
+    """Path in the folder of a picture that the card may show: one that is there.
+
+    Raises:
+        InputError: it lies elsewhere, or is no picture.
+    """
+    path = file_in(folder, name) if name else None
+    if path and path.suffix != ".png":
+        raise InputError(f"{folder / 'results.json'} names {name} as a picture, which is no .png; restore it")
+    return path.relative_to(folder.resolve()).as_posix() if path else None
 
 
 def _public_recipe(path: Path) -> bytes:
-    recipe = yaml.safe_load(path.read_text())
-    if isinstance(recipe, dict):
-        recipe = {name: public_facts({"_": value})["_"] for name, value in recipe.items()}
+    recipe = read_yaml(path)
+    if not isinstance(recipe, dict):
+        raise InputError(f"{path} is no recipe of a run; restore it, or remove it")
+    recipe = {name: public_facts({"_": value})["_"] for name, value in recipe.items()}
     return yaml.safe_dump(recipe, sort_keys=False).encode()

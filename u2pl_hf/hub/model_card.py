@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -10,6 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from u2pl_hf.hub.other_runs import compare_runs
 from u2pl_hf.hub.public_facts import public_facts
 from u2pl_hf.hub.published import published_row
+from u2pl_hf.markdown import escaped, one_line
 
 # Beside this file, so that an installed package has it; model_cards/template.md is a link to it.
 TEMPLATE = Path(__file__).with_name("template.md")
@@ -36,6 +38,12 @@ TRAINING_FACTS = {
     "versions": "versions",
     "date": "finished",
 }
+# Facts that stand in the card as code or as addresses; all others are text.
+LITERAL = {
+    "command": lambda command: None if "```" in command else one_line(command),
+    "pictures": quote,
+    "curves": quote,
+}
 # What stands in the card for the model's place; `addressed_card` knows it.
 PLACE = '"PATH_OR_ID_OF_THIS_FOLDER"'
 
@@ -59,18 +67,20 @@ def render_card(results: dict, *, others: Sequence[dict] = ()) -> str:
         The card; `huggingface_hub.ModelCard(text).data` reads the metadata back.
     """
     known = {key: value for key, value in public_facts(results).items() if value is not None}
-    name = known.get("model_name") or _default_name(known)
+    name = one_line(known.get("model_name") or _default_name(known))
+    told = {key: LITERAL.get(key, escaped)(value) for key, value in known.items()}
+    origin = {**told.get("converted_from", {}), "file": _code(known.get("converted_from", {}).get("file", ""))}
     plain = ("backbone", "parameters", "pictures", "curves", "command", "protocol", "dataset", "dataset_license",
              "num_labelled", "num_unlabelled")  # fmt: skip
     context = {
-        "title": name,
-        "class_names": known.get("class_names", []),
-        "facts": _facts(known),
-        "origin": known.get("converted_from"),
+        "title": escaped(name),
+        "class_names": told.get("class_names", []),
+        "facts": _facts(told),
+        "origin": origin if "converted_from" in told else None,
         "place": _place(known["repo_id"], known.get("revision")) if "repo_id" in known else PLACE,
-        "runs": compare_runs(known, [public_facts(other) for other in others]),
-        "published": published_row(known),
-        **{key: known.get(key) for key in plain},
+        "runs": compare_runs(told, [escaped(public_facts(other)) for other in others]),
+        "published": published_row(told),
+        **{key: told.get(key) for key in plain},
     }
     card = str(ModelCard.from_template(_metadata(known, name), template_path=str(TEMPLATE), **context))
     # Parts that were left out leave their blank lines behind.
@@ -142,7 +152,7 @@ def _eval_results(results: dict) -> list[EvalResult]:
             dataset_split=results.get("subset"),
             dataset_revision=results.get("dataset_revision"),
             metric_type="mean_iou",
-            metric_name=f"mIoU ({which}, step {results[which]['step']})",
+            metric_name=f"mIoU ({which}, step {results[which].get('step')})",
             metric_value=results[which]["mean_iou"],
         )
         for which in ("best", "last")
@@ -195,6 +205,11 @@ def _default_name(results: dict) -> str:
 def _place(repo_id: str, revision: str | None) -> str:
     """The arguments of from_pretrained."""
     return f'"{repo_id}"' + (f', revision="{revision}"' if revision else "")
+
+
+def _code(text: str) -> str:
+    """For a place between backticks."""
+    return one_line(text).replace("`", "'")
 
 
 def _percent(fraction: float | None) -> str:

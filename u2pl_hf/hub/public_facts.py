@@ -24,7 +24,10 @@ def public_facts(facts: dict) -> dict:
     if isinstance(facts.get("output_dir"), str):
         public["output_dir"] = _name(facts["output_dir"])
     if isinstance(facts.get("command"), str):
-        public["command"] = shlex.join(_public_word(word) for word in shlex.split(facts["command"]))
+        try:
+            public["command"] = shlex.join(_public_word(word) for word in shlex.split(facts["command"]))
+        except ValueError:  # a quote that does not end: no command that ran
+            public["command"] = None
     return public
 
 

@@ -58,15 +58,17 @@ def check_names(repo_id: str, revision: str | None = None) -> None:
     try:
         validate_repo_id(repo_id)
         _user, _name = repo_id.split("/")
+        if re.search(r"\s", repo_id):  # the pattern of huggingface_hub lets a line break at the end pass
+            raise ValueError(repo_id)
     except ValueError as error:
-        raise InputError(f"'{repo_id}' is not the name of a repository on the Hub; pass USER/NAME") from error
+        raise InputError(f"{repo_id!r} is not the name of a repository on the Hub; pass USER/NAME") from error
     if revision is None:
         return
     # Of what git allows, as much as needs no quotes anywhere.
     wrong = not BRANCH.fullmatch(revision) or ".." in revision or revision.endswith((".", ".lock"))
     if wrong or revision.startswith("refs/"):
         raise InputError(
-            f"'{revision}' cannot be the name of a branch: pass letters, digits, '-', '_', '.' and '/', such as "
+            f"{revision!r} cannot be the name of a branch: pass letters, digits, '-', '_', '.' and '/', such as "
             "voc_732-seed0"
         )
     if re.fullmatch(r"[0-9a-f]{40}", revision):

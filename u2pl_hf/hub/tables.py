@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
 from u2pl_hf.errors import InputError
+from u2pl_hf.files import read_yaml
+from u2pl_hf.markdown import escaped, markdown_table, one_line
 
 SLUG = re.compile(r"[a-z0-9_]+")
 
@@ -62,7 +62,7 @@ def read_table(path: Path) -> Table:
         InputError: it cannot be read, or lacks something; names what.
     """
     try:
-        content = yaml.safe_load(path.read_text())
+        content = read_yaml(path, "pass a title and rows with id, name, recipe, as in training_scripts/tables")
         if not isinstance(content, dict):
             raise TypeError("it holds no fields")
         shared, seeds = content.get("options") or {}, content.get("seeds") or [0]
@@ -78,9 +78,9 @@ def read_table(path: Path) -> Table:
         )
         text, pictures = str(content.get("text") or "").strip(), bool(content.get("pictures", False))
         table = Table(path.stem, str(content["title"]), text, rows, pictures)
-    except OSError as error:
-        raise InputError(f"table {path} cannot be read ({error.strerror}); see training_scripts/tables") from error
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except InputError as error:
+        raise InputError(f"table {error}") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"table {path} is not a title and rows with id, name, recipe: {' '.join(str(error).split())}"
         ) from error
@@ -104,7 +104,7 @@ def render_table(table: Table, found: Mapping[str, dict]) -> str:
     groups = [(row, [found[name] for name, (r, _) in runs if r is row and name in found]) for row in table.rows]
     measured = [(row, runs) for row, runs in groups if runs]
     missing = [name for name in table.runs() if name not in found]
-    parts = [f"# {table.title}"] + ([table.text] if table.text else [])
+    parts = [f"# {one_line(table.title)}"] + ([table.text] if table.text else [])
     if measured:
         parts += [
             _scores(measured),
@@ -121,19 +121,20 @@ def _scores(measured: list[tuple[Row, list[dict]]]) -> str:
     head = ["", "labelled", "steps", "seeds", "last", "± over seeds", "best", "each seed, last", "minutes"]
     lines = []
     for row, runs in measured:
-        last, best = ([100 * run[which]["mean_iou"] for run in runs] for which in ("last", "best"))
+        scores = ([run[which]["mean_iou"] for run in runs] for which in ("last", "best"))
+        last, best = ([100 * score for score in each if score is not None] for each in scores)
         lines.append([
             row.name,
             _same(runs, "num_labelled"),
             _same(runs, "max_steps"),
             " ".join(str(run["seed"]) for run in runs),
-            f"{statistics.mean(last):.2f}",
+            _mean(last),
             f"{statistics.stdev(last):.2f}" if len(last) > 1 else "",
-            f"{statistics.mean(best):.2f}",
+            _mean(best),
             " ".join(f"{score:.2f}" for score in last),
             f"{statistics.mean(run['seconds'] for run in runs) / 60:.0f}",
         ])  # fmt: skip
-    return _markdown(head, lines)
+    return markdown_table(head, lines)
 
 
 def _classes(measured: list[tuple[Row, list[dict]]]) -> str:
@@ -146,7 +147,7 @@ def _classes(measured: list[tuple[Row, list[dict]]]) -> str:
             known = [100 * value for value in known if value is not None]
             cells.append(f"{statistics.mean(known):.1f}" if known else "-")
         lines.append([name, *cells])
-    return _markdown(["class", *(row.name for row, _ in measured)], lines)
+    return markdown_table(["class", *(row.name for row, _ in measured)], lines)
 
 
 def _circumstances(runs: Sequence[dict]) -> str:
@@ -158,7 +159,11 @@ def _circumstances(runs: Sequence[dict]) -> str:
     versions = {f"torch {run['versions']['torch']}" for run in runs}
     dates = sorted({run["date"] for run in runs if run.get("date")})
     when = [dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"] if dates else []
-    return f"Measured on {'; '.join([*sorted(hardware), ', '.join(sorted(versions)), *when])}."
+    return f"Measured on {escaped('; '.join([*sorted(hardware), ', '.join(sorted(versions)), *when]))}."
+
+
+def _mean(scores: Sequence[float]) -> str:
+    return f"{statistics.mean(scores):.2f}" if scores else "-"
 
 
 def _number(count: int, what: str, plural: str) -> str:
@@ -167,8 +172,3 @@ def _number(count: int, what: str, plural: str) -> str:
 
 def _same(runs: Sequence[dict], key: str) -> str:
     return " / ".join(dict.fromkeys(str(run[key]) for run in runs))
-
-
-def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rows = [head, ["---"] * len(head), *lines]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)

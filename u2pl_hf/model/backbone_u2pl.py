@@ -168,7 +168,7 @@ class U2PLAutoBackbone(nn.Module):
     def __init__(self, config: U2PLConfig):
         super().__init__()
         self.image_scale = self.image_shift = None
-        self.features = AutoBackbone.from_config(config.backbone_config)
+        self.features = AutoBackbone.from_config(config.backbone_config, trust_remote_code=False)
         self.low_level_channels, self.auxiliary_channels, self.out_channels = (
             self.features.channels[i] for i in (0, -2, -1)
         )

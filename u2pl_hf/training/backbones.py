@@ -12,6 +12,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
 from u2pl_hf.errors import InputError
+from u2pl_hf.evaluation.loading import check_downloads, first_not_finite
 from u2pl_hf.hub_cache import is_reachable
 from u2pl_hf.model.configuration_u2pl import U2PLConfig
 from u2pl_hf.model.modeling_u2pl import U2PLForSemanticSegmentation
@@ -39,8 +40,10 @@ def backbone_config(args: RunArguments) -> PreTrainedConfig | None:
     if "/" not in args.backbone and not Path(args.backbone).is_dir():
         raise InputError(f"--backbone {args.backbone}: no such backbone; {known}")
     try:
-        config = AutoConfig.from_pretrained(args.backbone, revision=args.backbone_revision, **_where(args.backbone))
-    except (OSError, ValueError, ImportError) as error:
+        config = AutoConfig.from_pretrained(
+            args.backbone, revision=args.backbone_revision, trust_remote_code=False, **_where(args.backbone)
+        )
+    except Exception as error:  # transformers and huggingface_hub raise their own types for wrong fields
         raise InputError(f"--backbone {args.backbone}: {_line(error)}; {known}") from error
     if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
         raise InputError(f"--backbone {args.backbone}: models of type {config.model_type} are no backbones; {known}")
@@ -124,6 +127,7 @@ def load_backbone(student: U2PLForSemanticSegmentation, args: RunArguments) -> N
             model, report = type(features).from_pretrained(
                 name, config=features.config, revision=_revision(args), output_loading_info=True
             )
+            check_downloads(f"backbone weights {name}", name, _revision(args))
             trained, missing = model.state_dict(), sorted(report["missing_keys"])
     except RuntimeError as error:
         raise InputError(
@@ -136,6 +140,8 @@ def load_backbone(student: U2PLForSemanticSegmentation, args: RunArguments) -> N
         raise InputError(
             f"backbone weights {name}: {_line(error)}; pass --backbone_weights {FRESH} to start from fresh ones"
         ) from error
+    if broken := first_not_finite(trained):
+        raise InputError(f"backbone weights {name}: {broken} is not finite; pass others")
     if 2 * len(missing) > len(trained):
         raise InputError(f"backbone weights {name}: {len(missing)} of the backbone's tensors are not there")
     if missing:
@@ -162,6 +168,8 @@ def _timm_weights(args: RunArguments, config: TimmBackboneConfig) -> Mapping[str
         pretrained=True,
         pretrained_cfg_overlay=file,
     )
+    if not file and (hub_id := model.pretrained_cfg.get("hf_hub_id")):
+        check_downloads(f"backbone weights {args.backbone}", hub_id)
     return {f"_backbone.{name}": tensor for name, tensor in model.state_dict().items()}
 
 

@@ -11,67 +11,60 @@ A step draws its random numbers from (seed, process, step) and the streams are a
 stands for the generators and the positions of all processes. All processes have equal state, and one writes it.
 """
 
-import hashlib
 import json
 import logging
-import os
-import shutil
-from collections.abc import Callable
+import re
 from pathlib import Path
+from typing import Required, TypedDict
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from u2pl_hf.data.durable import sync
+from u2pl_hf.errors import InputError
+from u2pl_hf.files import read_json, remove, sha256_of, write_atomically
+from u2pl_hf.hub.exported import Evaluation
 
 logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
+NAME = re.compile(r"step-(\d+)")
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Call `write` with a path beside `path`, then rename: what stands at `path` is always complete and on the disk.
+class State(TypedDict, total=False):
+    """state.json of a checkpoint."""
 
-    A file is replaced at once; of a folder, the old one lies beside it as .NAME.old for a moment.
-    """
-    temporary = path.with_name(f".{path.name}.partial")
-    remove(temporary)
-    try:
-        write(temporary)
-        for part in (*(temporary.rglob("*") if temporary.is_dir() else ()), temporary):
-            sync(part)
-    except BaseException:
-        remove(temporary)
-        raise
-    if path.is_dir():
-        # A folder cannot be renamed over a filled one.
-        aside = path.with_name(f".{path.name}.old")
-        remove(aside)
-        path.rename(aside)
-        temporary.rename(path)
-        remove(aside)
-    else:
-        os.replace(temporary, path)
-    sync(path.parent)
+    step: Required[int]
+    evaluation_is_due: bool
+    recipe: dict
+    data: dict
+    processes: int
+    scaler: dict | None
+    best: Evaluation | None
+    skipped: list[str]
+    seconds: float
+    seconds_of: dict[str, float]
+    # Checkpoints of earlier versions do not tell.
+    initialised_with: dict[str, str | None] | None
 
 
-def write_json(path: Path, content: dict) -> None:
-    """Write a JSON file atomically."""
-    write_atomically(path, lambda p: p.write_text(json.dumps(content, indent=2) + "\n"))
+class RunState(State):
+    """With all that a run needs to go on."""
 
-
-def remove(path: Path) -> None:
-    """Delete a file or a folder, if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    evaluation_is_due: Required[bool]
+    recipe: Required[dict]
+    data: Required[dict]
+    processes: Required[int]
+    scaler: Required[dict | None]
+    best: Required[Evaluation | None]
+    skipped: Required[list[str]]
+    seconds: Required[float]
+    seconds_of: Required[dict[str, float]]
 
 
 def save_checkpoint(
     folder: Path, student: nn.Module, method: nn.Module, optimizer: torch.optim.Optimizer, state: dict, keep: int
 ) -> None:
-    """Write the checkpoint folder, then remove all but the `keep` newest beside it."""
+    """Write the checkpoint folder, then remove earlier ones beside it, so that `keep` remain with this one."""
     folder.parent.mkdir(parents=True, exist_ok=True)
 
     def write(path: Path) -> None:
@@ -83,8 +76,9 @@ def save_checkpoint(
         (path / MANIFEST).write_text(json.dumps(_describe(path), indent=2) + "\n")
 
     write_atomically(folder, write)
-    for older in in_order(folder.parent)[:-keep]:
-        remove(older)
+    earlier = [path for path in in_order(folder.parent) if _step(path) < _step(folder)]
+    for path in earlier[: max(0, len(earlier) + 1 - keep)]:
+        remove(path)
 
 
 def load_checkpoint(folder: Path, student: nn.Module, method: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
@@ -98,9 +92,13 @@ def load_checkpoint(folder: Path, student: nn.Module, method: nn.Module, optimiz
     return read_state(folder)
 
 
-def read_state(folder: Path) -> dict:
-    """state.json of a checkpoint."""
-    return json.loads((folder / "state.json").read_text())
+def read_state(folder: Path, kind: type[State] = State) -> State:
+    """state.json of a checkpoint.
+
+    Raises:
+        InputError: it is not what a run wrote.
+    """
+    return read_json(folder / "state.json", kind, strict=False)
 
 
 def first_step(folder: Path | None) -> int:
@@ -111,17 +109,21 @@ def first_step(folder: Path | None) -> int:
 def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint folder, or None if each of its files is as it was written."""
     try:
-        expected = json.loads((folder / MANIFEST).read_text())
+        expected = read_json(folder / MANIFEST, dict[str, dict])
         found = _describe(folder)
-    except (OSError, ValueError) as error:
+    except (OSError, InputError) as error:
         return str(error)
     wrong = [name for name in sorted(expected | found) if expected.get(name) != found.get(name)]
     return f"{wrong[0]} is not as it was written" if wrong else None
 
 
 def in_order(folder: Path) -> list[Path]:
-    """The checkpoints below `folder`, oldest first; a longer number is a larger one."""
-    return sorted(folder.glob("step-*"), key=lambda path: (len(path.name), path.name))
+    """The checkpoints below `folder`, oldest first; what has another name, such as a copy, is none."""
+    return sorted((path for path in folder.glob("step-*") if NAME.fullmatch(path.name)), key=_step)
+
+
+def _step(folder: Path) -> int:
+    return int(NAME.fullmatch(folder.name)[1])
 
 
 def newest_complete(folder: Path) -> Path | None:
@@ -138,15 +140,6 @@ def _describe(folder: Path) -> dict[str, dict]:
     """Size and sha256 of each file but the manifest."""
     files = [path for path in sorted(folder.iterdir()) if path.name != MANIFEST]
     return {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in files}
-
-
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
-    digest, buffer = hashlib.sha256(), memoryview(bytearray(2**20))
-    with open(path, "rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            digest.update(buffer[:count])
-    return digest.hexdigest()
 
 
 def _momentum(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -18,8 +18,8 @@ from accelerate.utils import LoggerType
 from PIL import Image
 
 from u2pl_hf.errors import InputError
+from u2pl_hf.files import read_text, write_text
 from u2pl_hf.training.arguments import RunArguments
-from u2pl_hf.training.checkpoint import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -187,5 +187,5 @@ def _init_kwargs(args: RunArguments, first_step: int) -> dict[str, dict]:
 def _run_id(path: Path, first_step: int) -> str:
     """Kept while a run goes on; new where one starts at step 0, since wandb drops steps that it has seen."""
     if first_step == 0 or not path.is_file():
-        write_atomically(path, lambda p: p.write_text(uuid.uuid4().hex))
-    return path.read_text()
+        write_text(path, uuid.uuid4().hex)
+    return read_text(path)

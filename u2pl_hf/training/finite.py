@@ -11,7 +11,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from u2pl_hf.errors import TrainingError
-from u2pl_hf.training.checkpoint import write_json
+from u2pl_hf.files import write_json
 
 logger = logging.getLogger(__name__)
 # A gradient scaler that starts too high skips some steps; one that goes on skipping has nothing left to scale.

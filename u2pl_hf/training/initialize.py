@@ -20,11 +20,12 @@ from transformers import PreTrainedModel
 from transformers.utils.hub import extract_commit_hash
 
 from u2pl_hf.errors import InputError
-from u2pl_hf.evaluation.loading import load_model, model_commit
+from u2pl_hf.evaluation.loading import check_download, first_not_finite, load_model, model_commit
+from u2pl_hf.files import sha256_of
 from u2pl_hf.model.convert import misfit, resnet_architecture
 from u2pl_hf.training.arguments import FRESH, RunArguments
 from u2pl_hf.training.backbones import load_backbone
-from u2pl_hf.training.checkpoint import read_state, sha256_of
+from u2pl_hf.training.checkpoint import RunState, read_state
 from u2pl_hf.training.run_folder import RunFolder
 from u2pl_hf.training.weights_file import check_there, is_state_dict, read_weights_file
 
@@ -60,8 +61,7 @@ def find_starting_point(
     checkpoint = folder.checkpoint_to_resume(data, processes)
     if checkpoint is None:
         return None, initialize(student, args)
-    # Checkpoints of earlier versions do not tell.
-    return checkpoint, read_state(checkpoint).get("initialised_with")
+    return checkpoint, read_state(checkpoint, RunState).get("initialised_with")
 
 
 def initialize(student: PreTrainedModel, args: RunArguments) -> dict | None:
@@ -98,6 +98,8 @@ def _fill_backbone(student: PreTrainedModel, name: str, revision: str | None) ->
         raise InputError(f"{where}: {path.name} is no state dict; save the network's state dict alone and pass that")
     # The classifier of ImageNet's classes.
     weights = {key: tensor for key, tensor in content.items() if not key.startswith("fc.")}
+    if broken := first_not_finite(weights):
+        raise InputError(f"{where}: {broken} is not finite; pass other weights")
     try:
         found = resnet_architecture(weights)
     except ValueError as error:
@@ -201,9 +203,13 @@ def _download(where: str, repo_id: str, revision: str | None) -> Path:
     try:
         for file in WEIGHT_FILES:
             try:
-                return Path(hf_hub_download(repo_id, file, revision=revision))
+                path = Path(hf_hub_download(repo_id, file, revision=revision))
             except RemoteEntryNotFoundError:
                 continue
+            check_download(where, path)
+            return path
+    except InputError:
+        raise
     except RepositoryNotFoundError as error:
         raise InputError(
             f"{where}: no such folder, and no such repository on the Hub; for a private one run `hf auth login`"

@@ -13,9 +13,9 @@ from u2pl_hf.data.class_list import ClassList, read_class_list
 from u2pl_hf.data.layouts import cityscapes, voc
 from u2pl_hf.errors import InputError
 from u2pl_hf.evaluation.pictures import default_palette
+from u2pl_hf.files import sha256_of
 from u2pl_hf.model.convert import load_published
 from u2pl_hf.model.modeling_u2pl import U2PLForSemanticSegmentation
-from u2pl_hf.training.checkpoint import sha256_of
 from u2pl_hf.training.export import EXPORTED, export_model
 from u2pl_hf.training.weights_file import is_state_dict, read_weights_file
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from u2pl_hf.errors import InputError
-from u2pl_hf.hub.exported import exported_files, read_results
+from u2pl_hf.files import file_in
+from u2pl_hf.hub.exported import exported_files, finished_results
 from u2pl_hf.hub.push import check_can_push, check_names, push_files
 from u2pl_hf.training.arguments import RunArguments
 from u2pl_hf.training.checkpoint import newest_complete, read_state
@@ -65,7 +66,7 @@ class RunPush:
             raise InputError(f"{self.folder} is not a folder; pass the output folder of a run")
         if not self.best and not (folder / "config.json").is_file() and (folder / "best").is_dir():
             raise InputError(f"{folder} is not finished; push its best model so far with --best, or let it end first")
-        return exported_files(folder, self.repo_id, self.revision, [_finished(other) for other in self.others])
+        return exported_files(folder, self.repo_id, self.revision, [finished_results(other) for other in self.others])
 
     def checkpoint_files(self) -> tuple[int, dict[str, Path]]:
         """Step of the newest complete checkpoint, and path in the repository -> file.
@@ -76,10 +77,9 @@ class RunPush:
         checkpoint = newest_complete(self.folder / "checkpoints")
         if checkpoint is None:
             raise InputError(f"{self.folder} holds no complete checkpoint; push without --with_checkpoint")
-        own = [path for path in (self.folder / name for name in STATE_FILES) if path.is_file()]
-        best = [path for path in (self.folder / "best").rglob("*") if path.is_file()]
-        paths = [*own, *best, *(path for path in checkpoint.iterdir())]
-        files = {path.relative_to(self.folder).as_posix(): path for path in paths}
+        parts = [*(self.folder / "best").rglob("*"), *checkpoint.iterdir()]
+        names = [*STATE_FILES, *(path.relative_to(self.folder).as_posix() for path in parts)]
+        files = {name: path for name in names if (path := file_in(self.folder, name))}
         return read_state(checkpoint)["step"], files
 
     def plan(self) -> dict:
@@ -156,13 +156,6 @@ def push_finished(args: RunArguments) -> dict:
         return {"hub": push.push()["url"], "hub_error": None}
     except InputError as error:
         return {"hub": None, "hub_error": str(error)}
-
-
-def _finished(folder: Path) -> dict:
-    results = read_results(folder)
-    if results is None:
-        raise InputError(f"{folder} holds no finished run (no results.json); leave it out")
-    return results
 
 
 def _sizes(files: dict[str, Path | bytes]) -> dict[str, int]:

@@ -7,7 +7,6 @@ output_dir/
   checkpoints/step-000200/                                           see checkpoint.py
 """
 
-import json
 import logging
 import time
 from pathlib import Path
@@ -16,11 +15,12 @@ from typing import IO
 import yaml
 from PIL import Image
 
-from u2pl_hf.data.splits import read_ids, write_ids
 from u2pl_hf.errors import InputError
-from u2pl_hf.hub.exported import read_results
+from u2pl_hf.evaluation.curves import metrics_lines
+from u2pl_hf.files import TEMPORARY, read_yaml, remove, write_atomically, write_text
+from u2pl_hf.hub.exported import finished_results
 from u2pl_hf.training.arguments import RunArguments
-from u2pl_hf.training.checkpoint import damage, newest_complete, read_state, remove, write_atomically
+from u2pl_hf.training.checkpoint import damage, newest_complete, read_state
 from u2pl_hf.training.failures import NO_SPACE
 
 try:
@@ -31,6 +31,9 @@ except ImportError:  # Windows
 logger = logging.getLogger(__name__)
 # The loading processes of a run that was killed hold its lock for some seconds more.
 LOCK_SECONDS = 15.0
+LOCK = ".lock"
+# What a run that was killed, or found no space, may leave before it has written what it is.
+LEFTOVERS = (TEMPORARY, ".*.old")
 # How a global batch comes about: its images are the same, but BatchNorm and queues see them in other portions.
 LAYOUT = ("batch_size", "unlabelled_batch_size", "gradient_accumulation_steps")
 
@@ -54,15 +57,14 @@ class RunFolder:
         for path in (self.path, *self.path.parents):
             if path.exists() and not path.is_dir():
                 raise InputError(f"--output_dir {self.path}: {path} is a file; pass a folder")
-        if not self.path.is_dir() or not any(self.path.iterdir()):
+        if not self.path.is_dir():
+            return
+        if {*self.path.iterdir()} <= {self.path / LOCK, *_leftovers(self.path)}:
             return
         if self.args.resume == "never":
             raise InputError(f"--output_dir {self.path} is not empty; pass another folder or --resume auto")
         recipe = self.path / "recipe.yaml"
-        try:
-            content = yaml.safe_load(recipe.read_text()) if recipe.is_file() else None
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise InputError(f"{recipe} is damaged; restore it, or pass another --output_dir") from error
+        content = read_yaml(recipe, "restore it, or pass another --output_dir") if recipe.is_file() else None
         if not isinstance(content, dict):
             raise InputError(f"--output_dir {self.path} is not empty and holds no run; pass another folder")
         self._compare(content, recipe)
@@ -74,7 +76,8 @@ class RunFolder:
             InputError: the run in this folder was started with other ids.
         """
         path = self.path / "labeled.txt"
-        if path.is_file() and read_ids(path) != labelled_ids:
+        # As it was written: an id may have blanks at its ends, or a character that ends a line elsewhere.
+        if path.is_file() and path.read_bytes().replace(b"\r\n", b"\n") != _id_lines(labelled_ids):
             raise InputError(f"--split {self.args.split} has other images than {path}; pass another --output_dir")
 
     def start(self, labelled_ids: list[str]) -> None:
@@ -97,17 +100,17 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock()
         for folder in (self.path, self.path / "checkpoints"):
-            for leftover in (*folder.glob(".*.partial"), *folder.glob(".*.old")):
+            for leftover in _leftovers(folder):
                 remove(leftover)
         content = self.args.recipe() | {"output_dir": self.args.output_dir}
-        write_atomically(self.path / "recipe.yaml", lambda p: p.write_text(yaml.safe_dump(content, sort_keys=False)))
-        write_atomically(self.path / "labeled.txt", lambda p: write_ids(p, labelled_ids))
+        write_text(self.path / "recipe.yaml", yaml.safe_dump(content, sort_keys=False))
+        write_atomically(self.path / "labeled.txt", lambda p: p.write_bytes(_id_lines(labelled_ids)))
 
     def _lock(self) -> None:
         """Keep a second run out, such as one whose launcher was ended and which trains on. It ends with the process."""
         if fcntl is None:
             return
-        self.lock_file = open(self.path / ".lock", "w")  # noqa: SIM115 (held as long as the run lasts)
+        self.lock_file = open(self.path / LOCK, "w")  # noqa: SIM115 (held as long as the run lasts)
         end = time.monotonic() + LOCK_SECONDS
         while True:
             try:
@@ -134,10 +137,7 @@ class RunFolder:
         Raises:
             InputError: results.json is not what a run wrote.
         """
-        results = read_results(self.path)
-        if results is not None and not results.get("last"):
-            raise InputError(f"{self.results_path} holds no results of a run; restore it, or remove it")
-        return results
+        return finished_results(self.path) if self.results_path.is_file() else None
 
     def checkpoint_path(self, step: int) -> Path:
         """Where the checkpoint of a step lies."""
@@ -170,10 +170,11 @@ class RunFolder:
 
     def _check_state(self, path: Path, data: dict, processes: int) -> None:
         state = read_state(path)
-        self._compare(state["recipe"], path)
-        self.check_data(path, state["data"], data)
+        self._compare(state.get("recipe", {}), path)
+        self.check_data(path, state.get("data", {}), data)
+        recipe = RunArguments().recipe() | state.get("recipe", {})
         there, here = ({"processes": n} | {name: r[name] for name in LAYOUT} for n, r in (
-            (state["processes"], state["recipe"]), (processes, self.args.recipe())))  # fmt: skip
+            (state.get("processes", 1), recipe), (processes, self.args.recipe())))  # fmt: skip
         if there == here:
             return
         if not self.args.change_processes:
@@ -220,9 +221,16 @@ class RunFolder:
     def trim_metrics(self, step: int) -> None:
         """Drop lines of what is about to be done again: later steps, and the evaluation of this one."""
         if self.metrics_path.is_file():
-            lines = self.metrics_path.read_text().splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and _is_before(json.loads(line), step)]
-            write_atomically(self.metrics_path, lambda p: p.write_text("".join(kept)))
+            kept = [text for text, line in metrics_lines(self.metrics_path) if _is_before(line, step)]
+            write_text(self.metrics_path, "".join(f"{text}\n" for text in kept))
+
+
+def _leftovers(folder: Path) -> list[Path]:
+    return [path for pattern in LEFTOVERS for path in folder.glob(pattern)]
+
+
+def _id_lines(ids: list[str]) -> bytes:
+    return "".join(f"{i}\n" for i in ids).encode("utf-8", "backslashreplace")
 
 
 def _is_before(line: dict, step: int) -> bool:

@@ -233,7 +233,7 @@ class Trainer:
         self.best = state["best"]
         self.batches.skipped.messages.update(state["skipped"])
         self.started -= state["seconds"]
-        self.seconds_of = state["seconds_of"]
+        self.seconds_of |= state["seconds_of"]
         logger.info("resuming from %s", self.checkpoint)
         return state["step"], state["evaluation_is_due"]
 

@@ -1,0 +1,256 @@
+"""Files: written whole or not at all, and read back with one line that says what is wrong with one.
+
+What a file holds is described by a type, mostly a TypedDict beside the code that reads it: `read_json(path, Results)`.
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+from u2pl_hf.errors import InputError
+
+# What a writer that was killed leaves behind has names of this form.
+TEMPORARY = ".*.partial"
+MAX_DEPTH = 50
+HINT = "restore it, or remove it"
+# What yaml raises for broken dates, numbers and tags, besides its own errors.
+YAML_ERRORS = (yaml.YAMLError, ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError)
+WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    dict: "an object",
+    list: "a list",
+    types.NoneType: "null",
+}
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Call `write` with a path beside `path`, then rename: what stands at `path` is always complete and on the disk.
+
+    A file is replaced at once; of a folder, the old one lies beside it as .NAME.old for a moment. The umask says who
+    may read them, whatever wrote them.
+    """
+    # The process id keeps two writers apart: one that was just killed may not be quite dead yet.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    remove(temporary)
+    try:
+        write(temporary)
+        parts = [*(temporary.rglob("*") if temporary.is_dir() else ()), temporary]
+        for part in parts:
+            _open_to_others(part)
+            sync(part)
+    except BaseException:
+        remove(temporary)
+        raise
+    if path.is_dir():
+        # A folder cannot be renamed over a filled one.
+        aside = path.with_name(f".{path.name}.old")
+        remove(aside)
+        path.rename(aside)
+        temporary.rename(path)
+        remove(aside)
+    else:
+        temporary.replace(path)
+    sync(path.parent)
+
+
+def _open_to_others(path: Path) -> None:
+    # safetensors writes files that nobody else may read.
+    if path.is_file() and not path.is_symlink():
+        umask = os.umask(0o077)
+        os.umask(umask)
+        path.chmod(0o666 & ~umask)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically. Names of files may hold what is no valid text: that is written as escapes."""
+    write_atomically(path, lambda p: p.write_bytes(text.encode("utf-8", "backslashreplace")))
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write a JSON file atomically."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
+    if os.name == "nt":  # Windows opens no folders and syncs no read-only handles
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(2**20))
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+    return digest.hexdigest()
+
+
+def file_in(folder: Path, name: str | Path) -> Path | None:
+    """The file `name` of a folder that comes from anywhere, links followed; None where there is none.
+
+    Raises:
+        InputError: it lies outside of the folder.
+    """
+    try:
+        path = (folder / name).resolve()
+        if not path.is_file():
+            return None
+    except (OSError, ValueError, RuntimeError):  # no name that a file can have, or links in a circle
+        return None
+    if not path.is_relative_to(folder.resolve()):
+        raise InputError(f"{folder / name} leads out of {folder}: put the file itself there, or leave it out")
+    return path
+
+
+def read_text(path: Path, hint: str = HINT) -> str:
+    """A text file.
+
+    Raises:
+        InputError: it cannot be read, or is no text.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); {hint}") from error
+    except ValueError as error:
+        raise InputError(f"{path} is no text; {hint}") from error
+
+
+def read_json(path: Path, kind=dict, hint: str = HINT, *, strict: bool = True):
+    """What a JSON file holds.
+
+    Args:
+        kind: what it must be, see `misfit`.
+        hint: what to do about a file that is not.
+        strict: see `parse_json`.
+
+    Raises:
+        InputError: it cannot be read, is no JSON or of another kind; names the field.
+    """
+    try:
+        return parse_json(read_text(path, hint), kind, strict=strict)
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{path} {error}; {hint}") from error
+
+
+def parse_json(text: str, kind=dict, *, strict: bool = True):
+    """JSON of a kind, see `misfit`.
+
+    Args:
+        strict: refuse what Python writes and no other file can hold: NaN, infinity, halves of characters.
+
+    Raises:
+        ValueError: it is not; one line that follows a name.
+    """
+    hooks = {"parse_float": _finite, "parse_constant": _finite} if strict else {}
+    try:
+        content = json.loads(text, parse_int=_int, object_pairs_hook=_distinct, **hooks)
+        _check_depth(content)
+        if strict:
+            json.dumps(content, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"is no JSON ({str(error)[:120]})") from error
+    if wrong := misfit(content, kind):
+        raise ValueError(f"is not what it should be: {wrong}")
+    return content
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text[:20]} is no finite number")
+    return number
+
+
+def _int(text: str) -> int:
+    # Seeds of torch have 64 bits.
+    if len(text) > 20 or abs(int(text)) >= 2**64:
+        raise ValueError(f"{text[:20]} is too large a number")
+    return int(text)
+
+
+def _distinct(pairs: list[tuple[str, object]]) -> dict:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands there twice")
+    return content
+
+
+def _check_depth(content, left: int = MAX_DEPTH) -> None:
+    """Refuse what would end the recursions of others."""
+    if not left:
+        raise ValueError(f"more than {MAX_DEPTH} levels deep")
+    if isinstance(content, dict | list):
+        for part in content.values() if isinstance(content, dict) else content:
+            _check_depth(part, left - 1)
+
+
+def read_yaml(path: Path, hint: str = HINT):
+    """What a YAML file holds.
+
+    Raises:
+        InputError: it cannot be read, or is no YAML.
+    """
+    text = read_text(path, hint)
+    try:
+        return yaml.safe_load(text)
+    except YAML_ERRORS as error:
+        raise InputError(f"{path} is damaged ({' '.join(str(error).split())[:160]}); {hint}") from error
+
+
+def misfit(value, kind, name: str = "") -> str | None:
+    """Which part of a value is of another kind, in words; None if it fits.
+
+    Args:
+        kind: bool, int, float, str, dict, list[X], dict[str, X], X | Y | None, a TypedDict or a dataclass, of which
+            fields that it does not name may be there.
+        name: of the value.
+    """
+    parts = typing.get_args(kind)
+    if isinstance(kind, types.UnionType):
+        wrong = [misfit(value, part, name) for part in parts]
+        return None if None in wrong else wrong[0]
+    fields = typing.get_type_hints(kind) if isinstance(kind, type) and getattr(kind, "__annotations__", None) else {}
+    plain = dict if fields else typing.get_origin(kind) or kind
+    # True is an int for Python, and 1 a whole number where any may stand.
+    fits = isinstance(value, int | float if plain is float else plain) and (
+        plain is bool or not isinstance(value, bool)
+    )
+    if not fits:
+        return f"{name or 'it'} is {repr(value)[:60]}, and must be {WORDS[plain]}"
+    missing = [field for field in getattr(kind, "__required_keys__", fields) if field not in value]
+    if missing:
+        return f"{'.'.join(filter(None, (name, min(missing))))} is missing"
+    within = {field: (value[field], part) for field, part in fields.items() if field in value}
+    if parts:
+        items = value.items() if plain is dict else enumerate(value)
+        within = {key: (item, parts[-1]) for key, item in items}
+    each = (misfit(item, part, f"{name}.{key}" if name else str(key)) for key, (item, part) in within.items())
+    return next(filter(None, each), None)
