@@ -31,9 +31,6 @@ class InputError(OneLineError, ValueError):
 
     exit_code = 2
 
-    def __init__(self, message: str):
-        super().__init__(_one_line(message))
-
 
 class TrainingError(OneLineError, RuntimeError):
     """The run cannot go on: no memory, no disk, losses that are not finite, another process gone.
@@ -42,14 +39,6 @@ class TrainingError(OneLineError, RuntimeError):
     """
 
     exit_code = 1
-
-    def __init__(self, message: str):
-        super().__init__(_one_line(message))
-
-
-def _one_line(message: str) -> str:
-    """Names of files and words of others may have line breaks."""
-    return " ".join(message.splitlines())
 
 
 class Stopped(BaseException):

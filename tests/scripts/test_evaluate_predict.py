@@ -113,6 +113,16 @@ def score(folder, ids, labels):
     return metric.compute()
 
 
+def test_evaluate_says_when_nothing_is_labelled_and_which_subset_there_is(model_dir, tmp_path, here, caplog):
+    write_data(tmp_path / "ignored", 0, ["a", "b", "c"])
+    arguments = ["evaluate.py", model_dir, "--dataset", tmp_path / "ignored", "--device", "cpu"]
+    assert json.loads(here(*arguments, code=None).stdout.splitlines()[-1])["mean_iou"] is None
+    assert "all 3 images are 255 (ignored) throughout" in caplog.text
+    assert "no subset 'val'; it has validation: pass --subset validation" in refused(
+        here(*arguments, "--subset", "val")
+    )
+
+
 def test_evaluate_scores_what_it_saves(model_dir, data, tmp_path, here):
     folder, images, labels = data
     arguments = [model_dir, "--dataset", folder, "--subset", "validation", "--device", "cpu", "--batch_size", 2]

@@ -196,7 +196,7 @@ def test_refusals(tmp_path, refused):
     assert "looked for leftImg8bit" in refused("cityscapes", "--root", tmp_path / "empty", *out)
     assert "below images/ and masks/" in refused("folder", "--root", tmp_path / "empty", *out)
     assert "not empty" in refused("voc", "--root", tmp_path / "empty", "--output_dir", tmp_path / "full")
-    assert "--shards: 0 must be at least 1" in refused("voc", "--root", tmp_path / "empty", *out, "--shards", 0)
+    assert "--shards is 0: it must be at least 1" in refused("voc", "--root", tmp_path / "empty", *out, "--shards", 0)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "full", "text"]
 
 

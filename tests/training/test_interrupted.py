@@ -209,9 +209,7 @@ def test_recipe_of_an_older_version_lacks_newer_fields(tiny_data, tmp_path):
 
 def test_loss_that_is_not_finite_stops_with_step_losses_and_images(tiny_data, tmp_path):
     """A learning rate out of all reason does what a poisoned image or an overflow would."""
-    trainer = make_trainer(
-        tiny_data, tmp_path / "run", learning_rate=1e30, max_steps=8, logging_steps=4, warmup_steps=0
-    )
+    trainer = make_trainer(tiny_data, tmp_path / "run", learning_rate=1e9, max_steps=8, logging_steps=4, warmup_steps=0)
     with pytest.raises(TrainingError, match=r"not finite at step (\d).*not_finite_0.json.*--learning_rate") as caught:
         trainer.train()
     told = json.loads((tmp_path / "run" / "not_finite_0.json").read_text())
