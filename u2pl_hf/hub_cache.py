@@ -14,6 +14,8 @@ from u2pl_hf.errors import InputError
 logger = logging.getLogger(__name__)
 # Seconds to connect, twice; the libraries ask for half a minute before they give up.
 PATIENCE = 5.0
+# What can be the id of a repository, as huggingface_hub has it.
+REPOSITORY = re.compile(r"(?!.*(?:--|\.\.))(?:\w[\w.-]{0,95}/)?\w[\w.-]{0,94}\w?", re.ASCII)
 # Beside the data: what a run may have fetched alone.
 NO_DATA = {".md", ".txt", ".gitattributes", ".gitignore"}
 
@@ -66,6 +68,8 @@ def place_to_read(path: str, revision: str | None) -> str:
         raise InputError(f"data set {path}: no such folder")
     if local.is_dir() and not any(local.iterdir()):
         raise InputError(f"data set {path}: the folder is empty")
+    if not local.exists() and not REPOSITORY.fullmatch(path):
+        raise InputError(f"data set {path}: no such folder; an id of the Hub has the form OWNER/NAME")
     if local.exists() or is_reachable():
         return path
     snapshot = cached_snapshot(path, revision)

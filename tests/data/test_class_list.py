@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 
@@ -118,3 +119,25 @@ def test_no_such_file(tmp_path):
     (tmp_path / "b").write_bytes(b"\xff\xfe\x00\x81")
     with pytest.raises(InputError, match="UTF-8"):
         read_class_list(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("road 1\nbackground 0\n", "'road 1' may be a name, or a name and numbers: write NAME,VALUE"),
+        ("1: road\n0: background\n", "'1: road' may be a name"),
+        ("background\nroad;1\n", "'road;1' may be a name"),
+        ("road\t1\nbackground\t0\n", "may be a name"),
+        ("name\nbackground\nroad\n", "'name' reads like a header"),
+    ],
+)
+def test_what_may_be_a_name_or_a_value_is_asked(tmp_path, text, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        read(tmp_path, text)
+    quoted = "".join(f'"{line}"\n' for line in text.splitlines())
+    assert read(tmp_path, quoted).names == tuple(text.splitlines())
+
+
+def test_a_hidden_name_is_told(tmp_path, caplog):
+    assert read(tmp_path, "# classes\nbackground\n#road\nsky\n").names == ("background", "sky")
+    assert "1 lines are taken for comments, such as #road" in caplog.text

@@ -114,3 +114,10 @@ def test_an_unlabelled_list_of_which_nothing_is_there(tmp_path):
     with pytest.raises(InputError, match="none of its 2 unlabelled images"):
         resolve_split(str(tmp_path), IDS, 0)
     assert resolve_split(str(tmp_path), IDS, 0, drop_absent=True) == ([0], [])
+
+
+@pytest.mark.parametrize("line", ["val/0", "val/0.jpg", "images/validation/0.jpg masks/0.png", "cam2/0.jpg"])
+def test_an_image_of_another_folder_is_another_one(line):
+    ids = ["train/0", "train/1", "val/1", "cam2/5"]
+    assert match_ids([line], ids, "list") == ([], [line])
+    assert match_ids(["training/0.jpg"], ids, "list") == (["train/0"], [])

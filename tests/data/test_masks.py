@@ -208,6 +208,20 @@ def test_255_must_have_a_name_where_it_is_all_there_is():
     )
 
 
+def test_masks_that_are_0_throughout_are_read_as_the_others():
+    """Black is a class of the list, but the other masks hold ids: then 0 is the id."""
+    nothing, ids = grey_png(np.zeros_like(GROUND)), grey_png(GROUND)
+    palette = Image.fromarray(np.zeros_like(GROUND))
+    palette.putpalette([0, 0, 0, 255, 255, 255])
+    for text in ("bg,255,0,0\nfg,0,0,0", "road,128,64,128\ncar,0,0,142\nvoid,0,0,0"):
+        classes = parse_class_list(text, "list")
+        for empty in (nothing, encoded(palette)):
+            with pytest.raises(InputError, match=r"1 grey masks hold colours .*such as empty, and 1 hold class ids"):
+                judged(classes, {"empty": empty, "ids": ids})
+            assert judged(classes, {"empty": empty}) == []
+    assert judged(parse_class_list("bg,0,0,0\nfg,255,0,0", "list"), {"empty": nothing, "ids": ids}) == []
+
+
 def test_grey_masks_of_a_set_are_ids_or_colours():
     classes = parse_class_list("a,0,0,0\nb,255,0,0\nc,255,255,255", "list")
     colours, numbers = grey_png(GROUND * 255), grey_png(GROUND + 1)
@@ -228,4 +242,4 @@ def test_a_masks_own_orientation_is_applied(orientation, kind):
         upright = {1: square, 2: square[:, ::-1], 3: square[::-1, ::-1], 4: square[::-1], 5: square.T}
         upright |= {6: np.rot90(square, -1), 7: square[::-1, ::-1].T, 8: np.rot90(square)}
         assert np.array_equal(mask.ids, upright[orientation])
-        assert mask.has_orientation and not decode_mask(encoded(image, kind), "ids", THREE).has_orientation
+        assert mask.orientation and not decode_mask(encoded(image, kind), "ids", THREE).orientation

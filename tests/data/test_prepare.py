@@ -431,7 +431,9 @@ def test_masks_that_may_not_be_turned_with_their_images_are_told(tmp_path, orien
         result = prepared(tmp_path / "a", dict.fromkeys(images, encoded(label, **options)), "a\nb\nc", images)
         told_of = [item["reason"] for item in result["warnings"]]
         assert len(told_of) == bool(told)
-        assert not told or re.match("3 images are turned by their EXIF orientation, such as [012]: ", told_of[0])
+        assert not told or re.match(
+            "3 images or their masks are turned by an EXIF orientation, such as [012]: ", told_of[0]
+        )
     stored = load_source(str(tmp_path / "a/out"))
     with Image.open(io.BytesIO(encoded(label, exif=exif))) as mask:
         assert np.array_equal(stored.read_label(0), np.asarray(ImageOps.exif_transpose(mask)))

@@ -217,3 +217,29 @@ def test_digests_of_labels_are_of_their_ids_and_not_of_their_bytes():
     found = check_labelled(make_source(images, stored), range(4), 3, what="training")
     assert stored[0] != stored[1] and found.labels[0] == found.labels[1] and len(set(found.labels)) == 3
     assert found.images[0] == found.images[2] != found.images[3]
+
+
+def test_files_that_were_replaced_are_read_again(tmp_path):
+    """`datasets` would ask the card alone, which stays as it was, and give what it has cached."""
+    folder = tmp_path / "set"
+    (folder / "data").mkdir(parents=True)
+    config = "configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/train-*.parquet\n"
+    (folder / "README.md").write_text(f"---\n{config}---\n# A set\n")
+    for ids in (["a", "b"], ["c", "d"]):
+        make_table([encode(COLOUR)] * 2, None, ids).to_parquet(str(folder / "data" / "train-00000.parquet"))
+        assert load_source(str(folder), label_column=None).ids == ids
+
+
+@pytest.mark.parametrize("name", ["my photos", "data/my photos", "é", "a..b", "-x", "C:\\data", "x" * 120])
+def test_what_can_be_no_data_set_is_one_line(name):
+    with pytest.raises(InputError, match="no such folder; an id of the Hub has the form OWNER/NAME"):
+        load_source(name)
+
+
+def test_values_beside_a_data_set_are_no_order(tmp_path):
+    write_folder(tmp_path, make_table([encode(COLOUR)], None, ["a"]))
+    (tmp_path / "class_names.txt").write_text("fg,1\nbg,0\n")
+    with pytest.raises(InputError, match=r"gives the classes the values 1 0 .*in the order of its lines"):
+        load_source(str(tmp_path), label_column=None)
+    (tmp_path / "class_names.txt").write_text("bg,0\nfg,1\n")
+    assert load_source(str(tmp_path), label_column=None).class_names == ["bg", "fg"]

@@ -153,7 +153,9 @@ def test_command_line_displaces_what_a_recipe_starts_from(tmp_path):
     assert (args.initial_model, args.backbone_weights, args.backbone_weights_revision) == ("runs/first", None, None)
     args = parse(tmp_path, model + "initial_model_revision: v1\n", "--backbone_weights", "none")
     assert (args.initial_model, args.initial_model_revision, args.backbone_weights) == (None, None, "none")
-    both = ["--initial_model", "runs/first", "--backbone_weights", "none"]
+    args = parse(tmp_path, weights, "--initial_model", "runs/first", "--backbone_weights", "none")
+    assert (args.initial_model, args.backbone_weights) == ("runs/first", None)
+    both = ["--initial_model", "runs/first", "--backbone_weights", "timm/x"]
     for content, options in ((weights + model, []), ("", both), (weights, both)):
         with pytest.raises(InputError, match="both say where to start: pass one of them"):
             parse(tmp_path, content, *options)

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import logging
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -11,9 +12,14 @@ from pathlib import Path
 
 from u2pl_hf.errors import InputError
 
+logger = logging.getLogger(__name__)
 IGNORED_NAMES = ("ignore", "void")
 MAX_CLASSES = 255
 HEADERS = (["name", "r", "g", "b"], ["name", "red", "green", "blue"], ["name", "value"])
+# Of one column.
+HEADS = ("name", "names", "class", "classes", "class_name", "label", "labels")
+# NAME VALUE and VALUE NAME with something else than a comma between.
+UNCLEAR = re.compile(r"[^,]*[^\s,][\s;:=|]+\d+|\d+[\s;:=|]+[^\s,\d][^,]*|[^,]*;[^,]*")
 FORMS = "a line is NAME, NAME,R,G,B or NAME,VALUE with numbers from 0 to 255"
 # Categories of characters that a line of text cannot hold.
 CONTROL = ("Cc", "Cs", "Zl", "Zp")
@@ -67,7 +73,36 @@ def read_class_list(path: Path) -> ClassList:
         raise InputError(f"class list {path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"class list {path} is not a text file in UTF-8: {error}") from error
+    _check_forms(text, path)
     return parse_class_list(text, str(path))
+
+
+def _check_forms(text: str, path: Path) -> None:
+    """Refuse what a user may have meant otherwise than as names; what this package wrote itself is not asked.
+
+    Raises:
+        InputError: names the line, and how to say which is meant.
+    """
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    hidden = [line for line in lines if re.match(r"#\w", line)]
+    if hidden:
+        logger.warning(
+            "class list %s: %d lines are taken for comments, such as %s; quote a name that begins with #",
+            path, len(hidden), hidden[0],
+        )  # fmt: skip
+    lines = [line for line in lines if not line.startswith(("#", '"', "[", "{"))]
+    if lines and lines[0].lower() in HEADS:
+        raise InputError(f"class list {path}: '{lines[0]}' reads like a header; leave it out, or quote it")
+    unclear = [line for line in lines if UNCLEAR.fullmatch(line) and len(_split_at_blanks([line])) == 1]
+    # zone 1, zone 2 ... are names: values would not come with one name again and again.
+    bases = {re.sub(r"\d+", "", line) for line in unclear}
+    if len(unclear) < len(lines) or len(bases) < len(lines):
+        unclear = [line for line in unclear if ";" in line]
+    if unclear:
+        raise InputError(
+            f"class list {path}: '{unclear[0]}' may be a name, or a name and numbers: write NAME,VALUE or NAME,R,G,B, "
+            f'or "{unclear[0]}" if it is the name'
+        )
 
 
 def parse_class_list(text: str, path: str) -> ClassList:
@@ -90,7 +125,8 @@ def write_class_list(path: Path, classes: ClassList) -> None:
     colours: Iterable[Sequence[int]] = classes.colours if has_rgb else [()] * len(classes.names)
     lines = io.StringIO()
     for name, colour in zip(classes.names, colours, strict=True):
-        is_plain = name[0] not in "#[{" and len(_split_at_blanks([name])) == 1
+        is_plain = name[0] not in "#[{" and name.lower() not in HEADS and not UNCLEAR.fullmatch(name)
+        is_plain = is_plain and len(_split_at_blanks([name])) == 1
         quoting = csv.QUOTE_MINIMAL if is_plain else csv.QUOTE_NONNUMERIC
         csv.writer(lines, lineterminator="\n", quoting=quoting).writerow([name, *colour])
     Path(path).write_text(lines.getvalue(), encoding="utf-8", newline="\n")

@@ -16,6 +16,8 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
 SUFFIX = f"(?:{'|'.join(map(re.escape, SUFFIXES))})"
 # Names with blanks or commas in them end where their suffix does.
 FILE_FIRST = re.compile(rf'"?(.+?{SUFFIX})"?(?:[\s,;]|$)', re.IGNORECASE)
+SUBSETS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
+           "testing": "test"}  # fmt: skip
 ENDING = re.compile(rf"(?:_leftImg8bit)?{SUFFIX}?$", re.IGNORECASE)
 HEADER = re.compile(
     r"(?:image|img|file)?_?(?:id|name|path|file)?s?|[a-z_]+(?:[\s,;]+[a-z_]+)+", re.IGNORECASE
@@ -60,7 +62,8 @@ def match_ids(lines: Sequence[str], ids: Iterable[str], what: str) -> tuple[list
     if len(found) < len(set(lines)):
         for name in ids:
             by_name[_path(name)[-1]].append(name)
-    found |= {line: _by_file(line, by_name, what) for line in lines if line not in found}
+    folders = {*SUBSETS.values()}.union(*(_folders(_path(name)) for names in by_name.values() for name in names))
+    found |= {line: _by_file(line, by_name, folders, what) for line in lines if line not in found}
     if len(lines) > 1 and found[lines[0]] is None and HEADER.fullmatch(lines[0].replace('"', "")):
         lines = lines[1:]
     counts = Counter(found[line] or line for line in lines)
@@ -80,9 +83,13 @@ def nothing_matches(absent: Sequence[str], ids: Iterable[str], what: str, kind: 
     )
 
 
-def _by_file(line: str, by_name: dict[str, list[str]], what: str) -> str | None:
+def _by_file(line: str, by_name: dict[str, list[str]], folders: set[str], what: str) -> str | None:
     path = _path(_first_field(line))
-    scores = {name: _likeness(path, _path(name)) for name in by_name.get(path[-1], [])}
+    # Of another folder of the data, or of another subset, it is another image: val/0 is not train/0.
+    telling = _folders(path) & folders
+    paths = {name: _path(name) for name in by_name.get(path[-1], [])}
+    fitting = {n: other for n, other in paths.items() if len(other) == 1 or not telling or telling & _folders(other)}
+    scores = {name: _likeness(path, other) for name, other in fitting.items()}
     best = [name for name, score in scores.items() if score == max(scores.values())]
     if len(best) > 1:
         raise InputError(f"{what}: '{line}' may be {best[0]} or {best[1]}; list ids as they are")
@@ -99,6 +106,12 @@ def _path(name: str) -> tuple[str, ...]:
     """Folders and name, without suffix; on any system, however it writes letters with accents."""
     plain = ENDING.sub("", unicodedata.normalize("NFC", name).replace("\\", "/"))
     return tuple(part for part in plain.split("/") if part not in ("", ".")) or ("",)
+
+
+def _folders(path: tuple[str, ...]) -> set[str]:
+    """Of a path, in small letters; names of subsets in one spelling, without a year."""
+    folders = {part.casefold() for part in path[:-1]}
+    return {SUBSETS.get(re.sub(r"\d{4}$", "", folder), folder) for folder in folders}
 
 
 def _likeness(path: tuple[str, ...], other: tuple[str, ...]) -> tuple[bool, int, bool]:

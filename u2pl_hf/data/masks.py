@@ -38,12 +38,12 @@ class Mask:
         reading: "ids": numbers that stand for classes; "greys": grey values g that stand for the colours (g,g,g);
             "only 255": nothing but 0 and a 255 that the class list does not name; "two tones": black and white by its
             encoding, white being the number 1; "": anything else, which says nothing about the other masks.
-        has_orientation: the file says itself how it is turned.
+        orientation: of EXIF, where the file itself says how it is turned.
     """
 
     ids: np.ndarray
     reading: str = ""
-    has_orientation: bool = False
+    orientation: int | None = None
 
 
 def read_mask(data: bytes, coding: str, classes: ClassList) -> np.ndarray:
@@ -63,9 +63,9 @@ def decode_mask(data: bytes, coding: str, classes: ClassList) -> Mask:
     """
     if coding == "sbd":
         return Mask(_known(_read_sbd(data), len(classes.names)))
-    image, has_orientation = open_mask(data)
+    image, orientation = open_mask(data)
     if coding == "cityscapes":
-        return Mask(_from_label_ids(stored_values(image)), has_orientation=has_orientation)
+        return Mask(_from_label_ids(stored_values(image)), orientation=orientation)
     if coding == "ids":
         values = stored_values(image, classes)
         # A list with colours is that of a data set that is known here: nobody can change it.
@@ -74,11 +74,11 @@ def decode_mask(data: bytes, coding: str, classes: ClassList) -> Mask:
     else:
         is_grey = len(classes.colours[0]) == 1
         ids, reading = _from_greys(image, classes) if is_grey else _from_colours(image, classes)
-    return Mask(ids, reading, has_orientation)
+    return Mask(ids, reading, orientation)
 
 
-def open_mask(data: bytes) -> tuple[Image.Image, bool]:
-    """(decoded image, whether it had an EXIF orientation); 1-bit images become black and white palette images.
+def open_mask(data: bytes) -> tuple[Image.Image, int | None]:
+    """(decoded image, the EXIF orientation it had); 1-bit images become black and white palette images.
 
     Raises:
         BadMask: a kind of file that does not keep the values.
@@ -89,12 +89,12 @@ def open_mask(data: bytes) -> tuple[Image.Image, bool]:
         # Pillow keeps the high byte of each channel only, so small ids would all be 0.
         if image.mode in ("RGB", "RGBA", "LA") and image.tile and ";16" in str(image.tile[0][-1]):
             raise BadMask(f"the mask is {image.mode} of 16 bits per channel: store it with 8")
-        has_orientation = ORIENTATION in image.getexif()  # a TIFF has it no more once it is loaded, and turned
+        orientation = image.getexif().get(ORIENTATION)  # a TIFF has it no more once it is loaded, and turned
         image = ImageOps.exif_transpose(image)
     if image.mode == "1":
         image = Image.fromarray(np.asarray(image).astype(np.uint8))
         image.putpalette([*BLACK, *WHITE])
-    return image, has_orientation
+    return image, orientation
 
 
 def stored_values(image: Image.Image, classes: ClassList | None = None) -> np.ndarray:
@@ -232,7 +232,8 @@ def _from_colours(image: Image.Image, classes: ClassList) -> tuple[np.ndarray, s
     values = _grey_channel(image) if image.mode == "LA" else stored_values(image)
     used, named = _used(values), {colour[0]: class_id for colour, class_id in painted if len({*colour}) == 1}
     if named.keys() >= {*used}:
-        return _looked_up(values, named), GREYS if used != [0] else ""
+        # Black throughout agrees with masks of ids where black is the class 0.
+        return _looked_up(values, named), GREYS if used != [0] or named[0] != 0 else ""
     colours = [f"{value},{value},{value}" for value in used if value not in named]
     hint = f", and a grey value g is the colour (g,g,g), which the class list does not name{_add(colours)}"
     return _known(values, len(classes.names), hint), _reading(values, image)
@@ -282,7 +283,8 @@ def _from_palette(
         return _known(ids, len(classes.names)), ""
     shown, known = {colours[i] for i in used if i in colours}, {colour for colour, _ in painted}
     if shown <= known or (shown & known) - {BLACK}:
-        return _from_rgb(np.asarray(image.convert("RGB")), painted), ""
+        pixels = _from_rgb(np.asarray(image.convert("RGB")), painted)
+        return pixels, GREYS if used == [0] and shown == {BLACK} and pixels.flat[0] != 0 else ""
     hint = "; nor does its palette show colours of the class list"
     return _known(ids, len(classes.names), hint), _reading(ids, image)
 
@@ -304,7 +306,11 @@ def judge_readings(masks: dict[str, list[str]], classes: ClassList) -> list[str]
         raise InputError(f"{len(greys)} grey masks hold colours (g,g,g) of the class list, such as {greys[0]}, and "
                          f"{len(ids)} hold class ids, such as {ids[0]}: store all in one way; where all are ids, leave "
                          "the colours out of the class list")  # fmt: skip
+    told = []
+    if len(only_255) > 3 * len(ids) > 0:
+        told.append(f"{len(only_255)} masks hold nothing but 0 and 255, which is ignored, such as {only_255[0]}, and "
+                    f"{len(ids)} hold ids, such as {ids[0]}: if 255 is a class, the list must name it")  # fmt: skip
     if two_tones and (ids or greys):
-        return [f"{len(two_tones)} masks are stored in black and white, such as {two_tones[0]}, others are not: white "
-                "is taken for the value 1 there"]  # fmt: skip
-    return []
+        told += [f"{len(two_tones)} masks are stored in black and white, such as {two_tones[0]}, others are not: white "
+                 "is taken for the value 1 there"]  # fmt: skip
+    return told

@@ -217,8 +217,10 @@ def _warnings(subsets: dict[str, dict], noted: dict[str, list[str]]) -> list[dic
         more = f" and {len(unseen) - SHOWN} more" if len(unseen) > SHOWN else ""
         warnings.append(f"no labelled training mask holds a pixel of {', '.join(unseen[:SHOWN])}{more}")
     if noted.get(UNTURNED):
-        images = f"{len(noted[UNTURNED])} images are turned by their EXIF orientation, such as {noted[UNTURNED][0]}"
-        warnings.append(f"{images}: their masks have none, and are taken to be drawn on the turned image")
+        pairs = f"{len(noted[UNTURNED])} images or their masks are turned by an EXIF orientation"
+        warnings.append(
+            f"{pairs}, such as {noted[UNTURNED][0]}: the other has none, and is taken to fit as it is shown"
+        )
     empty = [{"id": name, "reason": "the label is 255 (ignore) everywhere"} for name in noted.get(EMPTY, [])]
     return [{"id": None, "reason": warning} for warning in warnings] + empty
 

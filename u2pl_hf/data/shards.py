@@ -169,7 +169,7 @@ def _checked_label(row: Row, classes: ClassList) -> tuple[np.ndarray | None, lis
         raise BadMask(f"the mask cannot be read: {_told(error, row.mask)}") from error
     if mask.ids.shape != shape:
         hint = ""
-        if mask.ids.shape == shape[::-1] and mask.has_orientation:
+        if mask.ids.shape == shape[::-1] and mask.orientation:
             hint = ", because the mask's own EXIF orientation turns it: draw it upright and without one"
         elif mask.ids.shape == shape[::-1] and orientation in SIDEWAYS:
             hint = ", because its EXIF orientation turns it: turn the mask as well"
@@ -177,8 +177,10 @@ def _checked_label(row: Row, classes: ClassList) -> tuple[np.ndarray | None, lis
         raise BadMask(f"the image is {shape[1]}x{shape[0]}, but the mask {size}{hint}")
     notes = [mask.reading] if mask.reading else []
     notes += [EMPTY] if (mask.ids == IGNORE).all() else []
-    is_unclear = orientation in UPSIDE_DOWN or (orientation in SIDEWAYS and shape == shape[::-1])
-    return mask.ids, notes + ([UNTURNED] if is_unclear and not mask.has_orientation else [])
+    # Turned by one of two tags alone, and the shapes do not tell whether rightly.
+    turn = (orientation or mask.orientation) if None in (orientation, mask.orientation) else None
+    is_unclear = turn in UPSIDE_DOWN or (turn in SIDEWAYS and shape == shape[::-1])
+    return mask.ids, notes + ([UNTURNED] if is_unclear else [])
 
 
 def _reason(error: Exception, image: Member) -> str:

@@ -206,12 +206,23 @@ def _parquet_files(path: str, subset: str, revision: str | None, option: str) ->
     return files[subset]
 
 
+def _load(path: str, revision: str | None) -> datasets.DatasetDict:
+    """All subsets, from the cache of `datasets` where nothing has changed."""
+    if Path(path).is_dir():
+        # Of a folder with a card only the card would be asked for changes; of named files it is their dates.
+        files = datasets.load_dataset_builder(path).config.data_files or {}
+        files = {str(name): list(names) for name, names in files.items()}
+        if files and all(name.endswith(".parquet") for names in files.values() for name in names):
+            return datasets.load_dataset("parquet", data_files=files)
+    return datasets.load_dataset(path, revision=revision)
+
+
 def _arrow_rows(
     path: str, subset: str, revision: str | None, columns: dict[str, str], option: str
 ) -> tuple[ArrowRows, list | None]:
     """Rows, and their ids; None where they are to be numbered."""
     with readable(path), quiet():
-        every = datasets.load_dataset(path, revision=revision)
+        every = _load(path, revision)
     check_subset(path, subset, every, option)
     table = every[subset]
     for role, column in columns.items():
@@ -246,9 +257,16 @@ def _class_list(path: str, revision: str | None) -> ClassList | None:
     if file is None or not file.is_file():
         return None
     try:
-        return parse_class_list(file.read_text(encoding="utf-8-sig"), str(file))
+        classes = parse_class_list(file.read_text(encoding="utf-8-sig"), str(file))
     except UnicodeDecodeError as error:
         raise InputError(f"{file} is not text in UTF-8: {error}") from error
+    values = [value for value, *others in classes.colours or () if not others]
+    if values not in ([], list(range(len(values)))):
+        raise InputError(
+            f"{file} gives the classes the values {' '.join(map(str, values[:5]))} ..., but labels of a data set are "
+            "0, 1 ... in the order of its lines: order them so, or make a data set with prepare_dataset.py folder"
+        )
+    return classes
 
 
 @dataclass(frozen=True)

@@ -299,6 +299,8 @@ class RunArguments:
             )
 
     def _check_initial_weights(self) -> None:
+        if self.backbone_weights == FRESH and self.initial_model:
+            self.backbone_weights = None
         if self.backbone_weights is not None and self.initial_model is not None:
             raise InputError("--backbone_weights and --initial_model both say where to start: pass one of them")
         for name in ("backbone_weights", "initial_model"):
