@@ -8,8 +8,7 @@ from PIL import Image
 from u2pl_hf.app.explain import read_photo
 from u2pl_hf.data.sources import load_source
 from u2pl_hf.errors import InputError
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+from u2pl_hf.evaluation.photographs import SUFFIXES
 
 
 def find_examples(paths: Sequence[str]) -> list[Path]:

@@ -193,12 +193,18 @@ def _cells(rows: ParquetRows, indices: list[int]):
                 yield {"image": cells[0][i], "label": cells[1][i]}
 
 
+def _parquet_by_subset(path: str, revision: str | None) -> dict[str, list[str]] | None:
+    """The files of each subset as `datasets` finds them; None where not all of them are parquet."""
+    found = datasets.load_dataset_builder(path, revision=revision).config.data_files or {}
+    files = {str(name): list(urls) for name, urls in found.items()}
+    return files if all(url.endswith(".parquet") for urls in files.values() for url in urls) else None
+
+
 def _parquet_files(path: str, subset: str, revision: str | None, option: str) -> list[str] | None:
     """Where the parquet files of a subset are; None for a local folder that holds other files."""
     with readable(path), quiet():
-        builder = datasets.load_dataset_builder(path, revision=revision)
-    files = {str(name): list(urls) for name, urls in (builder.config.data_files or {}).items()}
-    if not all(url.endswith(".parquet") for urls in files.values() for url in urls):
+        files = _parquet_by_subset(path, revision)
+    if files is None:
         if Path(path).is_dir():
             return None
         raise InputError(f"data set {path} is not stored as parquet, so it cannot be streamed; drop --streaming")
@@ -208,12 +214,9 @@ def _parquet_files(path: str, subset: str, revision: str | None, option: str) ->
 
 def _load(path: str, revision: str | None) -> datasets.DatasetDict:
     """All subsets, from the cache of `datasets` where nothing has changed."""
-    if Path(path).is_dir():
-        # Of a folder with a card only the card would be asked for changes; of named files it is their dates.
-        files = datasets.load_dataset_builder(path).config.data_files or {}
-        files = {str(name): list(names) for name, names in files.items()}
-        if files and all(name.endswith(".parquet") for names in files.values() for name in names):
-            return datasets.load_dataset("parquet", data_files=files)
+    # Of a folder with a card only the card would be asked for changes; of named files it is their dates.
+    if Path(path).is_dir() and (files := _parquet_by_subset(path, revision)):
+        return datasets.load_dataset("parquet", data_files=files)
     return datasets.load_dataset(path, revision=revision)
 
 
