@@ -23,8 +23,8 @@ import torch
 from u2pl_hf.data.demo import DemoSpec, demo_folder
 from u2pl_hf.method import ael, losses
 from u2pl_hf.method import pseudo_labels as pl
-from u2pl_hf.training.arguments import RunArguments
 from u2pl_hf.training.build import seed_draws
+from u2pl_hf.training.recipe.arguments import RunArguments
 from u2pl_hf.training.trainer import Trainer
 
 

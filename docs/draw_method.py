@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from u2pl_hf.data.transforms import normalize
+from u2pl_hf.data.stream.transforms import normalize
 from u2pl_hf.errors import InputError, exits_on_input_error
 from u2pl_hf.evaluation.curves import FONT_SIZE, INK, PAPER, Line, draw_panel, read_metrics
 from u2pl_hf.evaluation.pictures import colour_mask, entropy_map, overlay
@@ -28,10 +28,10 @@ from u2pl_hf.method.build import build_step
 from u2pl_hf.method.mixing import cutmix
 from u2pl_hf.method.schedules import unreliable_share
 from u2pl_hf.method.teacher import batch_statistics
-from u2pl_hf.training.arguments import parse_arguments as parse_run
 from u2pl_hf.training.build import build_model, build_optimizer
-from u2pl_hf.training.checkpoint import load_checkpoint
 from u2pl_hf.training.inputs import load_training_data, training_loaders
+from u2pl_hf.training.recipe.arguments import parse_arguments as parse_run
+from u2pl_hf.training.run.checkpoint import load_checkpoint
 
 # Background light, objects in colours that are told apart without red and green (Okabe and Ito).
 PALETTE = [(236, 240, 245), (0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (86, 180, 233), (213, 94, 0)]

@@ -15,7 +15,7 @@ import u2pl_hf  # noqa: F401 - registers the model classes
 from u2pl_hf.command_line import ScriptParser, print_result
 from u2pl_hf.errors import exits_on_input_error
 from u2pl_hf.model.configuration_u2pl import OUTPUT_STRIDES
-from u2pl_hf.training.published import DATASETS, NETWORKS, convert_checkpoint
+from u2pl_hf.training.weights.published_checkpoints import DATASETS, NETWORKS, convert_checkpoint
 
 
 def parse_arguments() -> argparse.Namespace:

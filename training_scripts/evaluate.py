@@ -18,9 +18,8 @@ import numpy as np
 
 import u2pl_hf  # noqa: F401 - registers the model classes
 from u2pl_hf.command_line import ScriptParser, number, print_result
-from u2pl_hf.data.sources import Source, load_source
+from u2pl_hf.data.source.sources import Source, load_source
 from u2pl_hf.errors import InputError, exits_on_input_error
-from u2pl_hf.evaluation.compute import compile_model, computing
 from u2pl_hf.evaluation.inference import class_names, count_pixels, describe_protocol, named_scores
 from u2pl_hf.evaluation.loading import (
     dataset_commit,
@@ -34,9 +33,10 @@ from u2pl_hf.evaluation.options import add_segment_arguments, segment_options
 from u2pl_hf.evaluation.outputs import check_free, check_ids, check_replaceable, check_writable, save_png
 from u2pl_hf.evaluation.pictures import default_palette, overlay
 from u2pl_hf.files import write_text
-from u2pl_hf.training.precision import check_compiler, check_number_type
-from u2pl_hf.training.processes import joined_processes, together
-from u2pl_hf.training.report import hardware
+from u2pl_hf.system.compute import compile_model, computing
+from u2pl_hf.system.precision import check_compiler, check_number_type
+from u2pl_hf.system.processes import joined_processes, together
+from u2pl_hf.training.run.report import hardware
 
 logger = logging.getLogger("u2pl_hf.evaluate")
 FOLDERS = ("save_predictions", "save_overlays")

@@ -19,14 +19,14 @@ from tqdm.auto import tqdm
 import u2pl_hf  # noqa: F401 - registers the model classes
 from u2pl_hf.command_line import ScriptParser, number, print_result
 from u2pl_hf.errors import InputError, exits_on_input_error
-from u2pl_hf.evaluation.compute import compile_model, computing
 from u2pl_hf.evaluation.inference import class_names, describe_protocol, predict_images
 from u2pl_hf.evaluation.loading import load_model, model_digest, pick_device
 from u2pl_hf.evaluation.options import add_segment_arguments, segment_options
 from u2pl_hf.evaluation.outputs import check_replaceable, check_writable, is_of, save_png
 from u2pl_hf.evaluation.photographs import Photograph, find_photographs, read_headers, same_size_batches
 from u2pl_hf.evaluation.pictures import default_palette, overlay, with_legend
-from u2pl_hf.training.precision import check_compiler, check_number_type
+from u2pl_hf.system.compute import compile_model, computing
+from u2pl_hf.system.precision import check_compiler, check_number_type
 
 
 def parse_arguments() -> argparse.Namespace:

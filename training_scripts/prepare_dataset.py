@@ -17,12 +17,12 @@ import time
 from pathlib import Path
 
 from u2pl_hf.command_line import ScriptParser, number, print_result
-from u2pl_hf.data.archives import Member, list_members
-from u2pl_hf.data.class_list import read_class_list
-from u2pl_hf.data.infer_classes import infer_classes
-from u2pl_hf.data.layouts import Layout, cityscapes_layout, folder_layout, voc_layout
-from u2pl_hf.data.layouts.folder import DEFAULT_VALIDATION
-from u2pl_hf.data.prepare import check_output, prepare
+from u2pl_hf.data.prepare.archives import Member, list_members
+from u2pl_hf.data.prepare.convert import check_output, prepare
+from u2pl_hf.data.prepare.infer_classes import infer_classes
+from u2pl_hf.data.prepare.layouts import Layout, cityscapes_layout, folder_layout, voc_layout
+from u2pl_hf.data.prepare.layouts.folder import DEFAULT_VALIDATION
+from u2pl_hf.data.source.class_list import read_class_list
 from u2pl_hf.errors import InputError, exits_on_input_error
 from u2pl_hf.hub.push import check_can_push, push_folder
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from u2pl_hf.command_line import ScriptParser, print_result
 from u2pl_hf.errors import exits_on_input_error
 from u2pl_hf.hub.push import check_can_push
-from u2pl_hf.training.push import RunPush
+from u2pl_hf.training.run.upload import RunPush
 
 
 def parse_arguments() -> argparse.Namespace:

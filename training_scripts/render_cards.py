@@ -13,8 +13,8 @@ from pathlib import Path
 
 from u2pl_hf.command_line import ScriptParser, print_result
 from u2pl_hf.errors import InputError, exits_on_input_error
-from u2pl_hf.hub.card_collection import add_run, write_collection
-from u2pl_hf.hub.tables import read_table
+from u2pl_hf.measure.card_collection import add_run, write_collection
+from u2pl_hf.measure.tables import read_table
 
 TABLES = Path(__file__).resolve().parent / "tables"
 COLLECTION = Path(__file__).resolve().parents[1] / "model_cards"

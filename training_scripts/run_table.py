@@ -15,10 +15,10 @@ from pathlib import Path
 
 from u2pl_hf.command_line import ScriptParser, print_result
 from u2pl_hf.errors import InputError, TrainingError, exits_on_input_error
-from u2pl_hf.hub.card_collection import add_run, write_collection
 from u2pl_hf.hub.exported import TableResults, finished_results
-from u2pl_hf.hub.tables import Row, Table, read_table, render_table
-from u2pl_hf.training.run_queue import is_finished, option_words, run_all
+from u2pl_hf.measure.card_collection import add_run, write_collection
+from u2pl_hf.measure.queue import is_finished, option_words, run_all
+from u2pl_hf.measure.tables import Row, Table, read_table, render_table
 
 SCRIPTS = Path(__file__).resolve().parent
 TABLES = SCRIPTS / "tables"

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from u2pl_hf.command_line import print_result, readable
 from u2pl_hf.errors import TrainingError, exits_on_input_error
-from u2pl_hf.training.arguments import parse_arguments
-from u2pl_hf.training.failures import failures_in_one_line
+from u2pl_hf.system.processes import joined_processes, together
 from u2pl_hf.training.plan import plan_without_data, published_counts
-from u2pl_hf.training.processes import joined_processes, together
-from u2pl_hf.training.push import push_finished
-from u2pl_hf.training.report import summary
+from u2pl_hf.training.recipe.arguments import parse_arguments
+from u2pl_hf.training.run.failures import failures_in_one_line
+from u2pl_hf.training.run.report import summary
+from u2pl_hf.training.run.upload import push_finished
 from u2pl_hf.training.trainer import Trainer
 
 

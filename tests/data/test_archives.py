@@ -8,7 +8,7 @@ import tarfile
 import pytest
 
 from tests.data.prepared import write_folder, write_tar, write_zip
-from u2pl_hf.data.archives import list_members, unpack_streams
+from u2pl_hf.data.prepare.archives import list_members, unpack_streams
 from u2pl_hf.errors import InputError
 
 FILES = {"a/one.bin": b"1" * 700, "a/b/zwei ü 二.bin": b"22", "top.txt": b""}

@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from u2pl_hf.data.class_list import ClassList, read_class_list, write_class_list
+from u2pl_hf.data.source.class_list import ClassList, read_class_list, write_class_list
 from u2pl_hf.errors import InputError
 
 

@@ -2,8 +2,8 @@ import logging
 
 import pytest
 
-from u2pl_hf.data.id_lists import match_ids, parse_ids
-from u2pl_hf.data.splits import resolve_split
+from u2pl_hf.data.source.id_lists import match_ids, parse_ids
+from u2pl_hf.data.source.splits import resolve_split
 from u2pl_hf.errors import InputError
 
 IDS = ["001", "002", "003"]

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from tests.data.prepared import grey_png, write_folder, write_tar, write_zip
-from u2pl_hf.data.archives import list_members
-from u2pl_hf.data.class_list import ClassList
-from u2pl_hf.data.infer_classes import infer_classes
-from u2pl_hf.data.layouts import cityscapes_layout, folder_layout, voc_layout
+from u2pl_hf.data.prepare.archives import list_members
+from u2pl_hf.data.prepare.infer_classes import infer_classes
+from u2pl_hf.data.prepare.layouts import cityscapes_layout, folder_layout, voc_layout
+from u2pl_hf.data.source.class_list import ClassList
 from u2pl_hf.errors import InputError
 
 VOC = "VOCdevkit/VOC2012"
@@ -102,7 +102,7 @@ def test_voc_lists_of_no_use(tmp_path, augmented):
 
 def test_voc_palette_and_names():
     layout_colours = voc_colours_of_the_challenge()
-    from u2pl_hf.data.layouts.voc import NAMES, voc_colours
+    from u2pl_hf.data.prepare.layouts.voc import NAMES, voc_colours
 
     assert voc_colours(21)[: len(layout_colours)] == layout_colours
     assert voc_colours(21)[20] == (0, 64, 128)

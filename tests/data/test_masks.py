@@ -8,8 +8,8 @@ from PIL import Image
 from scipy.io import savemat
 
 from tests.data.prepared import encoded, grey_png, ids, palette_png
-from u2pl_hf.data.class_list import ClassList, parse_class_list
-from u2pl_hf.data.masks import BadMask, decode_mask, judge_readings, read_mask
+from u2pl_hf.data.source.class_list import ClassList, parse_class_list
+from u2pl_hf.data.source.masks import BadMask, decode_mask, judge_readings, read_mask
 from u2pl_hf.errors import InputError
 
 THREE = ClassList(("a", "b", "c"))

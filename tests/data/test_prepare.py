@@ -17,15 +17,15 @@ import pytest
 from PIL import Image, ImageOps
 
 from tests.data.prepared import encoded, grey_png, ids, palette_png, picture, write_folder, write_tar
-from u2pl_hf.data import archives, shards
-from u2pl_hf.data import prepare as prepare_module
-from u2pl_hf.data.archives import list_members
-from u2pl_hf.data.class_list import ClassList, parse_class_list
-from u2pl_hf.data.dataset_card import render_card
-from u2pl_hf.data.layouts import folder_layout
-from u2pl_hf.data.prepare import prepare
-from u2pl_hf.data.shards import plan_shards
-from u2pl_hf.data.sources import load_source
+from u2pl_hf.data.prepare import archives, shards
+from u2pl_hf.data.prepare import convert as prepare_module
+from u2pl_hf.data.prepare.archives import list_members
+from u2pl_hf.data.prepare.convert import prepare
+from u2pl_hf.data.prepare.dataset_card import render_card
+from u2pl_hf.data.prepare.layouts import folder_layout
+from u2pl_hf.data.prepare.shards import plan_shards
+from u2pl_hf.data.source.class_list import ClassList, parse_class_list
+from u2pl_hf.data.source.sources import load_source
 from u2pl_hf.errors import InputError
 
 CLASSES = ClassList(("a", "b", "c"), ((1, 1, 1), (2, 2, 2), (3, 3, 3)))

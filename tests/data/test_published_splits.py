@@ -6,9 +6,9 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from u2pl_hf.data import published_splits
-from u2pl_hf.data.published_splits import COMMIT, PINS, SPLITS, fetch_list, published_ids
-from u2pl_hf.data.splits import resolve_split
+from u2pl_hf.data.source import published_splits
+from u2pl_hf.data.source.published_splits import COMMIT, PINS, SPLITS, fetch_list, published_ids
+from u2pl_hf.data.source.splits import resolve_split
 from u2pl_hf.errors import InputError
 
 LISTS = {

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from tests.data.rows import encode, make_source, make_table, write_parquet
-from u2pl_hf.data import rows as rows_module
-from u2pl_hf.data.rows import METADATA_KEY, ParquetRows
-from u2pl_hf.data.sources import check_some_readable, joined, load_source, materialised
+from u2pl_hf.data.source import rows as rows_module
+from u2pl_hf.data.source.rows import METADATA_KEY, ParquetRows
+from u2pl_hf.data.source.sources import check_some_readable, joined, load_source, materialised
 from u2pl_hf.errors import InputError
 
 COLUMNS = {"id": "id", "image": "image", "label": "label"}

@@ -12,7 +12,7 @@ from huggingface_hub import constants
 from tests.data.rows import encode, make_table, write_parquet
 from tests.hub_server import HubServer
 from u2pl_hf import hub_cache
-from u2pl_hf.data.sources import load_source
+from u2pl_hf.data.source.sources import load_source
 from u2pl_hf.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -20,11 +20,11 @@ ROWS = 200
 PROGRAM = """
 import itertools, json, sys
 import numpy as np
-from u2pl_hf.data import rows
+from u2pl_hf.data.source import rows
 rows.BLOCK_BYTES = 30_000
-from u2pl_hf.data.sources import load_source, materialised
-from u2pl_hf.data.streams import SampleStream, endless_loader
-from u2pl_hf.data.transforms import WeakAugmentation
+from u2pl_hf.data.source.sources import load_source, materialised
+from u2pl_hf.data.stream.streams import SampleStream, endless_loader
+from u2pl_hf.data.stream.transforms import WeakAugmentation
 streaming = "streaming" in sys.argv
 source = load_source("user/photos", streaming=streaming)
 labelled = materialised(source, [5, 50, 150]) if streaming else source
@@ -82,7 +82,7 @@ def test_a_hub_data_set_is_streamed_with_few_bytes(hub, tmp_path):
     assert kept["ids"] == streamed["ids"] and kept["pixel"] == streamed["pixel"]
     # From the cache of the Hub, once all files are there.
     program = """
-from u2pl_hf.data.sources import load_source
+from u2pl_hf.data.source.sources import load_source
 for streaming in (False, True):
     source = load_source("user/photos", streaming=streaming)
     print(source.ids[7], source.class_names, source.read_image(50)[0, 0, 0])

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from tests.data.rows import encode, make_source, make_table, numbered_source, write_parquet
-from u2pl_hf.data import rows as rows_module
-from u2pl_hf.data.sources import load_source
-from u2pl_hf.data.streams import SampleStream, endless_loader
-from u2pl_hf.data.transforms import WeakAugmentation
+from u2pl_hf.data.source import rows as rows_module
+from u2pl_hf.data.source.sources import load_source
+from u2pl_hf.data.stream.streams import SampleStream, endless_loader
+from u2pl_hf.data.stream.transforms import WeakAugmentation
 from u2pl_hf.errors import InputError
 
 
@@ -44,7 +44,7 @@ def source(request, tmp_path_factory):
     folder = write_parquet(tmp_path_factory.mktemp("set"), make_table(images, labels), shards=3, group=group)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rows_module, "BLOCK_BYTES", 3 * len(images[0]))
-        patch.setattr("u2pl_hf.data.order.WINDOW_BLOCKS", 2)
+        patch.setattr("u2pl_hf.data.stream.order.WINDOW_BLOCKS", 2)
         yield load_source(str(folder), streaming=True)
 
 

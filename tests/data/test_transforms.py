@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from u2pl_hf.data.transforms import IMAGE_MEAN, WeakAugmentation, normalize
+from u2pl_hf.data.stream.transforms import IMAGE_MEAN, WeakAugmentation, normalize
 
 
 def test_scale_has_the_published_distribution():

@@ -16,8 +16,8 @@ from click.testing import CliRunner
 from huggingface_hub.cli.hf import app as hub_app
 from torch.distributed.run import get_args_parser as torchrun_parser
 
-from u2pl_hf.training.arguments import RunArguments
-from u2pl_hf.training.arguments import parse_arguments as parse_run
+from u2pl_hf.training.recipe.arguments import RunArguments
+from u2pl_hf.training.recipe.arguments import parse_arguments as parse_run
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -37,7 +37,7 @@ from tests.docs.commands import (
     written_commands,
 )
 from tests.published import narrow_state_dict
-from u2pl_hf.training.arguments import BACKBONES
+from u2pl_hf.training.recipe.arguments import BACKBONES
 
 COMMANDS = [command for path in DOCUMENTS for command in shell_commands(path)]
 WRITTEN = [command for path in FILES_WITH_COMMANDS for command in written_commands(path)]

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from u2pl_hf.data.transforms import normalize
+from u2pl_hf.data.stream.transforms import normalize
 from u2pl_hf.errors import InputError
 from u2pl_hf.evaluation import MeanIoU
 from u2pl_hf.evaluation.inference import (

@@ -12,8 +12,8 @@ from u2pl_hf.errors import InputError
 from u2pl_hf.evaluation.loading import dataset_commit, load_model
 from u2pl_hf.evaluation.mean_iou import BYTE
 from u2pl_hf.hub.push import push_folder
-from u2pl_hf.training.arguments import RunArguments
-from u2pl_hf.training.backbones import backbone_config
+from u2pl_hf.training.recipe.arguments import RunArguments
+from u2pl_hf.training.weights.backbones import backbone_config
 
 
 def test_commit_of_a_data_set_on_the_hub(hub, tmp_path):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from tests.evaluation.test_inference import Pointwise, WindowIndex
 from u2pl_hf import U2PLConfig, U2PLForSemanticSegmentation
-from u2pl_hf.data.transforms import normalize
+from u2pl_hf.data.stream.transforms import normalize
 from u2pl_hf.evaluation import segmentation, sliding
 from u2pl_hf.evaluation.inference import predict_images
 from u2pl_hf.evaluation.segmentation import segment, segment_rows

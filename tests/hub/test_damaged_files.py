@@ -9,18 +9,18 @@ import pytest
 
 from tests.evaluation.test_loading import small_model
 from tests.hub.test_model_card import RESULTS
-from u2pl_hf.data.prepare import Plan
-from u2pl_hf.data.shards import Report
+from u2pl_hf.data.prepare.convert import Plan
+from u2pl_hf.data.prepare.shards import Report
 from u2pl_hf.errors import InputError, TrainingError
 from u2pl_hf.evaluation.curves import draw_curves, read_metrics
 from u2pl_hf.evaluation.loading import load_model
 from u2pl_hf.files import read_json
-from u2pl_hf.hub.card_collection import add_run
 from u2pl_hf.hub.exported import TableResults, exported_files, finished_results
-from u2pl_hf.hub.tables import Row, Table, read_table, render_table
-from u2pl_hf.training.arguments import RunArguments
-from u2pl_hf.training.checkpoint import RunState, damage, read_state
-from u2pl_hf.training.run_folder import RunFolder
+from u2pl_hf.measure.card_collection import add_run
+from u2pl_hf.measure.tables import Row, Table, read_table, render_table
+from u2pl_hf.training.recipe.arguments import RunArguments
+from u2pl_hf.training.run.checkpoint import RunState, damage, read_state
+from u2pl_hf.training.run.folder import RunFolder
 
 RUN = RESULTS | {"hardware": {"name": "X", "processes": 1, "threads": 2}, "pictures": None,
                  "converted_from": {"file": "a", "sha256": "b", "weights": "teacher", "epoch": 1, "best_miou": 0.5,

@@ -10,11 +10,11 @@ from PIL import Image
 from tests.hub.test_model_card import RESULTS
 from u2pl_hf.errors import InputError
 from u2pl_hf.files import sha256_of
-from u2pl_hf.hub.card_collection import add_run, render_collection, write_collection
 from u2pl_hf.hub.exported import exported_files
 from u2pl_hf.hub.model_card import render_card
 from u2pl_hf.hub.public_facts import public_facts
-from u2pl_hf.training.push import RunPush
+from u2pl_hf.measure.card_collection import add_run, render_collection, write_collection
+from u2pl_hf.training.run.upload import RunPush
 
 
 @pytest.fixture

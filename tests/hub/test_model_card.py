@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from huggingface_hub import ModelCard, hf_hub_download
 
-from u2pl_hf.hub.card_collection import render_collection
 from u2pl_hf.hub.dataset_license import dataset_license
 from u2pl_hf.hub.model_card import TEMPLATE, render_card
 from u2pl_hf.hub.push import push_folder
+from u2pl_hf.measure.card_collection import render_collection
 
 RESULTS = {
     "method": "u2pl",

@@ -20,9 +20,9 @@ from tests.scripts.test_train import EXPORTED
 from u2pl_hf import U2PLImageProcessor
 from u2pl_hf.errors import InputError
 from u2pl_hf.evaluation.loading import load_model
-from u2pl_hf.training.checkpoint import sha256_of
-from u2pl_hf.training.published import convert_checkpoint, read_published
-from u2pl_hf.training.weights_file import read_weights_file
+from u2pl_hf.training.run.checkpoint import sha256_of
+from u2pl_hf.training.weights.published_checkpoints import convert_checkpoint, read_published
+from u2pl_hf.training.weights.weights_file import read_weights_file
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "training_scripts" / "convert_checkpoint.py"
@@ -340,7 +340,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, narrow, monkeypatch):
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("u2pl_hf.training.export.render_card", full)
+    monkeypatch.setattr("u2pl_hf.training.run.export.render_card", full)
     with pytest.raises(InputError, match="No space left on device"):
         convert_checkpoint(tmp_path / "ckpt.pth", tmp_path / "out")
     assert [entry.name for entry in tmp_path.iterdir()] == ["ckpt.pth"]

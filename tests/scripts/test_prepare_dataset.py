@@ -17,7 +17,7 @@ import pytest
 from scipy.io import savemat
 
 from tests.data.prepared import NOISE, grey_png, ids, palette_png, picture, write_folder, write_tar, write_zip
-from u2pl_hf.data.sources import load_source
+from u2pl_hf.data.source.sources import load_source
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "training_scripts" / "prepare_dataset.py"

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from u2pl_hf.errors import InputError, TrainingError
-from u2pl_hf.training import run_queue
-from u2pl_hf.training.run_queue import run_all
+from u2pl_hf.measure import queue as run_queue
+from u2pl_hf.measure.queue import run_all
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "training_scripts" / "run_table.py"

@@ -18,7 +18,7 @@ from PIL import Image
 
 from tests.scripts.test_evaluate_predict import ROOT, here, two_processes  # noqa: F401 - here is a fixture
 from u2pl_hf import U2PLConfig, U2PLForSemanticSegmentation
-from u2pl_hf.data.class_list import read_class_list
+from u2pl_hf.data.source.class_list import read_class_list
 
 REAL = os.environ.get("U2PL_TEST_DATA", "")
 IMAGES = 12

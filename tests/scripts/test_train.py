@@ -16,8 +16,8 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 import u2pl_hf  # noqa: F401 (registers the model)
 from u2pl_hf.errors import InputError
-from u2pl_hf.training.arguments import RunArguments, parse_arguments
-from u2pl_hf.training.report import summary
+from u2pl_hf.training.recipe.arguments import RunArguments, parse_arguments
+from u2pl_hf.training.run.report import summary
 from u2pl_hf.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]

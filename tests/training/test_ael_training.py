@@ -10,11 +10,11 @@ from tests.data.rows import encode, make_table, write_parquet
 from tests.training.distributed import on_two_processes
 from tests.training.test_processes import assert_same_everywhere
 from tests.training.test_trainer import make_trainer
-from u2pl_hf.data.pools import Reservoir
-from u2pl_hf.data.sources import load_source
+from u2pl_hf.data.source.sources import load_source
+from u2pl_hf.data.stream.pools import Reservoir
 from u2pl_hf.errors import InputError
 from u2pl_hf.training import pools
-from u2pl_hf.training.arguments import RunArguments
+from u2pl_hf.training.recipe.arguments import RunArguments
 
 AEL = {"method": "u2pl_ael", "max_steps": 7, "warmup_steps": 2, "contrastive_start_steps": 4, "save_steps": 1,
        "keep_checkpoints": 9, "logging_steps": 1, "gradient_accumulation_steps": 2}  # fmt: skip

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from u2pl_hf.errors import InputError
-from u2pl_hf.training.arguments import parse_arguments
+from u2pl_hf.training.recipe.arguments import parse_arguments
 
 RECIPES = sorted((Path(__file__).parents[2] / "training_scripts" / "recipes").glob("*.yaml"))
 

@@ -10,11 +10,12 @@ from safetensors import SafetensorError
 from torch import nn
 
 from u2pl_hf.errors import InputError, TrainingError
-from u2pl_hf.training import checkpoint, run_folder
-from u2pl_hf.training.arguments import RunArguments
-from u2pl_hf.training.checkpoint import damage, load_checkpoint, save_checkpoint, write_atomically
-from u2pl_hf.training.failures import failures_in_one_line
-from u2pl_hf.training.run_folder import RunFolder
+from u2pl_hf.training.recipe.arguments import RunArguments
+from u2pl_hf.training.run import checkpoint
+from u2pl_hf.training.run import folder as run_folder
+from u2pl_hf.training.run.checkpoint import damage, load_checkpoint, save_checkpoint, write_atomically
+from u2pl_hf.training.run.failures import failures_in_one_line
+from u2pl_hf.training.run.folder import RunFolder
 
 
 def objects():

@@ -11,8 +11,8 @@ import torch
 from tests.method.test_step import make_settings, make_student
 from u2pl_hf.method.build import build_step
 from u2pl_hf.model import backbone_u2pl
-from u2pl_hf.training.arguments import RunArguments
-from u2pl_hf.training.precision import tune_networks
+from u2pl_hf.system.precision import tune_networks
+from u2pl_hf.training.recipe.arguments import RunArguments
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")

@@ -7,8 +7,8 @@ import yaml
 
 from tests.training.test_trainer import make_trainer
 from u2pl_hf.errors import InputError
-from u2pl_hf.training.arguments import RunArguments, parse_arguments
-from u2pl_hf.training.epochs import epochs_to_steps, steps_per_epoch
+from u2pl_hf.training.recipe.arguments import RunArguments, parse_arguments
+from u2pl_hf.training.recipe.epochs import epochs_to_steps, steps_per_epoch
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from u2pl_hf.errors import TrainingError
-from u2pl_hf.training.finite import SKIPS_IN_A_ROW, FiniteLosses
+from u2pl_hf.training.run.finite import SKIPS_IN_A_ROW, FiniteLosses
 
 
 def make(tmp_path, scaler=None) -> FiniteLosses:

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from u2pl_hf.data.archives import DAMAGED, list_members
-from u2pl_hf.data.class_list import read_class_list
-from u2pl_hf.data.decode import decode_image, decode_label
-from u2pl_hf.data.splits import resolve_split
+from u2pl_hf.data.prepare.archives import DAMAGED, list_members
+from u2pl_hf.data.source.class_list import read_class_list
+from u2pl_hf.data.source.decode import decode_image, decode_label
+from u2pl_hf.data.source.splits import resolve_split
 from u2pl_hf.errors import InputError
-from u2pl_hf.training.arguments import RunArguments
-from u2pl_hf.training.recipe_file import read_recipe
+from u2pl_hf.training.recipe.arguments import RunArguments
+from u2pl_hf.training.recipe.recipe_file import read_recipe
 
 # What is put in the place of a word, or between two bytes.
 TOKENS = [

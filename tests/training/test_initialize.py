@@ -14,7 +14,7 @@ from tests.published import narrow_state_dict
 from tests.training.test_trainer import make_trainer
 from u2pl_hf.errors import InputError
 from u2pl_hf.hub.push import push_folder
-from u2pl_hf.training.checkpoint import sha256_of
+from u2pl_hf.training.run.checkpoint import sha256_of
 
 DEEP = {"backbone": "resnet50", "stem": "deep", "base_width": 8}
 PLAIN = {"backbone": "resnet18", "stem": "plain", "base_width": 8}

@@ -8,7 +8,7 @@ from PIL import Image
 
 from tests.data.rows import encode, make_table, write_parquet
 from tests.training.test_trainer import make_trainer
-from u2pl_hf.data import rows as rows_module
+from u2pl_hf.data.source import rows as rows_module
 from u2pl_hf.errors import InputError
 
 
@@ -26,7 +26,7 @@ def parquet_data(tiny_data, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     monkeypatch.setattr(rows_module, "BLOCK_BYTES", 20_000)
-    monkeypatch.setattr("u2pl_hf.data.order.WINDOW_BLOCKS", 2)
+    monkeypatch.setattr("u2pl_hf.data.stream.order.WINDOW_BLOCKS", 2)
 
 
 def weights(folder) -> bytes:

@@ -17,10 +17,10 @@ import yaml
 
 from tests.training.distributed import environment, free_port
 from tests.training.test_trainer import make_trainer
-from u2pl_hf.data.sources import Source
+from u2pl_hf.data.source.sources import Source
 from u2pl_hf.errors import InputError, Stopped, TrainingError
-from u2pl_hf.training import stopping
-from u2pl_hf.training.checkpoint import damage
+from u2pl_hf.training.run import stopping
+from u2pl_hf.training.run.checkpoint import damage
 
 ROOT = Path(__file__).parents[2]
 # More kills show more; a few are enough to notice a mistake.

@@ -11,9 +11,9 @@ from torch._dynamo.utils import counters
 from tests.training.test_trainer import make_trainer
 from u2pl_hf.errors import InputError
 from u2pl_hf.model import backbone_u2pl
-from u2pl_hf.training import precision
-from u2pl_hf.training.arguments import RunArguments
-from u2pl_hf.training.precision import build_sgd, prepare_device, set_tf32, without_tuning
+from u2pl_hf.system import precision
+from u2pl_hf.system.precision import build_sgd, prepare_device, set_tf32, without_tuning
+from u2pl_hf.training.recipe.arguments import RunArguments
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

@@ -9,9 +9,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tests.method.test_step import make_batch, make_settings, make_student
 from u2pl_hf.method.build import build_step
-from u2pl_hf.training import precision
-from u2pl_hf.training.arguments import RunArguments
-from u2pl_hf.training.precision import build_sgd, tune_networks
+from u2pl_hf.system import precision
+from u2pl_hf.system.precision import build_sgd, tune_networks
+from u2pl_hf.training.recipe.arguments import RunArguments
 
 
 def train(rank: int, steps: int = 3, **changes) -> tuple[dict[str, Tensor], list[int]]:

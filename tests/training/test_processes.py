@@ -18,10 +18,7 @@ from tests.training.test_trainer import make_trainer
 from u2pl_hf.errors import InputError
 from u2pl_hf.method.build import build_step
 from u2pl_hf.method.step import Batch
-from u2pl_hf.training import trainer as trainer_module
-from u2pl_hf.training.arguments import RunArguments, parse_arguments
-from u2pl_hf.training.build import build_model
-from u2pl_hf.training.processes import (
+from u2pl_hf.system.processes import (
     average_running_statistics,
     describe_step,
     join_processes,
@@ -29,6 +26,9 @@ from u2pl_hf.training.processes import (
     start_accelerator,
     together,
 )
+from u2pl_hf.training import trainer as trainer_module
+from u2pl_hf.training.build import build_model
+from u2pl_hf.training.recipe.arguments import RunArguments, parse_arguments
 from u2pl_hf.training.trainer import Trainer
 
 DEMO = Path(__file__).parents[2] / "training_scripts" / "recipes" / "demo_u2pl.yaml"

@@ -12,7 +12,6 @@ import torch
 from tests.training.test_trainer import make_trainer
 from u2pl_hf.command_line import readable
 from u2pl_hf.errors import InputError
-from u2pl_hf.training.arguments import RunArguments, parse_arguments
 from u2pl_hf.training.plan import (
     _losses,
     kept_bytes,
@@ -20,6 +19,7 @@ from u2pl_hf.training.plan import (
     plan_without_data,
     published_counts,
 )
+from u2pl_hf.training.recipe.arguments import RunArguments, parse_arguments
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "training_scripts" / "recipes"

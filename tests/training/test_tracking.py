@@ -21,9 +21,9 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from tests.scripts.test_train import RECIPES, TINY, run_script
 from tests.training.test_trainer import make_trainer
 from u2pl_hf.errors import InputError
-from u2pl_hf.training.arguments import RunArguments
-from u2pl_hf.training.experiment import _init_kwargs
-from u2pl_hf.training.tracking import curves, process_means
+from u2pl_hf.training.recipe.arguments import RunArguments
+from u2pl_hf.training.run.trackers import _init_kwargs
+from u2pl_hf.training.run.tracking import curves, process_means
 
 
 def read_events(run) -> EventAccumulator:
@@ -289,7 +289,7 @@ def test_images_per_second_are_those_of_training(tiny_data, tmp_path, monkeypatc
     assert [trainer._images(step) for step in (1, 2)] == [2, 4]
     trainer.folder.path.mkdir()
     now = [0.0]
-    monkeypatch.setattr("u2pl_hf.training.tracking.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("u2pl_hf.training.run.tracking.time.perf_counter", lambda: now[0])
     with trainer._tracker(0) as tracker:
         for step, images, seconds in ((1, 6, 1.0), (2, 6, 1.0), (3, 10, 2.0), (4, 10, 2.0)):
             now[0] += seconds

@@ -5,8 +5,8 @@ import torch
 from accelerate.state import AcceleratorState
 from transformers import AutoModel, AutoModelForSemanticSegmentation
 
-from u2pl_hf.training.arguments import RunArguments
 from u2pl_hf.training.build import seed_draws
+from u2pl_hf.training.recipe.arguments import RunArguments
 from u2pl_hf.training.trainer import Trainer
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from u2pl_hf.app.explain import read_photo
-from u2pl_hf.data.sources import load_source
+from u2pl_hf.data.source.sources import load_source
 from u2pl_hf.errors import InputError
 from u2pl_hf.evaluation.photographs import SUFFIXES
 

@@ -1,1 +1,1 @@
-"""From any data set to two endless streams: sources, splits, augmentation, streams."""
+"""From any data set to two endless streams: `source` reads rows, `stream` orders and augments, `prepare` makes sets."""

@@ -3,7 +3,7 @@
 import argparse
 
 from u2pl_hf.command_line import number
-from u2pl_hf.evaluation.compute import PRECISIONS
+from u2pl_hf.system.compute import PRECISIONS
 
 NAMES = ("mode", "window", "stride", "scales", "flip", "window_batch")
 # 2048 x 1024. With a ResNet-50 at output stride 8 such an image takes 2.2 GB, see docs/inference.md.

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from u2pl_hf.data.decode import DAMAGED
+from u2pl_hf.data.source.decode import DAMAGED
 from u2pl_hf.errors import InputError
 from u2pl_hf.evaluation.pictures import colour_table
 

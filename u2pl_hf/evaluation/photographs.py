@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from u2pl_hf.data.decode import DAMAGED, UnclearPixelsError, check_mode, upright_rgb
+from u2pl_hf.data.source.decode import DAMAGED, UnclearPixelsError, check_mode, upright_rgb
 from u2pl_hf.errors import InputError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}

@@ -8,10 +8,10 @@ from urllib.parse import quote
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from u2pl_hf.hub.other_runs import compare_runs
 from u2pl_hf.hub.public_facts import public_facts
-from u2pl_hf.hub.published import published_row
+from u2pl_hf.hub.published_results import published_row
 from u2pl_hf.markdown import escaped, one_line
+from u2pl_hf.measure.other_runs import compare_runs
 
 # Beside this file, so that an installed package has it; model_cards/template.md is a link to it.
 TEMPLATE = Path(__file__).with_name("template.md")

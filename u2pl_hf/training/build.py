@@ -5,9 +5,9 @@ import torch
 
 from u2pl_hf import U2PLConfig, U2PLForSemanticSegmentation
 from u2pl_hf.evaluation.pictures import default_palette
-from u2pl_hf.training.arguments import RunArguments
-from u2pl_hf.training.backbones import backbone_config, backbone_normalisation
-from u2pl_hf.training.precision import build_sgd
+from u2pl_hf.system.precision import build_sgd
+from u2pl_hf.training.recipe.arguments import RunArguments
+from u2pl_hf.training.weights.backbones import backbone_config, backbone_normalisation
 
 
 def build_model(

@@ -7,9 +7,9 @@ from functools import cached_property
 
 from torch.utils.data import DataLoader
 
-from u2pl_hf.data.label_counts import check_classes
-from u2pl_hf.data.overlap import warn_of_scored_training, without_evaluation
-from u2pl_hf.data.sources import (
+from u2pl_hf.data.source.label_counts import check_classes
+from u2pl_hf.data.source.overlap import warn_of_scored_training, without_evaluation
+from u2pl_hf.data.source.sources import (
     Labelled,
     Source,
     check_labelled,
@@ -18,11 +18,11 @@ from u2pl_hf.data.sources import (
     load_source,
     materialised,
 )
-from u2pl_hf.data.splits import resolve_split
-from u2pl_hf.data.streams import SampleStream, endless_loader
-from u2pl_hf.data.transforms import WeakAugmentation
+from u2pl_hf.data.source.splits import resolve_split
+from u2pl_hf.data.stream.streams import SampleStream, endless_loader
+from u2pl_hf.data.stream.transforms import WeakAugmentation
 from u2pl_hf.errors import InputError
-from u2pl_hf.training.arguments import RunArguments
+from u2pl_hf.training.recipe.arguments import RunArguments
 
 logger = logging.getLogger(__name__)
 

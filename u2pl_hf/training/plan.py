@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from u2pl_hf.hub.published import PUBLISHED
+from u2pl_hf.hub.published_results import PUBLISHED
 from u2pl_hf.method.losses import cross_entropy
 from u2pl_hf.method.pseudo_labels import resize_logits
-from u2pl_hf.training.arguments import RunArguments
+from u2pl_hf.system.precision import checkpoint_gradients
+from u2pl_hf.system.processes import learning_rate_scale
 from u2pl_hf.training.build import build_model
-from u2pl_hf.training.epochs import epochs_to_steps, steps_per_epoch
-from u2pl_hf.training.precision import checkpoint_gradients
-from u2pl_hf.training.processes import learning_rate_scale
+from u2pl_hf.training.recipe.arguments import RunArguments
+from u2pl_hf.training.recipe.epochs import epochs_to_steps, steps_per_epoch
 
 PUBLISHED_CLASSES = {"voc": 21, "cityscapes": 19}
 

@@ -7,13 +7,13 @@ from functools import cached_property
 
 import torch
 
-from u2pl_hf.data.label_counts import frequent_classes
-from u2pl_hf.data.pools import Reservoir, RowPool
-from u2pl_hf.data.transforms import WeakAugmentation
+from u2pl_hf.data.source.label_counts import frequent_classes
+from u2pl_hf.data.stream.pools import Reservoir, RowPool
+from u2pl_hf.data.stream.transforms import WeakAugmentation
 from u2pl_hf.errors import InputError
 from u2pl_hf.method.step import MethodSettings
-from u2pl_hf.training.arguments import NO_CLASS, RunArguments
 from u2pl_hf.training.inputs import TrainingData, training_stream, unlabelled_start
+from u2pl_hf.training.recipe.arguments import NO_CLASS, RunArguments
 
 logger = logging.getLogger(__name__)
 # Donors of copy-paste come in more sizes than the images they are pasted into (AEL, adaptive copy-paste).

@@ -14,21 +14,8 @@ from u2pl_hf.evaluation.pictures import picture_grid
 from u2pl_hf.method.build import build_step
 from u2pl_hf.method.schedules import poly_factor
 from u2pl_hf.method.step import MethodSettings
-from u2pl_hf.training.arguments import BACKBONES, RunArguments
-from u2pl_hf.training.batches import Batches
-from u2pl_hf.training.build import build_model, build_optimizer, seed_draws
-from u2pl_hf.training.checkpoint import first_step, load_checkpoint, save_checkpoint
-from u2pl_hf.training.epochs import epochs_to_steps, steps_per_epoch
-from u2pl_hf.training.experiment import ExperimentTrackers, choose_trackers
-from u2pl_hf.training.export import export_best, export_finished
-from u2pl_hf.training.failures import failures_in_one_line
-from u2pl_hf.training.finite import FiniteLosses
-from u2pl_hf.training.initialize import find_starting_point
-from u2pl_hf.training.inputs import TrainingData, load_training_data
-from u2pl_hf.training.plan import Counts, describe_plan
-from u2pl_hf.training.pools import method_settings
-from u2pl_hf.training.precision import memory_format, prepare_device, tune_networks, without_tuning
-from u2pl_hf.training.processes import (
+from u2pl_hf.system.precision import memory_format, prepare_device, tune_networks, without_tuning
+from u2pl_hf.system.processes import (
     average_running_statistics,
     cpu_cores,
     describe_step,
@@ -38,11 +25,24 @@ from u2pl_hf.training.processes import (
     synchronize_batchnorm,
     together,
 )
-from u2pl_hf.training.push import check_push
-from u2pl_hf.training.report import describe_start, gather_results, picture_samples, score, segment_options
-from u2pl_hf.training.run_folder import RunFolder
-from u2pl_hf.training.stopping import Stopped, StopRequest
-from u2pl_hf.training.tracking import Tracker, mean_values
+from u2pl_hf.training.batches import Batches
+from u2pl_hf.training.build import build_model, build_optimizer, seed_draws
+from u2pl_hf.training.inputs import TrainingData, load_training_data
+from u2pl_hf.training.plan import Counts, describe_plan
+from u2pl_hf.training.pools import method_settings
+from u2pl_hf.training.recipe.arguments import BACKBONES, RunArguments
+from u2pl_hf.training.recipe.epochs import epochs_to_steps, steps_per_epoch
+from u2pl_hf.training.run.checkpoint import first_step, load_checkpoint, save_checkpoint
+from u2pl_hf.training.run.export import export_best, export_finished
+from u2pl_hf.training.run.failures import failures_in_one_line
+from u2pl_hf.training.run.finite import FiniteLosses
+from u2pl_hf.training.run.folder import RunFolder
+from u2pl_hf.training.run.report import describe_start, gather_results, picture_samples, score, segment_options
+from u2pl_hf.training.run.stopping import Stopped, StopRequest
+from u2pl_hf.training.run.trackers import ExperimentTrackers, choose_trackers
+from u2pl_hf.training.run.tracking import Tracker, mean_values
+from u2pl_hf.training.run.upload import check_push
+from u2pl_hf.training.weights.initialize import find_starting_point
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""Making a data set: layouts, masks, archives and shards."""

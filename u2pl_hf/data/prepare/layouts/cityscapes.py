@@ -1,0 +1,87 @@
+"""Cityscapes with fine labels."""
+
+from collections.abc import Sequence
+
+from u2pl_hf.data.prepare.archives import Member
+from u2pl_hf.data.prepare.layouts.base import About, Layout, Row, require, unique_by
+from u2pl_hf.data.source.class_list import ClassList
+
+CLASSES = {
+    "road": (128, 64, 128),
+    "sidewalk": (244, 35, 232),
+    "building": (70, 70, 70),
+    "wall": (102, 102, 156),
+    "fence": (190, 153, 153),
+    "pole": (153, 153, 153),
+    "traffic light": (250, 170, 30),
+    "traffic sign": (220, 220, 0),
+    "vegetation": (107, 142, 35),
+    "terrain": (152, 251, 152),
+    "sky": (70, 130, 180),
+    "person": (220, 20, 60),
+    "rider": (255, 0, 0),
+    "car": (0, 0, 142),
+    "truck": (0, 0, 70),
+    "bus": (0, 60, 100),
+    "train": (0, 80, 100),
+    "motorcycle": (0, 0, 230),
+    "bicycle": (119, 11, 32),
+}
+SUBSETS = {"train": "train", "val": "validation"}
+IMAGE = "_leftImg8bit.png"
+TRAIN_IDS = "_gtFine_labelTrainIds.png"
+LABEL_IDS = "_gtFine_labelIds.png"
+ABOUT = About(
+    title="Cityscapes for semantic segmentation",
+    text="Street scenes of the Cityscapes data set with fine labels, mapped to the 19 classes of the benchmark.",
+    licence="Cityscapes may be used for research under the terms at https://www.cityscapes-dataset.com/license/. "
+    "They forbid redistribution: keep this folder to yourself, and publish lists and weights instead.",
+    metadata={
+        "license": "other",
+        "license_name": "cityscapes",
+        "license_link": "https://www.cityscapes-dataset.com/license/",
+    },
+)
+
+
+def cityscapes_layout(members: Sequence[Member]) -> Layout:
+    """Rows of Cityscapes: train and val; ids such as aachen_000000_000019. Train ids are taken as they are if stored.
+
+    Raises:
+        InputError: images or labels are missing.
+    """
+    bad: list[tuple[str, str]] = []
+    images = unique_by(_keyed(members, IMAGE), "images", bad)
+    masks = unique_by(_keyed(members, LABEL_IDS), "labels", bad)
+    train_ids = unique_by(_keyed(members, TRAIN_IDS), "labels", bad)
+    require(images, f"no images found: looked for leftImg8bit/{{train,val}}/CITY/*{IMAGE}")
+    require(masks | train_ids, f"no labels found: looked for gtFine/{{train,val}}/CITY/*{LABEL_IDS} or *{TRAIN_IDS}")
+    rows = []
+    for key, image in sorted(images.items()):
+        mask, coding = (train_ids[key], "ids") if key in train_ids else (masks.get(key), "cityscapes")
+        subset = SUBSETS[image.parts[-3]]
+        if mask is None and subset == "validation":
+            bad.append((key, "the validation image has no label"))
+        else:
+            rows.append(Row(key, subset, image, mask, coding))
+    require([row for row in rows if row.mask], "no image has a label of its name: the two archives share no id")
+    known_bad = {key for key, _ in bad}
+    lonely = sorted((masks.keys() | train_ids.keys()) - images.keys() - known_bad)
+    bad += [(key, "the mask has no image") for key in lonely]
+    classes = ClassList(tuple(CLASSES), tuple(CLASSES.values()))
+    return Layout("cityscapes", rows, classes, ABOUT, bad, notes=_notes(members, rows))
+
+
+def _keyed(members: Sequence[Member], ending: str) -> list[tuple[str, Member]]:
+    return [
+        (m.file_name[: -len(ending)], m)
+        for m in members
+        if m.file_name.endswith(ending) and len(m.parts) > 2 and m.parts[-3] in SUBSETS
+    ]
+
+
+def _notes(members: Sequence[Member], rows: list[Row]) -> list[str]:
+    others = [m for m in members if m.file_name.endswith(IMAGE) and m.parts[-3:-2] not in (("train",), ("val",))]
+    unlabelled = sum(row.mask is None for row in rows)
+    notes = [f"{len(others)} images outside train and val are left out"] if others else []
+    return notes + ([f"{unlabelled} train images have no label: they are unlabelled rows"] if unlabelled else [])

@@ -1,0 +1,1 @@
+"""What training sees: order, augmentation, batches and pools."""

@@ -1,0 +1,1 @@
+"""Tables of several runs: queue, records, one renderer."""

@@ -1,0 +1,1 @@
+"""Processes, devices, number types and layouts; nothing here knows a run's arguments."""

@@ -1,0 +1,57 @@
+"""What a run leaves for others: models that from_pretrained loads, each with its image processor and card."""
+
+import json
+import shutil
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from u2pl_hf import U2PLImageProcessor
+from u2pl_hf.evaluation.curves import save_curves
+from u2pl_hf.files import write_atomically, write_json
+from u2pl_hf.hub.model_card import render_card
+from u2pl_hf.training.run.folder import RunFolder
+
+# What an exported folder holds; the code is for people without this package.
+CODE = ("configuration_u2pl.py", "backbone_u2pl.py", "modeling_u2pl.py", "image_processing_u2pl.py")
+EXPORTED = ("config.json", "model.safetensors", "preprocessor_config.json", "README.md", *CODE)
+
+
+def export_model(folder: Path, model: PreTrainedModel, results: dict, run: RunFolder | None = None) -> None:
+    """Write a model with the card of its results; what stands at `folder` is always complete.
+
+    run: of which picture, curves and the results themselves are put beside the model, so that the folder is whole.
+    """
+
+    def write(path: Path) -> None:
+        model.save_pretrained(path)
+        U2PLImageProcessor().save_pretrained(path)
+        if run is not None:
+            _write_pictures(path, results, run)
+            (path / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        (path / "README.md").write_text(render_card(results), encoding="utf-8")
+
+    write_atomically(folder, write)
+
+
+def export_best(run: RunFolder, model: PreTrainedModel, results: dict) -> None:
+    """Export the best model so far into the run folder's `best`."""
+    export_model(run.path / "best", model, results, run)
+
+
+def export_finished(run: RunFolder, model: PreTrainedModel, results: dict) -> None:
+    """Export the last model into the run folder itself and write results.json, which marks the run as finished."""
+    last = run.path / "last"
+    export_model(last, model, results)
+    for file in last.iterdir():
+        file.replace(run.path / file.name)
+    last.rmdir()
+    write_atomically(run.path / "curves.png", lambda path: save_curves(run.metrics_path, path))
+    write_json(run.results_path, results)
+
+
+def _write_pictures(path: Path, results: dict, run: RunFolder) -> None:
+    save_curves(run.metrics_path, path / results["curves"])
+    if results["pictures"]:
+        (path / results["pictures"]).parent.mkdir()
+        shutil.copy(run.path / results["pictures"], path / results["pictures"])
