@@ -21,10 +21,11 @@ from pathlib import Path
 import torch
 
 from u2pl_hf.data.demo import DemoSpec, demo_folder
-from u2pl_hf.method import ael, losses
+from u2pl_hf.method import equalization, losses
 from u2pl_hf.method import pseudo_labels as pl
-from u2pl_hf.training.build import seed_draws
-from u2pl_hf.training.recipe.arguments import RunArguments
+from u2pl_hf.training.batches import seed_draws
+from u2pl_hf.training.build import build_run
+from u2pl_hf.training.recipe.arguments import run_arguments
 from u2pl_hf.training.trainer import Trainer
 
 
@@ -80,21 +81,21 @@ class Phases:
 
 def make_trainer(args: argparse.Namespace, method: str, data: Path, output: Path) -> Trainer:
     """A run of one method, and nothing done yet."""
-    return Trainer(RunArguments(
+    return Trainer(build_run(run_arguments(
         method=method, dataset=str(data), split="1/4", output_dir=str(output), crop_size=args.crop_size,
         batch_size=args.batch, backbone=args.backbone, base_width=args.base_width, output_stride=args.output_stride,
         head_channels=args.head_channels, representation_channels=args.head_channels, warmup_steps=0, max_steps=1000,
         mixed_precision=args.mixed_precision, cpu_threads=args.threads, num_workers=0, trackers=["none"],
-    ))  # fmt: skip
+    )))  # fmt: skip
 
 
 def one_step(trainer: Trainer, phases: Phases, step: int) -> dict[str, float]:
     """Milliseconds by phase of one step; loading the batch itself is left out."""
     phases.spent.clear()
-    batch, _ = trainer.batches.next(step, number=step)
+    batch, _ = trainer.run.batches.next(step, number=step)
     seed_draws(0, step)
     with trainer.accelerator.autocast():
-        output = phases.timed("rest of the forward pass", trainer.method)(trainer.student, batch, step, 1000)
+        output = phases.timed("rest of the forward pass", trainer.run.method)(trainer.run.student, batch, step, 1000)
     phases.timed("backward", trainer.accelerator.backward)(output.total)
     phases.timed("optimizer, teacher's average", trainer._update)(step)
     return dict(phases.spent)
@@ -107,9 +108,9 @@ def main() -> None:
         os.environ["ACCELERATE_USE_CPU"] = "true"
     phases = Phases(args.device)
     phases.wrap(pl, pixel_entropy="entropy", masked_quantile="quantiles", resize_logits="resizing logits")
-    phases.wrap(losses, unsupervised_loss="L_u forward")
+    phases.wrap(losses, unsupervised_loss="L_u forward", contrastive_loss="L_c forward")
     phases.wrap(
-        ael,
+        equalization,
         equalised_consistency="L_u forward",
         draw_class_boxes="AEL: components and boxes",
         paste_classes="AEL: copy-paste",
@@ -118,19 +119,18 @@ def main() -> None:
         data = demo_folder(Path(folder), DemoSpec(train=64, validation=5, size=args.image_size))
         ways = {name: make_trainer(args, name, data, Path(folder) / name) for name in ("u2pl", "u2pl_ael")}
         for name, trainer in ways.items():
-            method = trainer.method
-            phases.wrap(trainer.student, forward="student forward")
+            method = trainer.run.method
+            phases.wrap(trainer.run.student, forward="student forward")
             phases.wrap(method.teacher, forward="teacher forward")
             phases.wrap(method, supervised_loss="L_s forward", contrast="anchors, negatives, queues")
-            phases.wrap(method, contrastive_loss="L_c forward")
             phases.wrap(method, choose_donors="AEL: choosing", choose_partners="AEL: choosing")
             phases.wrap(method, update_confidence="AEL: confidence bank")
             if name == "u2pl_ael":
                 phases.wrap(method.categories, update="AEL: category bank")
                 for pool in (method.pool_l, method.pool_u):
                     phases.wrap(pool, receive="AEL: waiting for images")
-            method.begin(trainer.student, 0)
-            trainer.batches.start(0)
+            method.begin(trainer.run.student, 0)
+            trainer.run.batches.start()
         best: dict[str, dict[str, float]] = {name: {} for name in ways}
         for step in range(args.rounds + 1):
             for name, trainer in ways.items():

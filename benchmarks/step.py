@@ -26,8 +26,8 @@ from u2pl_hf import U2PLConfig, U2PLForSemanticSegmentation
 from u2pl_hf.method import losses
 from u2pl_hf.method import pseudo_labels as pl
 from u2pl_hf.method.queues import ClassQueues, select_keys
-from u2pl_hf.method.step import MethodSettings
 from u2pl_hf.method.teacher import batch_statistics, update_teacher
+from u2pl_hf.method.u2pl import U2PL
 
 ALPHA = 0.15
 
@@ -70,7 +70,7 @@ def parse_arguments() -> argparse.Namespace:
 class Inputs:
     """What the method sees of one step."""
 
-    settings: MethodSettings
+    settings: U2PL.Settings
     size: tuple[int, int]
     y_l: Tensor
     valid_u: Tensor
@@ -95,7 +95,7 @@ def make_inputs(args, classes: int) -> Inputs:
     logits = logits.contiguous(memory_format=torch.channels_last)
     truth = pl.resize_logits(logits[: args.labelled], (crop, crop)).argmax(1)
     return Inputs(
-        MethodSettings(num_labels=classes, queue_length=args.queue_length),
+        U2PL.Settings(low_rank=pl.default_low_rank(classes), queue_length=args.queue_length),
         (crop, crop),
         truth,
         torch.ones(args.unlabelled, crop, crop, dtype=torch.bool, device=args.device),
@@ -112,7 +112,7 @@ class Ours:
     def __init__(self, inputs: Inputs):
         self.i, settings = inputs, inputs.settings
         self.labelled = len(inputs.y_l)
-        lengths = [settings.background_queue_length] + [settings.queue_length] * (settings.num_labels - 1)
+        lengths = [settings.background_queue_length] + [settings.queue_length] * (inputs.teacher_logits.shape[1] - 1)
         self.queues = ClassQueues(lengths, inputs.teacher.shape[1]).to(inputs.teacher.device)
         self.queues.storage.copy_(F.normalize(torch.randn_like(self.queues.storage.float()), dim=1))
         self.queues.pushed.copy_(self.queues.capacity)
@@ -195,7 +195,7 @@ class Plain:
     def __init__(self, inputs: Inputs):
         self.i, settings = inputs, inputs.settings
         self.labelled = len(inputs.y_l)
-        lengths = [settings.background_queue_length] + [settings.queue_length] * (settings.num_labels - 1)
+        lengths = [settings.background_queue_length] + [settings.queue_length] * (inputs.teacher_logits.shape[1] - 1)
         self.queues = plain.PlainQueues(lengths, inputs.teacher.shape[1])
         self.queues.keys = [torch.randn(length, inputs.teacher.shape[1]) for length in lengths]
 

@@ -1,4 +1,4 @@
-"""Images per second and peak memory of whole U2PL training steps, for several ways to compute them.
+"""Images per second and peak memory of whole training steps, for several ways to compute them.
 
     python benchmarks/training.py --device cuda
     python benchmarks/training.py --device cuda --configurations bf16 fp16 --stability 2000
@@ -21,17 +21,14 @@ import sys
 import time
 
 import torch
-from accelerate import Accelerator
 from torch.utils.flop_counter import FlopCounterMode
 
 from u2pl_hf.data.stream.transforms import normalize
-from u2pl_hf.method.build import build_step
-from u2pl_hf.method.step import Batch
+from u2pl_hf.method import METHODS, Batch
 from u2pl_hf.method.teacher import batch_statistics
-from u2pl_hf.system.precision import lay_out, memory_format, prepare_device, tune_networks
-from u2pl_hf.system.processes import cpu_cores
-from u2pl_hf.training.build import build_model, build_optimizer, seed_draws
-from u2pl_hf.training.recipe.arguments import BACKBONES, RunArguments
+from u2pl_hf.training.batches import seed_draws
+from u2pl_hf.training.build import assemble, build_student, start
+from u2pl_hf.training.recipe.arguments import BACKBONES, RunArguments, run_arguments
 
 BF16 = {"mixed_precision": "bf16"}
 CONFIGURATIONS = {
@@ -77,6 +74,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--configurations", nargs="+", choices=CONFIGURATIONS, help="default: all; on a CPU, those that start quickly"
     )
+    batched = [name for name, step in METHODS.items() if not step.uses_pools and step.uses_unlabelled]
+    parser.add_argument("--method", default="u2pl", choices=batched)
     parser.add_argument("--backbone", default="resnet101", choices=BACKBONES)
     parser.add_argument("--crop_size", type=int, default=513)
     parser.add_argument("--batch_size", type=int, default=4, help="labelled images")
@@ -95,30 +94,27 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-def run_arguments(args, name: str) -> RunArguments:
+def arguments(args, name: str) -> RunArguments:
     """A run's arguments in one configuration."""
     changes = CONFIGURATIONS[name]
     if name in USUAL_PRECISION and args.device == "cuda":
         changes = BF16 | changes
     shared = ("backbone", "crop_size", "batch_size", "unlabelled_batch_size", "output_stride")
     # Every pixel may be an anchor of its class, or a fresh network would leave the contrastive loss without work.
-    return RunArguments(**{key: getattr(args, key) for key in shared}, anchor_threshold=0.0, **changes)
+    shared = {key: getattr(args, key) for key in shared}
+    threads = {"cpu_threads": args.threads, "trackers": ["none"]}
+    return run_arguments(**shared, method=args.method, anchor_threshold=0.0, **threads, **changes)
 
 
 class Training:
-    """The trainer's objects, put together as the trainer does, and its step."""
+    """The networks of a run, as the trainer has them, and its step."""
 
     def __init__(self, args, run: RunArguments):
         self.args, self.run, self.device = args, run, torch.device(args.device)
-        self.accelerator = Accelerator(mixed_precision=run.mixed_precision, cpu=args.device == "cpu")
-        prepare_device(run, self.device)
-        torch.manual_seed(0)
-        self.student = build_model(run, [str(c) for c in range(args.classes)])
-        self.student.to(self.device, memory_format=memory_format(run))
-        self.method = build_step("u2pl", run.method_settings(args.classes), self.student).to(self.device)
-        optimizer = build_optimizer(run, self.student)
-        self.wrapped_student, self.optimizer = self.accelerator.prepare(self.student, optimizer)
-        tune_networks(run, self.student, self.method)
+        os.environ["ACCELERATE_USE_CPU"] = str(args.device == "cpu")
+        self.accelerator = start(run)
+        self.networks = assemble(run, self.accelerator, build_student(run, [str(c) for c in range(args.classes)]))
+        self.layout = torch.channels_last if run.channels_last else torch.contiguous_format
         self.number = FIRST_STEP
 
     def draw(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -136,15 +132,18 @@ class Training:
         valid = torch.ones_like(pixels[:, 0], dtype=torch.bool)
         labelled = len(labels)
         # Normalised apart, as the two streams come.
-        x_l = lay_out(normalize(pixels[:labelled], valid[:labelled]), self.run)
-        x_u = lay_out(normalize(pixels[labelled:], valid[labelled:]), self.run)
+        x_l, x_u = (
+            normalize(pixels[part], valid[part]).contiguous(memory_format=self.layout)
+            for part in (slice(labelled), slice(labelled, None))
+        )
         batch = Batch(x_l, labels, x_u, valid[labelled:])
+        student, wrapped, method, optimizer = self.networks
         with self.accelerator.autocast():
-            output = self.method(self.wrapped_student, batch, self.number, TOTAL_STEPS)
+            output = method(wrapped, batch, self.number, TOTAL_STEPS)
         self.accelerator.backward(output.total)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.method.finish(self.student, self.number)
+        optimizer.step()
+        optimizer.zero_grad()
+        method.finish(student, self.number)
         return torch.stack(list(output.named.values()))
 
     def timed_step(self, images: tuple) -> float:
@@ -158,9 +157,7 @@ class Training:
 
 def measure(args, name: str) -> dict:
     """One configuration, in this process."""
-    if args.device == "cpu":
-        torch.set_num_threads(args.threads or cpu_cores())
-    run = run_arguments(args, name)
+    run = arguments(args, name)
     training = Training(args, run)
     images = training.draw()
     warmup = [training.timed_step(images) for _ in range(max(1, args.warmup))]
@@ -194,7 +191,7 @@ def stability(training: Training, steps: int) -> dict:
         finite = bool(training.step(*training.draw()).isfinite().all()) and finite
         # A skipped step is known by the smaller scale that it leaves.
         skipped += bool(scaler and scaler.get_scale() < scale)
-    weights_finite = all(bool(p.isfinite().all()) for p in training.student.parameters())
+    weights_finite = all(bool(p.isfinite().all()) for p in training.networks.student.parameters())
     counted = {"skipped_steps": skipped, "scale": scaler.get_scale()} if scaler else {}
     return {"stable_steps": steps, "losses_finite": finite, "weights_finite": weights_finite} | counted
 
@@ -207,7 +204,7 @@ def step_flops(args) -> int:
     """
     unlabelled, side = args.unlabelled_batch_size, args.crop_size
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        network = build_model(run_arguments(args, "fp32"), [str(c) for c in range(args.classes)])
+        network = build_student(arguments(args, "fp32"), [str(c) for c in range(args.classes)])
         images = torch.empty(args.batch_size + unlabelled, 3, side, side)
         output = network.train()(images)
         (output.logits.sum() + output.representation.sum()).backward()
@@ -221,8 +218,8 @@ def step_flops(args) -> int:
 def in_own_process(args, name: str) -> dict:
     """The result of one configuration, or the last line of its error."""
     command = [sys.executable, __file__, "--child", "--configurations", name]
-    for key in ("device", "backbone", "crop_size", "batch_size", "unlabelled_batch_size", "output_stride", "classes",
-                "steps", "warmup", "threads", "stability"):  # fmt: skip
+    for key in ("device", "method", "backbone", "crop_size", "batch_size", "unlabelled_batch_size", "output_stride",
+                "classes", "steps", "warmup", "threads", "stability"):  # fmt: skip
         command += [f"--{key}", str(getattr(args, key))]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
     if done.returncode:

@@ -24,13 +24,11 @@ from u2pl_hf.errors import InputError, exits_on_input_error
 from u2pl_hf.evaluation.curves import FONT_SIZE, INK, PAPER, Line, draw_panel, read_metrics
 from u2pl_hf.evaluation.pictures import colour_mask, entropy_map, overlay
 from u2pl_hf.method import pseudo_labels as pl
-from u2pl_hf.method.build import build_step
 from u2pl_hf.method.mixing import cutmix
 from u2pl_hf.method.schedules import unreliable_share
 from u2pl_hf.method.teacher import batch_statistics
-from u2pl_hf.training.build import build_model, build_optimizer
-from u2pl_hf.training.inputs import load_training_data, training_loaders
-from u2pl_hf.training.recipe.arguments import parse_arguments as parse_run
+from u2pl_hf.training.build import build_run
+from u2pl_hf.training.recipe.command import recipe_arguments
 from u2pl_hf.training.run.checkpoint import load_checkpoint
 
 # Background light, objects in colours that are told apart without red and green (Okabe and Ito).
@@ -50,7 +48,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 class Moment:
-    """What one step computes from a checkpoint; tensors as in `U2PLStep.forward`, names as in the paper."""
+    """What one step computes from a checkpoint; tensors as in `U2PL.forward`, names as in the paper."""
 
     def __init__(self, run: Path, step: int):
         checkpoint = run / "checkpoints" / f"step-{step:06d}"
@@ -58,17 +56,16 @@ class Moment:
             raise InputError(
                 f"{checkpoint} is not there: train with a larger --keep_checkpoints, or pass another --step"
             )
-        self.args = parse_run([str(run / "recipe.yaml"), "--num_workers", "0"], "")
-        data = load_training_data(self.args)
-        self.names, student = data.class_names, build_model(self.args, data.class_names)
-        self.settings = self.args.method_settings(len(self.names))
-        method = build_step("u2pl", self.settings, student)
-        load_checkpoint(checkpoint, student, method, build_optimizer(self.args, student))
-        loaders = training_loaders(self.args, data, rank=0, world_size=1, start_step=step, pin_memory=False)
-        labelled, unlabelled = (next(iter(loader)) for loader in loaders)
+        recipe = {"num_workers": 0, "resume": str(checkpoint), "trackers": ["none"]}
+        built = build_run(recipe_arguments(run / "recipe.yaml", recipe))
+        self.args, self.names, self.settings = built.args, built.data.class_names, built.args.settings
+        load_checkpoint(checkpoint, built.student, built.method, built.optimizer)
+        built.batches.start()
+        labelled, unlabelled = next(built.batches.loaded_l), next(built.batches.loaded_u)
         self.x_l, self.x_u = (batch["pixel_values"] for batch in (labelled, unlabelled))
         self.y_l = labelled["labels"].long()
         self.alpha = unreliable_share(step / self.args.max_steps, self.settings.unreliable_share)
+        method = built.method
         with torch.no_grad():
             self._label(method.teacher, unlabelled["valid"])
             self._split(method.teacher, labelled["valid"])
@@ -97,7 +94,7 @@ class Moment:
         confident = self.y_mixed.masked_fill(~self.reliable, pl.IGNORE)
         y_l, confident, unreliable = (pl.nearest_on_corners(m, size) for m in (self.y_l, confident, self.unreliable))
         self.anchors = pl.anchor_mask(torch.cat([y_l, confident]), self.prob, self.settings.anchor_threshold)
-        ranks = self.settings.low_rank, self.settings.high_rank
+        ranks = self.settings.ranks(len(self.names))
         self.negatives = pl.negative_mask(y_l, self.prob[:labelled], unreliable, self.prob[labelled:], *ranks)
         self.unreliable_small = unreliable
 
@@ -177,7 +174,7 @@ def most_uncertain(moment: Moment) -> tuple[int, int, int]:
 def draw_ranks(moment: Moment, place: tuple[int, int, int]) -> Image.Image:
     """The sorted class probabilities of one unreliable pixel, and the ranks whose queues it goes into."""
     i, row, column = place
-    side, low = 300, moment.settings.low_rank
+    side, low = 300, moment.settings.ranks(len(moment.names))[0]
     canvas = Image.new("RGB", (980, side + 36), PAPER)
     draw = ImageDraw.Draw(canvas)
     shown = Image.fromarray(picture(moment.x_mixed[i])).resize((side, side), Image.Resampling.NEAREST)

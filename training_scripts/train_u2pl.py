@@ -13,8 +13,9 @@ from pathlib import Path
 from u2pl_hf.command_line import print_result, readable
 from u2pl_hf.errors import TrainingError, exits_on_input_error
 from u2pl_hf.system.processes import joined_processes, together
-from u2pl_hf.training.plan import plan_without_data, published_counts
-from u2pl_hf.training.recipe.arguments import parse_arguments
+from u2pl_hf.training.build import build_run
+from u2pl_hf.training.plan import plan_run, plan_without_data, published_counts
+from u2pl_hf.training.recipe.command import parse_arguments
 from u2pl_hf.training.run.failures import failures_in_one_line
 from u2pl_hf.training.run.report import summary
 from u2pl_hf.training.run.upload import push_finished
@@ -33,8 +34,8 @@ def main() -> None:
             result = plan_without_data(args, counts, args.plan_processes or processes.num_processes)
         else:
             with failures_in_one_line(Path(args.output_dir)):
-                trainer = Trainer(args)
-            result = trainer.plan() if args.plan else trainer.train()
+                run = build_run(args)
+            result = plan_run(run) if args.plan else Trainer(run).train()
     # The other processes have gone: an upload may take longer than they would wait.
     if processes.is_main_process:
         if args.push_to_hub and not args.plan:

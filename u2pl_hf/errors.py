@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from transformers.utils import logging as transformers_logging
 
@@ -30,6 +30,17 @@ class InputError(OneLineError, ValueError):
     """
 
     exit_code = 2
+
+
+def refuse(rules: Iterable[tuple[object, str]]) -> None:
+    """Go through a table of what is wrong and what is then said.
+
+    Raises:
+        InputError: with the first message whose condition holds.
+    """
+    for wrong, message in rules:
+        if wrong:
+            raise InputError(message)
 
 
 class TrainingError(OneLineError, RuntimeError):

@@ -16,8 +16,8 @@ from click.testing import CliRunner
 from huggingface_hub.cli.hf import app as hub_app
 from torch.distributed.run import get_args_parser as torchrun_parser
 
-from u2pl_hf.training.recipe.arguments import RunArguments
-from u2pl_hf.training.recipe.arguments import parse_arguments as parse_run
+from u2pl_hf.training.recipe.command import _parser
+from u2pl_hf.training.recipe.command import parse_arguments as parse_run
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -190,7 +190,7 @@ class _Seen(BaseException):
 
 def known_options() -> set[str]:
     """Every --option of our scripts, of the launchers and of hf."""
-    known = {f"--{name}" for name in RunArguments.__dataclass_fields__}
+    known = set(options_of(_parser()))
     for parser in (launch_command_parser(), torchrun_parser()):
         known |= options_of(parser)
     for path in FILES_WITH_COMMANDS:

@@ -213,7 +213,8 @@ def shortened(script: str, words: list[str], tiny_data: Path) -> list[str]:
         return SHORT.get(name, []) + (["--workers", "1"] if name == "prepare_dataset.py" else [])
     args, options = read_arguments(script, words), dict(TINY)
     if not Path(args.dataset).exists():
-        options |= {"dataset": tiny_data} | ({"frequent_classes": "none"} if args.frequent_classes else {})
+        named = getattr(args, "frequent_classes", None)
+        options |= {"dataset": tiny_data} | ({"frequent_classes": "none"} if named else {})
     if not re.fullmatch(r"[\d./]+|all", args.split) and not Path(args.split).exists():
         options |= {"split": "1/4"}
     if args.backbone in BACKBONES:

@@ -12,7 +12,7 @@ from u2pl_hf.errors import InputError
 from u2pl_hf.evaluation.loading import dataset_commit, load_model
 from u2pl_hf.evaluation.mean_iou import BYTE
 from u2pl_hf.hub.push import push_folder
-from u2pl_hf.training.recipe.arguments import RunArguments
+from u2pl_hf.training.recipe.arguments import run_arguments
 from u2pl_hf.training.weights.backbones import backbone_config
 
 
@@ -69,7 +69,7 @@ def test_code_of_a_model_folder_is_not_run(stranger, kind):
     with pytest.raises(InputError, match=rf"its type is {kind!r}, not 'u2pl'"):
         load_model(str(folder), device="cpu")
     with pytest.raises(InputError, match="--backbone "):
-        backbone_config(RunArguments(backbone=str(folder)))
+        backbone_config(run_arguments(backbone=str(folder)))
     assert not trace.exists()
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from u2pl_hf.method import ael
-from u2pl_hf.method.ael import CategoryBank, ConfidenceBank
+from u2pl_hf.method import equalization as eq
+from u2pl_hf.method.equalization import CategoryBank, ConfidenceBank
 
 # chi-square is above these with probability 0.001, by degrees of freedom.
 CHI_SQUARE = {2: 13.82, 3: 16.27, 4: 18.47, 9: 27.88}
@@ -109,13 +109,13 @@ def test_rare_classes_come_in_their_probability_without_repetition():
     expected = [sum(map(probability, itertools.permutations(s))) for s in sets]
     assert sum(expected) == pytest.approx(1.0)
     draw = generator(3)
-    drawn = [sorted(ael.draw_rare_classes(confidence, rare, 3, draw).tolist()) for _ in range(3000)]
+    drawn = [sorted(eq.draw_rare_classes(confidence, rare, 3, draw).tolist()) for _ in range(3000)]
     assert_frequencies([drawn.count([int(rare[i]) for i in s]) for s in sets], expected)
 
 
 def test_uncertain_classes_come_in_their_probability():
     confidence = torch.tensor([0.95, 0.1, 0.5, 0.0, 0.8])
-    drawn = ael.draw_uncertain_classes(confidence, 5000, generator(1))
+    drawn = eq.draw_uncertain_classes(confidence, 5000, generator(1))
     expected = softmax(1 - confidence.double().numpy())
     assert_frequencies(drawn.bincount(minlength=5).tolist(), expected.tolist())
 
@@ -123,7 +123,7 @@ def test_uncertain_classes_come_in_their_probability():
 def test_rows_are_uniform_among_those_that_hold_or_else_among_all():
     holds = torch.tensor([[True, False, True, True], [False] * 4])
     draw = generator(2)
-    drawn = torch.stack([ael.draw_rows(holds, draw) for _ in range(4000)])
+    drawn = torch.stack([eq.draw_rows(holds, draw) for _ in range(4000)])
     counts = drawn[:, 0].bincount(minlength=4).tolist()
     assert counts.pop(1) == 0
     assert_frequencies(counts, [1 / 3] * 3)
@@ -135,7 +135,7 @@ def test_pasting_equals_loops():
     labels, donor_labels = (torch.randint(0, 5, (2, 6, 7)) for _ in range(2))
     donor_labels[:, 0] = 255
     before = x.clone(), labels.clone()
-    mixed, mixed_labels, pasted = ael.paste_classes(x, labels, donor, donor_labels, torch.tensor([1, 3, 4]))
+    mixed, mixed_labels, pasted = eq.paste_classes(x, labels, donor, donor_labels, torch.tensor([1, 3, 4]))
     for b, i, j in np.ndindex(2, 6, 7):
         taken = int(donor_labels[b, i, j]) in (1, 3, 4)
         assert bool(pasted[b, i, j]) == taken
@@ -147,7 +147,7 @@ def test_pasting_equals_loops():
 def test_nothing_is_pasted_from_an_empty_donor():
     x, labels = torch.randn(1, 3, 4, 4), torch.randint(0, 3, (1, 4, 4))
     empty = torch.full((1, 4, 4), 255)
-    mixed, mixed_labels, pasted = ael.paste_classes(x, labels, torch.zeros_like(x), empty, torch.arange(3))
+    mixed, mixed_labels, pasted = eq.paste_classes(x, labels, torch.zeros_like(x), empty, torch.arange(3))
     assert torch.equal(mixed, x) and torch.equal(mixed_labels, labels) and not pasted.any()
 
 
@@ -164,7 +164,7 @@ def component_masks() -> np.ndarray:
 
 @pytest.mark.parametrize(("place", "first"), [(0.0, [10, 5, 10, 30]), (0.49, [10, 5, 10, 30]), (0.5, [60, 50, 30, 10])])
 def test_boxes_of_known_components(place, first):
-    boxes = ael.component_boxes(component_masks(), np.full(4, place))
+    boxes = eq.component_boxes(component_masks(), np.full(4, place))
     # As large as 0.5 % is not larger; diagonal neighbours are one component; the last mask is empty.
     assert boxes.tolist() == [first, [0] * 4, [0, 0, 60, 60], [0] * 4]
 
@@ -172,7 +172,7 @@ def test_boxes_of_known_components(place, first):
 def test_a_class_has_the_box_of_its_component_or_else_half_the_area():
     labels = torch.zeros(2, 100, 100, dtype=torch.long)
     labels[0, 30:50, 20:80] = 2
-    boxes, is_component = ael.draw_class_boxes(labels, torch.tensor([2, 2]))
+    boxes, is_component = eq.draw_class_boxes(labels, torch.tensor([2, 2]))
     expected = torch.zeros(100, 100, dtype=torch.bool)
     expected[30:50, 20:80] = True
     assert is_component.tolist() == [True, False] and torch.equal(boxes[0], expected)
@@ -180,15 +180,15 @@ def test_a_class_has_the_box_of_its_component_or_else_half_the_area():
 
 
 def test_a_lone_class_fills_its_image():
-    boxes, is_component = ael.draw_class_boxes(torch.ones(1, 9, 9, dtype=torch.long), torch.tensor([1]))
+    boxes, is_component = eq.draw_class_boxes(torch.ones(1, 9, 9, dtype=torch.long), torch.tensor([1]))
     assert is_component.all() and boxes.all()
-    _, is_component = ael.draw_class_boxes(torch.full((1, 9, 9), 255), torch.tensor([1]))
+    _, is_component = eq.draw_class_boxes(torch.full((1, 9, 9), 255), torch.tensor([1]))
     assert not is_component.any()
 
 
 def test_half_boxes_have_half_the_area_and_the_height_of_the_method():
     height, width = 200, 300
-    top, left, box_h, box_w = ael.half_boxes(4000, height, width, torch.device("cpu")).unbind(1)
+    top, left, box_h, box_w = eq.half_boxes(4000, height, width, torch.device("cpu")).unbind(1)
     assert (top >= 0).all() and (left >= 0).all() and (top + box_h <= height).all() and (left + box_w <= width).all()
     assert ((box_h * box_w) / (height * width / 2) - 1).abs().max() < 0.01
     # The share is 0.5^U, so U is uniform: the same number of boxes in each quarter of its range.
@@ -202,9 +202,9 @@ def test_half_boxes_have_half_the_area_and_the_height_of_the_method():
 
 
 def test_keep_rates():
-    assert ael.keep_rates(torch.tensor([0.5, 0.75, 0.9])).tolist() == pytest.approx([1.0, 0.5, 0.2], rel=1e-6)
-    assert ael.keep_rates(torch.zeros(3)).tolist() == [1.0] * 3
-    assert ael.keep_rates(torch.ones(3)).tolist() == [0.0] * 3
+    assert eq.keep_rates(torch.tensor([0.5, 0.75, 0.9])).tolist() == pytest.approx([1.0, 0.5, 0.2], rel=1e-6)
+    assert eq.keep_rates(torch.zeros(3)).tolist() == [1.0] * 3
+    assert eq.keep_rates(torch.ones(3)).tolist() == [0.0] * 3
 
 
 def consistency_loops(logits, targets, weights) -> float:
@@ -223,7 +223,7 @@ def test_consistency_equals_loops_where_all_is_kept():
     logits = torch.randn(2, 4, 5, 6, dtype=torch.float64)
     targets, sure = torch.randint(0, 4, (2, 5, 6)), torch.rand(2, 5, 6, dtype=torch.float64)
     targets[0, :2] = 255
-    loss, share = ael.equalised_consistency(logits, targets, sure, torch.full((4,), 0.3))
+    loss, share = eq.equalised_consistency(logits, targets, sure, torch.full((4,), 0.3))
     assert loss.item() == pytest.approx(consistency_loops(logits.numpy(), targets.numpy(), sure.numpy() ** 2), rel=1e-9)
     assert share == 1
 
@@ -233,7 +233,7 @@ def test_pixels_count_by_the_class_that_the_student_sees():
     student = torch.randint(0, 3, (4, 60, 60))
     logits = (8.0 * torch.nn.functional.one_hot(student, 3).movedim(-1, 1).float()).requires_grad_()
     targets = torch.randint(0, 3, student.shape)
-    loss, share = ael.equalised_consistency(logits, targets, torch.ones(student.shape), torch.tensor([1.0, 0.6, 0.2]))
+    loss, share = eq.equalised_consistency(logits, targets, torch.ones(student.shape), torch.tensor([1.0, 0.6, 0.2]))
     loss.backward()
     learns = logits.grad.abs().sum(dim=1) > 0
     assert not learns[student == 0].any() and learns[student == 2].all()
@@ -249,6 +249,6 @@ def test_consistency_without_targets_is_zero_with_gradient():
     logits = torch.randn(1, 3, 4, 4, requires_grad=True)
     for confidence in (torch.zeros(3), torch.ones(3)):
         targets = torch.full((1, 4, 4), 255 if confidence[0] == 0 else 1)
-        loss, share = ael.equalised_consistency(logits, targets, torch.ones(1, 4, 4), confidence)
+        loss, share = eq.equalised_consistency(logits, targets, torch.ones(1, 4, 4), confidence)
         loss.backward()
         assert loss == 0 and share == 0 and not logits.grad.any()

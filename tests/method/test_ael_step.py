@@ -11,10 +11,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.method.test_step import CLASSES, SIZE, make_batch, make_settings, make_student
-from u2pl_hf.method import ael, losses
+from u2pl_hf.method import equalization as eq
+from u2pl_hf.method import losses
 from u2pl_hf.method import pseudo_labels as pl
-from u2pl_hf.method.ael_step import AELStep
-from u2pl_hf.method.step import Batch
+from u2pl_hf.method.ael import AEL
+from u2pl_hf.method.base import Batch, Further
 from u2pl_hf.method.teacher import batch_statistics
 
 
@@ -26,9 +27,6 @@ class TensorPool:
         self.size, self.asked = number, []
         self.x = torch.randn(number, 3, SIZE, SIZE, generator=draw)
         self.y = torch.randint(0, CLASSES, (number, SIZE, SIZE), generator=draw) if with_labels else None
-        self.presence = None
-        if with_labels:
-            self.presence = torch.stack([(self.y == c).flatten(1).any(dim=1) for c in range(CLASSES)], dim=1)
 
     def reachable(self):
         return 0, self.size
@@ -53,16 +51,23 @@ class TensorPool:
         return rolled(self.x), labels, ~empty.expand(-1, SIZE, SIZE)
 
 
-def make_step(student, labelled: int = 6, unlabelled: int = 9, **changes) -> AELStep:
-    settings = make_settings(**{"rare_classes": (1, 2, 3), "copy_paste_probability": 1.0, **changes})
-    return AELStep(settings, student, TensorPool(labelled, True), TensorPool(unlabelled, False))
+def make_step(student, labelled: int = 6, unlabelled: int = 9, **changes) -> AEL:
+    settings = make_settings(AEL, **{"frequent_classes": ["0"], "copy_paste_probability": 1.0, **changes})
+    pool = TensorPool(labelled, True)
+    counts = torch.stack([(pool.y == c).flatten(1).sum(dim=1) for c in range(CLASSES)], dim=1)
+    pools = SimpleNamespace(labelled=pool, unlabelled=TensorPool(unlabelled, False), counts=counts, passes=1)
+    return AEL(settings, student, pools)
 
 
 def numbered(batch: Batch, seed: int = 11) -> Batch:
     rows = torch.arange(len(batch.x_l))
-    return dataclasses.replace(
-        batch, loaded_l={"rows": rows}, loaded_u={"rows": rows + 2}, seed=seed, next_seed=seed + 2
-    )
+    further = Further({"rows": rows}, {"rows": rows + 2}, next_seed=seed + 2)
+    return dataclasses.replace(batch, seed=seed, further=further)
+
+
+def showing(batch: Batch, rows: torch.Tensor) -> Batch:
+    """The batch with other rows of the unlabelled pool."""
+    return dataclasses.replace(batch, further=dataclasses.replace(batch.further, loaded_u={"rows": rows}))
 
 
 def test_step_equals_the_method_written_out():
@@ -96,7 +101,7 @@ def test_step_equals_the_method_written_out():
         (prob, pseudo), (prob_p, pseudo_p) = ((z.softmax(1).amax(1), z.argmax(1)) for z in logits)
         pseudo[~batch.valid_u] = 255
         torch.manual_seed(7)
-        boxes, _ = ael.draw_class_boxes(pseudo_p, partners.classes)
+        boxes, _ = eq.draw_class_boxes(pseudo_p, partners.classes)
         assert boxes.any() and not boxes.all()
         pseudo, prob = torch.where(boxes, pseudo_p, pseudo), torch.where(boxes, prob_p, prob)
         images = torch.cat([x_l, torch.where(boxes.unsqueeze(1), x, batch.x_u)])
@@ -205,7 +210,7 @@ def test_seeds_decide_donors_and_partners():
 
 
 def test_a_class_that_nobody_has_takes_any_image_and_pastes_nothing():
-    step = make_step(make_student(), rare_classes=(3,))
+    step = make_step(make_student(), frequent_classes=["0", "1", "2"])
     step.pool_l.y %= 3
     step.presence[:, 3] = False
     assert len({int(row) for seed in range(60) for row in step.choose_donors(seed, 1).rows}) == 6
@@ -228,7 +233,7 @@ def test_edge_cases_are_finite(case):
     student, batch = make_student(), make_batch(1 if case == "one of each" else 2)
     options = {"labelled": 1, "unlabelled": 1} if case == "one of each" else {}
     step = make_step(student, warmup_steps=1 if case == "warm-up" else 0, **options)
-    batch = dataclasses.replace(numbered(batch), loaded_u={"rows": torch.zeros(len(batch.x_u), dtype=torch.long)})
+    batch = showing(numbered(batch), torch.zeros(len(batch.x_u), dtype=torch.long))
     if case == "all labels ignored":
         batch.y_l.fill_(255)
         step.pool_l.y.fill_(255)
@@ -271,7 +276,7 @@ def test_only_the_boxes_of_components_need_the_host(monkeypatch):
         told.append((labels.shape, classes.shape))
         return torch.zeros_like(labels, dtype=torch.bool), torch.zeros_like(classes, dtype=torch.bool)
 
-    monkeypatch.setattr(ael, "draw_class_boxes", boxes)
+    monkeypatch.setattr(eq, "draw_class_boxes", boxes)
     student, batch = make_student().to("meta"), numbered(make_batch())
     step = make_step(student).to("meta")
     monkeypatch.setattr(torch, "Generator", lambda device: SimpleNamespace(manual_seed=lambda seed: None))
@@ -281,10 +286,10 @@ def test_only_the_boxes_of_components_need_the_host(monkeypatch):
         pool.receive = lambda requested, images=images: images
     tensors = {name: getattr(batch, name).to("meta") for name in ("x_l", "y_l", "x_u", "valid_u")}
     # Rows come from the loader, and so lie on the host.
-    loaded = {name: {"rows": torch.arange(2)} for name in ("loaded_l", "loaded_u")}
+    batch = dataclasses.replace(showing(batch, torch.arange(2)), **tensors)
     with CopiesThatWait() as waits:
         for number in range(2):
-            output = step(student, dataclasses.replace(batch, **tensors, **loaded), number, 10)
+            output = step(student, batch, number, 10)
             output.total.backward()
             step.finish(student, number)
     assert waits.found == []
@@ -311,7 +316,7 @@ def test_a_row_shows_what_its_pool_holds_now():
     student, batch = make_student(), numbered(make_batch())
     step = make_step(student, unlabelled=2)
     teacher, partners = copy.deepcopy(step.teacher), step.choose_partners(batch.seed, 2)
-    batch = dataclasses.replace(batch, loaded_u={"rows": torch.arange(2)})
+    batch = showing(batch, torch.arange(2))
     labels = teacher(batch.x_u).logits.argmax(1).masked_fill(~pl.nearest_on_corners(batch.valid_u, (9, 9)), 255)
     assert labels.shape[-2:] == (9, 9) and set(partners.rows.tolist()) <= {0, 1}
     step(student, batch, 0, 10)

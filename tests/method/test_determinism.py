@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.method.test_step import make_batch, make_settings, make_student
 from u2pl_hf.evaluation import MeanIoU
-from u2pl_hf.method.build import build_step
+from u2pl_hf.method.u2pl import U2PL
 
 REFUSED = {
     "_adaptive_avg_pool2d_backward", "_ctc_loss_backward", "adaptive_max_pool2d_backward", "grid_sampler_2d_backward",
@@ -57,7 +57,7 @@ def test_no_operation_of_a_step_is_refused_on_a_gpu(variant, augmentation):
         supervised_loss="ohem" if variant == "official" else "ce",
         ohem_min_kept=100,
     )
-    step, batch = build_step("u2pl", settings, student), make_batch()
+    step, batch = U2PL(settings, student), make_batch()
     batch = dataclasses.replace(batch, y_u=batch.y_l)
     with Recorder() as recorder:
         step(student, batch, step=3, total_steps=10).total.backward()

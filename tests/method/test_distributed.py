@@ -6,7 +6,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.method.test_step import make_batch, make_settings, make_student
-from u2pl_hf.method.build import build_step
+from u2pl_hf.method.u2pl import U2PL
 
 
 def gradients(distributed: bool = False) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -16,7 +16,7 @@ def gradients(distributed: bool = False) -> tuple[dict[str, torch.Tensor], torch
     """
     torch.manual_seed(0)
     student = make_student()
-    step = build_step("u2pl", make_settings(new_keys_per_class=1, contrastive_weight=5.0), student)
+    step = U2PL(make_settings(new_keys_per_class=1, contrastive_weight=5.0), student)
     batch = make_batch()
     torch.manual_seed(1)
     output = step(DistributedDataParallel(student) if distributed else student, batch, step=3, total_steps=40)

@@ -111,20 +111,14 @@ def naive_info_nce(anchors, positive, negatives, temperature):
     return total / len(anchors)
 
 
-def test_info_nce_equals_loops_and_finite_differences():
-    anchors = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
-    positive, negatives = torch.randn(4, dtype=torch.float64), torch.randn(3, 5, 4, dtype=torch.float64)
-    loss = losses.info_nce(anchors, positive, negatives, 0.5)
-    expected = naive_info_nce(anchors.detach().numpy(), positive.numpy(), negatives.numpy(), 0.5)
-    assert loss.item() == pytest.approx(expected, rel=1e-12)
-    assert torch.autograd.gradcheck(lambda a: losses.info_nce(a, positive, negatives, 0.5), anchors)
-
-
-def test_info_nce_closed_form():
+@pytest.mark.parametrize("temperature", [0.1, 0.5])
+def test_contrastive_loss_closed_form(temperature):
     """All similarities equal: log(1 + N), whatever the temperature."""
-    vector = torch.ones(2, 8)
-    value = losses.info_nce(vector, vector[0], torch.ones(2, 50, 8), 0.1)
-    assert value.item() == pytest.approx(math.log(51), rel=1e-6)
+    same, anchors = torch.ones(1, 4, 3, 3), torch.ones(1, 2, 3, 3, dtype=torch.bool)
+    queues = ClassQueues([4, 4], 4)
+    queues.push(torch.ones(2, 3, 4), torch.ones(2, 3, dtype=torch.bool))
+    loss, _ = losses.contrastive_loss(same, same, anchors, queues, num_negatives=50, temperature=temperature)
+    assert loss.item() == pytest.approx(math.log(51), rel=1e-6)
 
 
 @pytest.mark.parametrize("budget", [1, 3000, 2**30])

@@ -13,9 +13,9 @@ from tests.golden import load_golden
 from tests.method.test_step import CLASSES, SIZE, make_batch, make_settings, make_student
 from u2pl_hf.method import losses, official
 from u2pl_hf.method import pseudo_labels as pl
-from u2pl_hf.method.build import build_step
 from u2pl_hf.method.queues import ClassQueues, select_keys
 from u2pl_hf.method.teacher import batch_statistics
+from u2pl_hf.method.u2pl import U2PL, Split
 
 TEMPERATURE = 0.5
 
@@ -388,7 +388,7 @@ def test_the_step_puts_right_what_it_is_told():
     settings = {"variant": "official", "unreliable_share": 0.4, "new_keys_per_class": 1000, "queue_length": 1000}
     pushed = []
     for options in (settings, settings | {"fixed_defects": tuple(official.DEFECTS)}, settings | {"variant": "paper"}):
-        step = build_step("u2pl", make_settings(**options), student)
+        step = U2PL(make_settings(**options), student)
         torch.manual_seed(1)
         stats = step(copy.deepcopy(student), batch, 10, 40).stats
         pushed.append((step.queues.pushed.tolist(), stats["anchors_per_class"].tolist()))
@@ -401,7 +401,7 @@ def test_the_step_puts_right_what_it_is_told():
 def test_step_pushes_the_published_selection():
     student, batch = make_student(), make_batch()
     settings = make_settings(variant="official", unreliable_share=0.4, new_keys_per_class=1000, queue_length=1000)
-    step = build_step("u2pl", settings, student)
+    step = U2PL(settings, student)
     reference = copy.deepcopy(step.teacher)
     output = step(student, batch, step=10, total_steps=40)
     with torch.no_grad():
@@ -431,12 +431,12 @@ def test_step_pushes_the_published_selection():
 
 def test_step_takes_anchors_of_lowest_entropy():
     student, batch = make_student(), make_batch()
-    step = build_step("u2pl", make_settings(variant="official", unreliable_share=0.4), student)
+    step = U2PL(make_settings(variant="official", unreliable_share=0.4), student)
     entropy, valid = torch.rand(2, 5, 5), torch.ones(2, 5, 5, dtype=torch.bool)
-    reliable, _ = pl.split_by_entropy(entropy, valid, 0.4)
-    assert step.confident_pixels(entropy, valid, reliable, 0.4).sum() == 20 and reliable.sum() == 30
-    paper = build_step("u2pl", make_settings(unreliable_share=0.4), student)
-    assert paper.confident_pixels(entropy, valid, reliable, 0.4) is reliable
+    split = Split(entropy, valid, *pl.split_by_entropy(entropy, valid, 0.4), 0.4, torch.tensor(0.5))
+    assert step.confident(split).sum() == 20 and split.reliable.sum() == 30
+    paper = U2PL(make_settings(unreliable_share=0.4), student)
+    assert paper.confident(split) is split.reliable
     assert step(student, batch, 0, 10).total.isfinite()
 
 
@@ -450,7 +450,7 @@ def test_step_edge_cases_are_finite(case):
         batch.valid_u.fill_(False)
     elif case == "all padding":
         batch.valid_u.fill_(False)
-    step = build_step("u2pl", make_settings(variant="official"), student)
+    step = U2PL(make_settings(variant="official"), student)
     step.queues.push(torch.randn(CLASSES, 4, 8), torch.ones(CLASSES, 4, dtype=torch.bool))
     output = step(student, batch, 0, 10)
     output.total.backward()

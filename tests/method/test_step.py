@@ -10,9 +10,10 @@ import torch
 from u2pl_hf import U2PLConfig, U2PLForSemanticSegmentation
 from u2pl_hf.method import losses
 from u2pl_hf.method import pseudo_labels as pl
-from u2pl_hf.method.build import build_step
-from u2pl_hf.method.step import Batch, MethodSettings
+from u2pl_hf.method.base import Batch
+from u2pl_hf.method.suponly import SupOnly
 from u2pl_hf.method.teacher import batch_statistics
+from u2pl_hf.method.u2pl import U2PL
 
 CLASSES, SIZE = 4, 33
 
@@ -32,9 +33,9 @@ def make_student(representation: int = 8, **options) -> U2PLForSemanticSegmentat
     )
 
 
-def make_settings(**changes) -> MethodSettings:
-    base = MethodSettings(CLASSES, low_rank=2, queue_length=64, background_queue_length=96, strong_probability=0.0)
-    return dataclasses.replace(base, **{"anchor_threshold": 0.1, **changes})
+def make_settings(kind: type[U2PL] = U2PL, **changes) -> U2PL.Settings:
+    small = {"low_rank": 2, "queue_length": 64, "background_queue_length": 96, "strong_probability": 0.0}
+    return kind.Settings(**{**small, "anchor_threshold": 0.1, **changes})
 
 
 def make_batch(images: int = 2) -> Batch:
@@ -48,7 +49,7 @@ def make_batch(images: int = 2) -> Batch:
 def test_step_equals_the_method_written_out():
     """The order of method.md, once more, from a copied state: every loss except the drawn one, and what is pushed."""
     student, batch = make_student(), make_batch()
-    step = build_step("u2pl", make_settings(unreliable_share=0.3, unsupervised_weight=0.7), student)
+    step = U2PL(make_settings(unreliable_share=0.3, unsupervised_weight=0.7), student)
     reference_student, reference_teacher = copy.deepcopy(student), copy.deepcopy(step.teacher)
     output = step(student, batch, step=10, total_steps=40)
 
@@ -87,7 +88,7 @@ def test_step_equals_the_method_written_out():
 
 def test_contrastive_loss_trains_the_representation():
     student, batch = make_student(), make_batch()
-    step = build_step("u2pl", make_settings(), student)
+    step = U2PL(make_settings(), student)
     output = step(student, batch, 0, 10)
     assert output.named["loss_contrastive"] > 0 and output.stats["anchor_classes"] > 0
     output.total.backward()
@@ -98,9 +99,9 @@ def test_contrastive_loss_trains_the_representation():
 
 def test_warm_up_is_supervised_and_ends_with_a_copy():
     student, batch = make_student(), make_batch()
-    step = build_step("u2pl", make_settings(warmup_steps=2), student)
+    step = U2PL(make_settings(warmup_steps=2), student)
     output = step(student, batch, 1, 10)
-    assert set(output.named) == {"loss", "loss_supervised"} and step.evaluated(student, 2) is student
+    assert set(output.named) == {"loss", "loss_supervised"} and step.model_to_evaluate(student, 2) is student
     output.total.backward()
     assert all(p.grad is not None for p in student.parameters())  # distributed training needs every gradient
     with torch.no_grad():
@@ -111,13 +112,13 @@ def test_warm_up_is_supervised_and_ends_with_a_copy():
     step.begin(student, 2)
     for name, value in student.state_dict().items():
         assert torch.equal(step.teacher.state_dict()[name], value), name
-    assert step.evaluated(student, 3) is step.teacher
+    assert step.model_to_evaluate(student, 3) is step.teacher
 
 
 @pytest.mark.parametrize("mix", ["cutmix", "cutout", "classmix"])
 def test_strong_augmentations_run(mix):
     student = make_student()
-    step = build_step("u2pl", make_settings(strong_augmentation=mix, strong_probability=1.0), student)
+    step = U2PL(make_settings(strong_augmentation=mix, strong_probability=1.0), student)
     assert step(student, make_batch(), 0, 10).total.isfinite()
 
 
@@ -128,7 +129,7 @@ def test_edge_cases_are_finite(case):
         batch.y_l.fill_(255)
     elif case == "all padding":
         batch.valid_u.fill_(False)
-    step = build_step("u2pl", make_settings(), student)
+    step = U2PL(make_settings(), student)
     output = step(student, batch, 0, 10)
     output.total.backward()
     assert output.total.isfinite() and all(p.grad.isfinite().all() for p in student.parameters())
@@ -140,8 +141,8 @@ def test_edge_cases_are_finite(case):
 
 def test_supervised_with_ohem_and_auxiliary_head():
     student, batch = make_student(representation=0, auxiliary_head=True), make_batch()
-    settings = make_settings(supervised_loss="ohem", ohem_min_kept=100)
-    step = build_step("suponly", settings, student)
+    settings = SupOnly.Settings(supervised_loss="ohem", ohem_min_kept=100)
+    step = SupOnly(settings, student)
     output = step(student, batch, 0, 10)
     with torch.no_grad():
         expected = student(batch.x_l)
@@ -156,7 +157,7 @@ def test_two_classes_have_negatives():
     student = U2PLForSemanticSegmentation(
         U2PLConfig(backbone="resnet18", base_width=8, head_channels=8, representation_channels=4, num_labels=2)
     )
-    step = build_step("u2pl", MethodSettings(2, low_rank=pl.default_low_rank(2), queue_length=9), student)
+    step = U2PL(U2PL.Settings(queue_length=9), student)
     batch = make_batch()
     batch.y_l[batch.y_l != 255] %= 2
     step(student, batch, 0, 10)
@@ -169,7 +170,7 @@ def test_no_step_reads_back_to_the_host(monkeypatch, variant, options):
     """The whole step, backward and the average run on tensors that have no values; a read-back would raise."""
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())  # knows no such device
     student = make_student()
-    step = build_step("u2pl", make_settings(variant=variant, strong_probability=1.0, **options), student).to("meta")
+    step = U2PL(make_settings(variant=variant, strong_probability=1.0, **options), student).to("meta")
     student.to("meta")
     batch = make_batch()
     batch = Batch(*(tensor.to("meta") for tensor in (batch.x_l, batch.y_l, batch.x_u, batch.valid_u, batch.y_l)))
@@ -185,14 +186,14 @@ def test_no_step_reads_back_to_the_host(monkeypatch, variant, options):
 @pytest.mark.parametrize("mix", ["cutmix", "cutout", "classmix"])
 def test_watched_labels_are_mixed_like_their_images_and_change_nothing(mix):
     student, batch = make_student(), make_batch(3)
-    step = build_step("u2pl", make_settings(strong_augmentation=mix), student)
-    _, _, pseudo_labels, _ = step.pseudo_label(batch)
+    step = U2PL(make_settings(strong_augmentation=mix), student)
+    pseudo_labels = step.pseudo_label(batch).labels
     # Labels equal to the pseudo-labels: whatever is mixed, every pseudo-label is right.
     watched = dataclasses.replace(batch, y_u=pseudo_labels)
     outputs = []
     for given in (batch, watched):
         torch.manual_seed(1)
-        fresh = build_step("u2pl", make_settings(strong_augmentation=mix, strong_probability=1.0), student)
+        fresh = U2PL(make_settings(strong_augmentation=mix, strong_probability=1.0), student)
         outputs.append(fresh(copy.deepcopy(student), given, step=3, total_steps=40))
     assert outputs[0].total == outputs[1].total and "accuracy_reliable" not in outputs[0].stats
     assert outputs[1].stats["accuracy_reliable"] == 1 and outputs[1].stats["accuracy_unreliable"] == 1
@@ -203,7 +204,7 @@ def test_watched_labels_are_mixed_like_their_images_and_change_nothing(mix):
 
 def test_stats_per_class():
     student, batch = make_student(), make_batch()
-    step = build_step("u2pl", make_settings(new_keys_per_class=7), student)
+    step = U2PL(make_settings(new_keys_per_class=7), student)
     stats = step(student, batch, step=3, total_steps=40).stats
     assert torch.equal(stats["new_keys_per_class"], step.queues.pushed)
     assert stats["new_keys_per_class"].max() == 7

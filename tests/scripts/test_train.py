@@ -16,7 +16,8 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 import u2pl_hf  # noqa: F401 (registers the model)
 from u2pl_hf.errors import InputError
-from u2pl_hf.training.recipe.arguments import RunArguments, parse_arguments
+from u2pl_hf.training.recipe.arguments import run_arguments
+from u2pl_hf.training.recipe.command import parse_arguments
 from u2pl_hf.training.run.report import summary
 from u2pl_hf.training.trainer import Trainer
 
@@ -128,7 +129,7 @@ def test_stopped_run_goes_on_to_the_same_weights(u2pl_run, tmp_path):
 
 
 def test_the_next_command_evaluates_as_the_run_did():
-    args = RunArguments(dataset="my data", id_column="name", eval_mode="slide", eval_window=99, streaming=True)
+    args = run_arguments(dataset="my data", id_column="name", eval_mode="slide", eval_window=99, streaming=True)
     scores = {"mean_iou": 0.5, "per_class_iou": {"sky": None, "road": 0.5}, "step": 7}
     told = summary(args, {"last": scores, "best": scores, "seconds": 90.0}).splitlines()
     assert told[0].split() == ["IoU", "in", "per", "cent", "last", "best", "(step", "7)"]

@@ -13,8 +13,7 @@ from tests.training.test_trainer import make_trainer
 from u2pl_hf.data.source.sources import load_source
 from u2pl_hf.data.stream.pools import Reservoir
 from u2pl_hf.errors import InputError
-from u2pl_hf.training import pools
-from u2pl_hf.training.recipe.arguments import RunArguments
+from u2pl_hf.training import batches
 
 AEL = {"method": "u2pl_ael", "max_steps": 7, "warmup_steps": 2, "contrastive_start_steps": 4, "save_steps": 1,
        "keep_checkpoints": 9, "logging_steps": 1, "gradient_accumulation_steps": 2}  # fmt: skip
@@ -41,19 +40,22 @@ def lines_of(folder) -> list[dict]:
 @pytest.mark.parametrize("streaming", [False, True], ids=["whole set", "reservoir"])
 def test_a_stopped_run_goes_on_to_the_same_bits(tiny_data, streamed_data, tmp_path, monkeypatch, streaming):
     """Stopped in warm-up, at its end, before and after the contrastive loss begins."""
-    monkeypatch.setattr(pools, "Reservoir", partial(Reservoir, max_bytes=5 * 4 * 65 * 65))
+    monkeypatch.setattr(batches, "Reservoir", partial(Reservoir, max_bytes=5 * 4 * 65 * 65))
     data, options = (streamed_data, AEL | {"streaming": True}) if streaming else (tiny_data, AEL)
     whole = make_trainer(data, tmp_path / "whole", **options)
-    assert isinstance(whole.method.pool_u, Reservoir) == streaming and whole.method.pool_u.size == (18, 5)[streaming]
+    assert (
+        isinstance(whole.run.method.pool_u, Reservoir) == streaming
+        and whole.run.method.pool_u.size == (18, 5)[streaming]
+    )
     results = whole.train()
-    assert results["method"] == "u2pl_ael" and whole.method.categories.holds.any()
+    assert results["method"] == "u2pl_ael" and whole.run.method.categories.holds.any()
     for stop in (1, 2, 3, 5):
         folder = tmp_path / str(stop)
         checkpoint = tmp_path / "whole" / "checkpoints" / f"step-{stop:06d}"
         rest = make_trainer(data, folder, resume=str(checkpoint), **options)
         assert rest.train()["last"] == results["last"]
-        for name, value in whole.method.state_dict().items():
-            assert torch.equal(value, rest.method.state_dict()[name]), name
+        for name, value in whole.run.method.state_dict().items():
+            assert torch.equal(value, rest.run.method.state_dict()[name]), name
         assert lines_of(folder) == lines_of(tmp_path / "whole")[stop:]
 
 
@@ -76,14 +78,16 @@ def _train_and_compare(data, folder, streaming: bool) -> None:
 
     def update_and_compare(step):
         update(step)
-        assert_same_everywhere([trainer.student, trainer.method])
-        compared.append((float(trainer.method.bank.confidence.sum()), int(trainer.method.categories.holds.sum())))
+        assert_same_everywhere([trainer.run.student, trainer.run.method])
+        compared.append(
+            (float(trainer.run.method.bank.confidence.sum()), int(trainer.run.method.categories.holds.sum()))
+        )
 
     trainer._update = update_and_compare
     trainer.train()
     assert len(compared) == 7 and compared[0][0] > 0 and compared[1][1] == 0 < compared[2][1]
     # What is chosen for the next pass is each process's own.
-    for kind, chosen in trainer.method.chosen.items():
+    for kind, chosen in trainer.run.method.chosen.items():
         (folder / f"{kind}{torch.distributed.get_rank()}").write_text(str(chosen.images.result()["pixel_values"].sum()))
 
 
@@ -110,14 +114,14 @@ def test_rare_classes(tiny_data, tmp_path):
 
     def rare(name, **options):
         trainer = make_trainer(tiny_data, tmp_path / name, **AEL | options)
-        return trainer, trainer.method.settings.rare_classes
+        return trainer, tuple(trainer.run.method.rare.tolist())
 
     trainer, found = rare("default")
-    total = trainer.data.labels.counts.sum(axis=0)
+    total = trainer.run.data.labels.counts.sum(axis=0)
     assert found == tuple(c for c in range(7) if total[c] / total.sum() <= 1 / 7) and 0 < len(found) < 7
     assert rare("named", frequent_classes=["background", "3"])[1] == (1, 2, 4, 5, 6)
     # Two passes move the confidence bank as far as one of all images.
-    assert trainer.method.settings.confidence_momentum**2 == pytest.approx(0.999)
+    assert trainer.run.method.bank.momentum**2 == pytest.approx(0.999)
     assert rare("all", frequent_classes=["none"])[1] == tuple(range(7))
 
 
@@ -150,7 +154,7 @@ def test_donors_come_in_other_sizes_than_labelled_images(tiny_data, tmp_path):
     def filled(pool) -> torch.Tensor:
         return pool.receive(pool.request(rows, torch.arange(60)))[2].float().mean(dim=(1, 2))
 
-    donors, partners = filled(trainer.method.pool_l), filled(trainer.method.pool_u)
+    donors, partners = filled(trainer.run.method.pool_l), filled(trainer.run.method.pool_u)
     # Images of 64 pixels in crops of 65: the tenth fills 1 %, the half 24 %.
     assert 0.005 < donors.min() < 0.1 and donors.max() == 1
     assert 0.2 < partners.min() < 0.5 and partners.max() == 1
@@ -158,12 +162,12 @@ def test_donors_come_in_other_sizes_than_labelled_images(tiny_data, tmp_path):
 
 def test_a_damaged_unlabelled_image_is_named(tiny_data, tmp_path):
     trainer = make_trainer(tiny_data, tmp_path / "run", **AEL)
-    bad = trainer.data.unlabelled_source.ids[trainer.data.unlabelled[0]]
-    real = trainer.method.pool_u.stream.source
+    bad = trainer.run.data.unlabelled_source.ids[trainer.run.data.unlabelled[0]]
+    real = trainer.run.method.pool_u.stream.source
     damaged = type(real)(DamagedRows(real.rows, {real.ids.index(bad)}), real.ids, real.classes)
-    trainer.method.pool_u.stream.source = damaged
+    trainer.run.method.pool_u.stream.source = damaged
     trainer.train()
-    assert any(bad in message for message in trainer.batches.skipped.messages)
+    assert any(bad in message for message in trainer.run.batches.skipped)
 
 
 class DamagedRows:
@@ -174,7 +178,3 @@ class DamagedRows:
 
     def cell(self, index, role):
         return {"bytes": b"nothing", "path": None} if index in self.damaged else self.rows.cell(index, role)
-
-
-def test_default_arguments_are_those_of_older_recipes():
-    assert RunArguments().frequent_classes == [] and RunArguments().contrastive_start_steps == 0

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from u2pl_hf.errors import InputError
-from u2pl_hf.training.recipe.arguments import parse_arguments
+from u2pl_hf.training.recipe.arguments import run_arguments
+from u2pl_hf.training.recipe.command import parse_arguments
 
 RECIPES = sorted((Path(__file__).parents[2] / "training_scripts" / "recipes").glob("*.yaml"))
 
@@ -33,7 +34,9 @@ def test_ael_differs_from_u2pl_in_the_method_only():
     u2pl, ael = (
         parse_arguments([str(RECIPES[0].parent / f"camvid_{m}.yaml")], "").recipe() for m in ("u2pl", "u2pl_ael")
     )
-    assert {name for name in u2pl if u2pl[name] != ael[name]} == {"method", "contrastive_start_steps"}
+    assert {name for name in u2pl if u2pl[name] != ael[name]} == {"method"}
+    alike = run_arguments(**u2pl | {"method": "u2pl_ael"}).recipe()
+    assert {name for name in ael if ael[name] != alike[name]} == {"contrastive_start_steps"}
 
 
 def test_command_line_wins(tmp_path):
@@ -199,13 +202,14 @@ def test_missing_recipe():
 
 @pytest.mark.parametrize(("classes", "low"), [(2, 1), (3, 1), (4, 2), (7, 3), (150, 3)])
 def test_rank_window_leaves_negatives(tmp_path, classes, low):
-    assert parse(tmp_path, "").method_settings(classes).low_rank == low
+    assert parse(tmp_path, "").settings.ranks(classes) == (low, 20)
 
 
 @pytest.mark.parametrize("options", [["--low_rank", "3"], ["--low_rank", "0"], ["--low_rank", "2", "--high_rank", "2"]])
 def test_rank_window_without_a_rank_is_refused(tmp_path, options):
     with pytest.raises(InputError, match="no rank"):
-        parse(tmp_path, "", *options).method_settings(3)
+        args = parse(tmp_path, "", *options)
+        args.step_class.check(args.settings, num_labels=3)
 
 
 def test_written_recipe_is_read_back(tmp_path):

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from u2pl_hf.errors import InputError, TrainingError
-from u2pl_hf.training.recipe.arguments import RunArguments
+from u2pl_hf.training.recipe.arguments import run_arguments
 from u2pl_hf.training.run import checkpoint
 from u2pl_hf.training.run import folder as run_folder
 from u2pl_hf.training.run.checkpoint import damage, load_checkpoint, save_checkpoint, write_atomically
@@ -38,7 +38,7 @@ def save(folder: RunFolder, step: int, parts, processes: int = 1, keep: int = 2,
 @pytest.fixture
 def run(tmp_path) -> RunFolder:
     """A run folder with checkpoints of steps 5 and 10."""
-    folder = RunFolder(RunArguments(output_dir=str(tmp_path / "run")))
+    folder = RunFolder(run_arguments(output_dir=str(tmp_path / "run")))
     folder.start(["b", "a"])
     parts = objects()
     train_one_step(*parts)
@@ -52,7 +52,7 @@ def names(folder: RunFolder) -> list[str]:
 
 
 def test_checkpoint_round_trip(tmp_path):
-    folder = RunFolder(RunArguments(output_dir=str(tmp_path / "run")))
+    folder = RunFolder(run_arguments(output_dir=str(tmp_path / "run")))
     folder.start(["b", "a"])
     saved = objects()
     train_one_step(*saved)
@@ -162,7 +162,7 @@ def test_what_does_not_fit_into_memory_is_one_line(tmp_path, error):
 
 
 def test_folder_of_another_run_is_refused(tmp_path):
-    args = RunArguments(output_dir=str(tmp_path / "run"))
+    args = run_arguments(output_dir=str(tmp_path / "run"))
     folder = RunFolder(args)
     folder.start([])
     folder.check()
@@ -175,7 +175,7 @@ def test_folder_of_another_run_is_refused(tmp_path):
 
 
 def test_changed_list_of_labelled_images_is_refused(tmp_path):
-    folder = RunFolder(RunArguments(output_dir=str(tmp_path / "run"), split="ids.txt"))
+    folder = RunFolder(run_arguments(output_dir=str(tmp_path / "run"), split="ids.txt"))
     folder.check_labelled_ids(["a"])
     folder.start(["a", "b"])
     folder.check_labelled_ids(["a", "b"])
@@ -186,19 +186,19 @@ def test_changed_list_of_labelled_images_is_refused(tmp_path):
 def test_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(InputError, match="holds no run"):
-        RunFolder(RunArguments(output_dir=str(tmp_path))).check()
+        RunFolder(run_arguments(output_dir=str(tmp_path))).check()
     with pytest.raises(InputError, match="is a file"):
-        RunFolder(RunArguments(output_dir=str(tmp_path / "thesis.tex"))).check()
+        RunFolder(run_arguments(output_dir=str(tmp_path / "thesis.tex"))).check()
     assert (tmp_path / "thesis.tex").read_text() == "x"
 
 
 def test_resume_from_something_else_is_refused(tmp_path):
     with pytest.raises(InputError, match="not a checkpoint"):
-        RunFolder(RunArguments(output_dir=str(tmp_path), resume=str(tmp_path))).checkpoint_to_resume({}, 1)
+        RunFolder(run_arguments(output_dir=str(tmp_path), resume=str(tmp_path))).checkpoint_to_resume({}, 1)
 
 
 def test_metrics_after_the_checkpoint_are_dropped(tmp_path):
-    folder = RunFolder(RunArguments(output_dir=str(tmp_path)))
+    folder = RunFolder(run_arguments(output_dir=str(tmp_path)))
     lines = [{"step": 10}, {"step": 10, "eval_mean_iou": None}, {"step": 20}, {"step": 20, "eval_mean_iou": 0.5}]
     lines += [{"step": 30}, {"step": 30, "eval_mean_iou": 0.6}]
     folder.metrics_path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 4')
@@ -222,7 +222,7 @@ def test_failed_write_leaves_the_old_file(tmp_path):
 
 def test_second_run_in_a_folder_is_kept_out_while_the_first_lasts(tmp_path, monkeypatch):
     monkeypatch.setattr(run_folder, "LOCK_SECONDS", 0.0)
-    first, second = (RunFolder(RunArguments(output_dir=str(tmp_path / "run"))) for _ in range(2))
+    first, second = (RunFolder(run_arguments(output_dir=str(tmp_path / "run"))) for _ in range(2))
     first.start(["a"])
     with pytest.raises(InputError, match="in use by a run that is still going on"):
         second.start(["a"])
@@ -248,7 +248,7 @@ def test_what_a_run_left_before_it_began_is_no_other_run(run, tmp_path, monkeypa
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    fresh = RunFolder(RunArguments(output_dir=str(tmp_path / "fresh")))
+    fresh = RunFolder(run_arguments(output_dir=str(tmp_path / "fresh")))
     with monkeypatch.context() as patched:
         patched.setattr(run_folder, "write_text", full)
         with pytest.raises(OSError, match="No space"):
@@ -263,12 +263,12 @@ def test_what_a_run_left_before_it_began_is_no_other_run(run, tmp_path, monkeypa
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / ".hidden").write_text("x")
     with pytest.raises(InputError, match="holds no run"):
-        RunFolder(RunArguments(output_dir=str(tmp_path / "theirs"))).check()
+        RunFolder(run_arguments(output_dir=str(tmp_path / "theirs"))).check()
 
 
 @pytest.mark.parametrize("ids", [["a ", " b"], ["a\u2028b", "c\x85d"], ["a\x0cb"], ["Straße 1", "b"]])
 def test_ids_of_any_kind_are_those_of_the_run(tmp_path, ids):
-    folder = RunFolder(RunArguments(output_dir=str(tmp_path / "run")))
+    folder = RunFolder(run_arguments(output_dir=str(tmp_path / "run")))
     folder.start(ids)
     folder.check_labelled_ids(ids)
     for others in ([*ids, "x"], [i.strip() + "." for i in ids]):

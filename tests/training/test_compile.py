@@ -8,11 +8,11 @@ import shutil
 import pytest
 import torch
 
-from tests.method.test_step import make_settings, make_student
-from u2pl_hf.method.build import build_step
+from tests.method.test_step import make_student
+from u2pl_hf.method.suponly import SupOnly
 from u2pl_hf.model import backbone_u2pl
-from u2pl_hf.system.precision import tune_networks
-from u2pl_hf.training.recipe.arguments import RunArguments
+from u2pl_hf.training.build import tune_networks
+from u2pl_hf.training.recipe.arguments import run_arguments
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
@@ -25,7 +25,7 @@ def test_generated_code_gives_the_same_logits(tmp_path, monkeypatch):
     with torch.no_grad():
         expected = student(images).logits
         torch._dynamo.reset()
-        tune_networks(RunArguments(compile=True), student, build_step("suponly", make_settings(), student))
+        tune_networks(run_arguments(compile=True), student, SupOnly(SupOnly.Settings(), student))
         found = student(images).logits
         torch._dynamo.reset()
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -7,8 +7,9 @@ import yaml
 
 from tests.training.test_trainer import make_trainer
 from u2pl_hf.errors import InputError
-from u2pl_hf.training.recipe.arguments import RunArguments, parse_arguments
-from u2pl_hf.training.recipe.epochs import epochs_to_steps, steps_per_epoch
+from u2pl_hf.training.recipe.arguments import run_arguments
+from u2pl_hf.training.recipe.command import parse_arguments
+from u2pl_hf.training.recipe.schedule import StepSize, with_steps
 
 
 @pytest.mark.parametrize(
@@ -23,12 +24,13 @@ from u2pl_hf.training.recipe.epochs import epochs_to_steps, steps_per_epoch
     ],
 )
 def test_an_epoch_is_one_pass_over_the_larger_list(method, lists, images, expected):
-    assert steps_per_epoch(RunArguments(method=method), *lists, images) == expected
+    args = run_arguments(method=method, batch_size=images[0], unlabelled_batch_size=images[1] or None)
+    assert StepSize.of(args, 1).steps_per_epoch(*lists) == expected
 
 
 def test_epochs_win_over_steps():
-    args = RunArguments(epochs=80.0, warmup_epochs=1.0, max_steps=5, contrastive_start_steps=7)
-    epochs_to_steps(args, 616)
+    args = run_arguments(epochs=80.0, warmup_epochs=1.0, max_steps=5, contrastive_start_steps=7, method="u2pl_ael")
+    args = with_steps(args, 616)
     assert (args.max_steps, args.warmup_steps, args.eval_steps, args.contrastive_start_steps) == (49_280, 616, 0, 7)
     assert "max_steps" not in args.recipe() and args.recipe()["epochs"] == 80.0
 
@@ -52,7 +54,7 @@ def test_steps_on_the_command_line_win_over_epochs_of_a_recipe(tmp_path, options
 
 
 def test_a_contrastive_loss_without_weight_need_not_begin():
-    args = RunArguments(method="u2pl_ael", max_steps=5, contrastive_start_steps=5, contrastive_weight=0.0)
+    args = run_arguments(method="u2pl_ael", max_steps=5, contrastive_start_steps=5, contrastive_weight=0.0)
     assert args.contrastive_start_steps == args.max_steps
 
 

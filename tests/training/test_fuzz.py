@@ -19,8 +19,8 @@ from u2pl_hf.data.source.class_list import read_class_list
 from u2pl_hf.data.source.decode import decode_image, decode_label
 from u2pl_hf.data.source.splits import resolve_split
 from u2pl_hf.errors import InputError
-from u2pl_hf.training.recipe.arguments import RunArguments
-from u2pl_hf.training.recipe.recipe_file import read_recipe
+from u2pl_hf.training.recipe.arguments import run_arguments
+from u2pl_hf.training.recipe.command import recipe_arguments
 
 # What is put in the place of a word, or between two bytes.
 TOKENS = [
@@ -83,7 +83,7 @@ def test_recipes(tmp_path):
 
     def read(content: bytes):
         path.write_bytes(content)
-        return RunArguments(**read_recipe(path, RunArguments))
+        return recipe_arguments(path, {})
 
     survives("recipe", read, valid, 600)
 
@@ -111,7 +111,7 @@ def test_splits(tmp_path):
         return resolve_split(str(path), ids, 0)
 
     def named(content: bytes):
-        split = RunArguments(split=content.decode(errors="surrogateescape")).split
+        split = run_arguments(split=content.decode(errors="surrogateescape")).split
         return resolve_split(split, ids, 0, splits_dir=tmp_path)
 
     survives("split list", listed, [b"photo_1\nphoto_3 \nphoto_7\n"], 400)

@@ -14,6 +14,7 @@ from tests.published import narrow_state_dict
 from tests.training.test_trainer import make_trainer
 from u2pl_hf.errors import InputError
 from u2pl_hf.hub.push import push_folder
+from u2pl_hf.training.plan import plan_run
 from u2pl_hf.training.run.checkpoint import sha256_of
 
 DEEP = {"backbone": "resnet50", "stem": "deep", "base_width": 8}
@@ -59,7 +60,7 @@ def refused(data, tmp_path, **options) -> str:
 
 
 def backbone_of(trainer) -> dict[str, torch.Tensor]:
-    return trainer.student.backbone.state_dict()
+    return trainer.run.student.backbone.state_dict()
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "pth", "folder", "folder of .bin"])
@@ -75,11 +76,11 @@ def test_every_backbone_weight_is_filled(tiny_data, tmp_path, kind, weights, net
     assert found.keys() | {"fc.weight", "fc.bias"} >= weights.keys()
     for name, tensor in found.items():
         assert torch.equal(tensor, weights.get(name, torch.tensor(0))), name
-    assert trainer.initialised_with == {"backbone": named.name, "sha256": sha256_of(path)}
+    assert trainer.run.initialised_with == {"backbone": named.name, "sha256": sha256_of(path)}
     fresh = make_trainer(tiny_data, tmp_path / "fresh", **network)
-    assert fresh.initialised_with is None
-    heads = {n: t for n, t in fresh.student.state_dict().items() if not n.startswith("backbone.")}
-    assert all(torch.equal(trainer.student.state_dict()[name], tensor) for name, tensor in heads.items())
+    assert fresh.run.initialised_with is None
+    heads = {n: t for n, t in fresh.run.student.state_dict().items() if not n.startswith("backbone.")}
+    assert all(torch.equal(trainer.run.student.state_dict()[name], tensor) for name, tensor in heads.items())
 
 
 @pytest.mark.parametrize("output_stride", [8, 16])
@@ -168,9 +169,9 @@ def test_backbone_from_the_hub(tiny_data, tmp_path, cache, monkeypatch):
 
     trainer = make_trainer(tiny_data, tmp_path / "run", backbone_weights="user/resnet18", **PLAIN)
     assert torch.equal(backbone_of(trainer)["conv1.weight"], weights["conv1.weight"])
-    assert trainer.initialised_with == {"backbone": "user/resnet18", "commit": commit, "sha256": digest}
+    assert trainer.run.initialised_with == {"backbone": "user/resnet18", "commit": commit, "sha256": digest}
     both = make_trainer(tiny_data, tmp_path / "run", backbone_weights="user/both", **PLAIN)
-    assert both.initialised_with["sha256"] == digest
+    assert both.run.initialised_with["sha256"] == digest
     older = {"backbone_weights": "user/older", "backbone_weights_revision": "v1"}
     older = make_trainer(tiny_data, tmp_path / "run", **older, **PLAIN)
     assert torch.equal(backbone_of(older)["conv1.weight"], weights["conv1.weight"] + 1)
@@ -209,7 +210,7 @@ def test_a_run_goes_on_without_its_weights(tiny_data, tmp_path):
     options = PLAIN | {"backbone_weights": str(path), "save_steps": 1, "keep_checkpoints": 9, "method": "suponly"}
     options |= {"warmup_steps": 0, "learning_rate": 1e-9}
     told = {"backbone": "a.safetensors", "sha256": sha256_of(path)}
-    assert make_trainer(tiny_data, tmp_path / "run", **options).plan()["initialised_with"] == told
+    assert plan_run(make_trainer(tiny_data, tmp_path / "run", **options).run)["initialised_with"] == told
     results = make_trainer(tiny_data, tmp_path / "run", **options).train()
     assert results["initialised_with"] == told
     card = (tmp_path / "run" / "README.md").read_text()
@@ -223,7 +224,7 @@ def test_a_run_goes_on_without_its_weights(tiny_data, tmp_path):
         (tmp_path / "run" / name).unlink()
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-000003")
     resumed = make_trainer(tiny_data, tmp_path / "run", **options)
-    assert resumed.plan()["initialised_with"] == told
+    assert resumed.run.initialised_with == told
     assert resumed.train()["initialised_with"] == told
     assert torch.equal(load_file(tmp_path / "run" / "model.safetensors")["backbone.conv1.weight"],
                        exported["backbone.conv1.weight"])  # fmt: skip
@@ -249,7 +250,7 @@ def weights_of(folder) -> dict[str, torch.Tensor]:
 
 
 def started(trainer) -> dict[str, torch.Tensor]:
-    return trainer.student.state_dict()
+    return trainer.run.student.state_dict()
 
 
 def test_supervised_model_starts_u2pl(tiny_data, tmp_path, trained, caplog):
@@ -261,9 +262,9 @@ def test_supervised_model_starts_u2pl(tiny_data, tmp_path, trained, caplog):
         assert torch.equal(tensor, expected), name
     told = {"model": "suponly", "sha256": sha256_of(trained["suponly"] / "model.safetensors"),
             "fresh": "representation_head"}  # fmt: skip
-    assert trainer.initialised_with == told
-    trainer.method.begin(trainer.student, 0)
-    teacher = trainer.method.teacher.state_dict()
+    assert trainer.run.initialised_with == told
+    trainer.run.method.begin(trainer.run.student, 0)
+    teacher = trainer.run.method.teacher.state_dict()
     assert all(torch.equal(teacher[name], tensor) for name, tensor in started(trainer).items())
     results = trainer.train()
     assert results["initialised_with"] == told
@@ -275,7 +276,7 @@ def test_heads_that_are_not_needed_are_left_out(tiny_data, tmp_path, trained):
     options = {"method": "suponly", "initial_model": str(trained["u2pl"]), "output_stride": 16}
     trainer = make_trainer(tiny_data, tmp_path / "run", **options)
     before = weights_of(trained["u2pl"])
-    assert trainer.initialised_with.keys() == {"model", "sha256"}
+    assert trainer.run.initialised_with.keys() == {"model", "sha256"}
     assert all(torch.equal(tensor, before[name]) for name, tensor in started(trainer).items())
     assert {name.split(".")[0] for name in before.keys() - started(trainer).keys()} == {
         "representation_head",
@@ -300,7 +301,7 @@ def test_last_layers_are_fresh_for_other_classes(tiny_data, tmp_path, trained, c
 
     options = {"initial_model": str(three), "auxiliary_head": True, "aspp_dilations": [2, 3, 4]}
     trainer, fresh = (make_trainer(tiny_data, tmp_path / "run", **o) for o in (options, {"auxiliary_head": True}))
-    assert trainer.initialised_with["fresh"] == "last layer of classifier and last layer of auxiliary_head"
+    assert trainer.run.initialised_with["fresh"] == "last layer of classifier and last layer of auxiliary_head"
     for name, tensor in started(trainer).items():
         expected = started(fresh)[name] if name.startswith(last) else weights_of(trained["u2pl"])[name]
         assert torch.equal(tensor, expected), name
@@ -329,7 +330,7 @@ def test_model_from_the_hub(tiny_data, tmp_path, trained, cache):
     options = {"initial_model": "user/suponly", "initial_model_revision": "v1", "method": "suponly"}
     trainer = make_trainer(tiny_data, tmp_path / "run", **options)
     digest = sha256_of(trained["suponly"] / "model.safetensors")
-    assert trainer.initialised_with == {"model": "user/suponly", "commit": commit, "sha256": digest}
+    assert trainer.run.initialised_with == {"model": "user/suponly", "commit": commit, "sha256": digest}
     before = weights_of(trained["suponly"])
     assert all(torch.equal(tensor, before[name]) for name, tensor in started(trainer).items())
     assert "no such repository on the Hub" in refused(tiny_data, tmp_path, initial_model="user/other")

@@ -37,7 +37,7 @@ def test_streamed_and_local_data_are_the_same_images(tiny_data, parquet_data, tm
     """Labelled batches and evaluation are equal to the bit; only the order of unlabelled images differs."""
     local = make_trainer(tiny_data, tmp_path / "local", method="suponly")
     streamed = make_trainer(parquet_data, tmp_path / "streamed", method="suponly", streaming=True)
-    assert local.data.labelled_ids == streamed.data.labelled_ids
+    assert local.run.data.labelled_ids == streamed.run.data.labelled_ids
     assert local.train()["last"] == streamed.train()["last"]
     assert weights(tmp_path / "local") == weights(tmp_path / "streamed")
 
@@ -61,13 +61,13 @@ def test_further_folders_of_photographs_are_unlabelled_images(tiny_data, tmp_pat
     (tmp_path / "photos" / "b.jpg").write_bytes(b"no image")
     options = {"unlabelled_dataset": [str(tmp_path / "photos")], "unlabelled_batch_size": 3, "max_steps": 5}
     trainer = make_trainer(tiny_data, tmp_path / "run", split="all", **options)
-    assert len(trainer.data.labelled) == 24 and len(trainer.data.unlabelled) == 3
+    assert len(trainer.run.data.labelled) == 24 and len(trainer.run.data.unlabelled) == 3
     results = trainer.train()
     assert results["num_unlabelled"] == 3 and results["skipped_unlabelled"] == 1
     assert caplog.text.count("skipped: image of b") == 1
     assert json.loads((tmp_path / "run" / "results.json").read_text())["skipped_unlabelled"] == 1
     more = make_trainer(tiny_data, tmp_path / "more", **options)
-    assert len(more.data.unlabelled) == 18 + 3
+    assert len(more.run.data.unlabelled) == 18 + 3
 
 
 def test_wrong_further_data_are_told(tiny_data, tmp_path):
@@ -85,7 +85,7 @@ def test_a_split_of_ones_own_holds_every_class(tiny_data, tmp_path):
     """Six of 24 images, drawn with several seeds: each class that is in enough images is in the draw."""
     drawn = set()
     for seed in range(4):
-        data = make_trainer(tiny_data, tmp_path / f"run{seed}", seed=seed, method="suponly").data
+        data = make_trainer(tiny_data, tmp_path / f"run{seed}", seed=seed, method="suponly").run.data
         presence = data.labelled_source.class_presence()
         enough = presence.sum(0) >= 24 / 6
         assert enough.sum() >= 3 and presence[data.labelled].any(0)[enough].all()
@@ -150,8 +150,8 @@ def test_evaluation_images_among_further_photographs_are_left_out(tmp_path, capl
         (tmp_path / "photos" / f"{number}.png").write_bytes(image)
     options = {"unlabelled_dataset": [str(tmp_path / "photos")], "unlabelled_batch_size": 2, "split": "all"}
     trainer = make_trainer(tmp_path / "data", tmp_path / "run", **options)
-    source = trainer.data.unlabelled_source
-    assert [source.ids[i] for i in trainer.data.unlabelled] == ["0", "1", "2", "3", "6"]
+    source = trainer.run.data.unlabelled_source
+    assert [source.ids[i] for i in trainer.run.data.unlabelled] == ["0", "1", "2", "3", "6"]
     assert (
         "2 unlabelled images are evaluation images" in caplog.text and "4 unlabelled images are labelled" in caplog.text
     )
@@ -167,12 +167,12 @@ def test_training_images_that_are_scored_are_told(tmp_path, caplog):
     images = write_data(tmp_path / "data", [halves(i) for i in range(6)])
     table = make_table([images[0], images[1], images[5]], [encode(halves())] * 3, ["im_0", "copy", "im_9"])
     write_parquet(tmp_path / "data", table, subset="validation")
-    data = make_trainer(tmp_path / "data", tmp_path / "run", split="1/2", seed=1).data
+    data = make_trainer(tmp_path / "data", tmp_path / "run", split="1/2", seed=1).run.data
     both = {"im_0", "im_1"}
     assert len(data.unlabelled) == 2 - len(both - set(data.labelled_ids)) == 2 - data.left_out
     assert "evaluation images" in caplog.text
     # Who names the training images for evaluation has been told, and goes on with all.
-    data = make_trainer(tmp_path / "data", tmp_path / "run", split="1/2", eval_subset="train").data
+    data = make_trainer(tmp_path / "data", tmp_path / "run", split="1/2", eval_subset="train").run.data
     assert len(data.unlabelled) == 2 and data.left_out == 0
 
 
@@ -190,7 +190,7 @@ def test_a_run_does_not_go_on_with_other_labels_or_images(tmp_path, streaming):
     first.train()
     checkpoint, results = (tmp_path / "run" / name for name in ("checkpoints/step-000002", "results.json"))
     assert again().train()["last"] == first.train()["last"]
-    labelled = int(first.data.labelled_ids[0][3:])
+    labelled = int(first.run.data.labelled_ids[0][3:])
     for changed, message in ((labelled, "labels of labelled images"), (7, "labels of evaluation images")):
         write_data(tmp_path / "data", [halves(i + 9) if i == changed else mask for i, mask in enumerate(masks)])
         with pytest.raises(InputError, match=f"results.json was trained on other {message}"):
@@ -229,7 +229,7 @@ def test_streamed_rows_without_a_label_are_unlabelled(tmp_path):
     masks = [halves(i) if i % 2 else None for i in range(10)] + [halves(), halves(1)]
     write_data(tmp_path / "data", masks)
     local, streamed = (
-        make_trainer(tmp_path / "data", tmp_path / f"run_{streaming}", split="all", streaming=streaming).data
+        make_trainer(tmp_path / "data", tmp_path / f"run_{streaming}", split="all", streaming=streaming).run.data
         for streaming in (False, True)
     )
     assert local.labelled_ids == streamed.labelled_ids == [f"im_{i}" for i in (1, 3, 5, 7, 9)]

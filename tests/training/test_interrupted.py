@@ -147,7 +147,7 @@ def test_signal_during_evaluation_stops_at_once_and_loses_nothing(tiny_data, tmp
     read = Source.read_label
 
     def read_and_signal(source, index):
-        if source is stopped.data.evaluation and index == 3:
+        if source is stopped.run.data.evaluation and index == 3:
             signal.raise_signal(signal.SIGTERM)
         return read(source, index)
 
@@ -174,14 +174,14 @@ def test_signal_during_evaluation_stops_at_once_and_loses_nothing(tiny_data, tmp
 def test_launchers_repeat_a_signal_but_a_later_one_is_meant(tiny_data, tmp_path, monkeypatch, seconds, expected):
     monkeypatch.setattr(stopping, "REPEAT_SECONDS", seconds)
     trainer = make_trainer(tiny_data, tmp_path / "run")
-    finish = trainer.method.finish
+    finish = trainer.run.method.finish
 
     def finish_and_signal(*arguments):
         finish(*arguments)
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
-    trainer.method.finish = finish_and_signal
+    trainer.run.method.finish = finish_and_signal
     with pytest.raises(expected):
         trainer.train()
 
@@ -215,7 +215,7 @@ def test_loss_that_is_not_finite_stops_with_step_losses_and_images(tiny_data, tm
     told = json.loads((tmp_path / "run" / "not_finite_0.json").read_text())
     assert f"at step {told['step']} " in str(caught.value) and told["step"] > 1
     assert told["losses"]["loss"] in ("nan", "inf") and len(told["ids"]) == 4
-    assert set(told["ids"]) <= set(trainer.data.labelled_source.ids)
+    assert set(told["ids"]) <= set(trainer.run.data.labelled_source.ids)
     # A poisoned state is not kept.
     assert not (tmp_path / "run" / "checkpoints").exists()
 
@@ -224,14 +224,14 @@ def test_full_disk_stops_and_keeps_the_last_checkpoint(tiny_data, tmp_path):
     """The system's own limit on the size of files stands in for a small disk."""
     trainer = make_trainer(tiny_data, tmp_path / "run", max_steps=6, save_steps=2)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    finish = trainer.method.finish
+    finish = trainer.run.method.finish
 
     def finish_and_fill(student, step):
         if step == 3:
             resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
         finish(student, step)
 
-    trainer.method.finish = finish_and_fill
+    trainer.run.method.finish = finish_and_fill
     try:
         with pytest.raises(TrainingError, match=r"no space left for .*run.*checkpoint step-000002 is complete"):
             trainer.train()
@@ -248,7 +248,7 @@ def test_out_of_memory_names_what_to_change(tiny_data, tmp_path):
         if step == 2:
             torch.empty(2**50)
 
-    trainer.method.finish = hungry
+    trainer.run.method.finish = hungry
     with pytest.raises(TrainingError, match=r"out of memory.*--batch_size.*--crop_size.*step-000002 is complete"):
         trainer.train()
 

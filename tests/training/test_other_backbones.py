@@ -37,9 +37,9 @@ def test_trains_evaluates_and_reloads(tiny_data, folders, tmp_path, name):
     assert results["backbone"] == name
     loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "run")
     AutoImageProcessor.from_pretrained(tmp_path / "run")
-    teacher = trainer.method.teacher.state_dict()
+    teacher = trainer.run.method.teacher.state_dict()
     assert all(torch.equal(tensor, teacher[key]) for key, tensor in loaded.state_dict().items())
-    source = trainer.data.evaluation
+    source = trainer.run.data.evaluation
     scored = evaluate_model(loaded.to(memory_format=torch.channels_last), source, range(len(source.ids)), device="cpu")
     assert scored["mean_iou"] == pytest.approx(results["last"]["mean_iou"], abs=1e-3)
 
@@ -47,17 +47,17 @@ def test_trains_evaluates_and_reloads(tiny_data, folders, tmp_path, name):
 def test_starts_from_the_weights_in_the_folder(tiny_data, folders, tmp_path):
     trainer = make_trainer(tiny_data, tmp_path / "run", backbone=str(folders / "dinov2"))
     saved = load_file(folders / "dinov2" / "model.safetensors")
-    features = trainer.student.backbone.features.state_dict()
+    features = trainer.run.student.backbone.features.state_dict()
 
     def contents(tensors):
         # Names in files are not those in the network: transformers translates between its versions.
         return {(tensor.shape, tensor.double().sum().item()) for tensor in tensors}
 
     assert len(saved) > 50 and contents(saved.values()) <= contents(features.values())
-    assert trainer.student.config.backbone_image_std == [0.5, 0.5, 0.5]
+    assert trainer.run.student.config.backbone_image_std == [0.5, 0.5, 0.5]
     fresh = make_trainer(tiny_data, tmp_path / "run", backbone=str(folders / "dinov2"), backbone_weights="none")
-    assert fresh.student.config.backbone_image_std is None
-    assert not contents(saved.values()) <= contents(fresh.student.backbone.features.state_dict().values())
+    assert fresh.run.student.config.backbone_image_std is None
+    assert not contents(saved.values()) <= contents(fresh.run.student.backbone.features.state_dict().values())
 
 
 @pytest.mark.parametrize(
@@ -104,6 +104,6 @@ def test_checkpointing_repeats_the_drawn_paths(tiny_data, folders, tmp_path):
             gradient_checkpointing=checkpointing,
         )  # fmt: skip
         trainer.train()
-        found.append(trainer.student.state_dict())
+        found.append(trainer.run.student.state_dict())
     for key, tensor in found[0].items():
         torch.testing.assert_close(tensor, found[1][key], rtol=0, atol=1e-6)

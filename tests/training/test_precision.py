@@ -12,8 +12,8 @@ from tests.training.test_trainer import make_trainer
 from u2pl_hf.errors import InputError
 from u2pl_hf.model import backbone_u2pl
 from u2pl_hf.system import precision
-from u2pl_hf.system.precision import build_sgd, prepare_device, set_tf32, without_tuning
-from u2pl_hf.training.recipe.arguments import RunArguments
+from u2pl_hf.system.precision import prepare_device, set_tf32, without_tuning
+from u2pl_hf.training.optimizers import build_sgd
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -31,7 +31,7 @@ def flags_restored():
 
 def refusal(device, **changes) -> str:
     with pytest.raises(InputError) as error:
-        prepare_device(RunArguments(**changes), device)
+        prepare_device(device, **{"number_type": "no"} | changes)
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -40,7 +40,7 @@ def losses_and_weights(data, output, **changes):
     """Losses of each step, and the student afterwards."""
     trainer = make_trainer(data, output, **{"max_steps": 5, "warmup_steps": 2, "learning_rate": 0.01} | changes)
     losses = []
-    trainer.method.register_forward_hook(lambda *call: losses.append(call[-1].total.item()))
+    trainer.run.method.register_forward_hook(lambda *call: losses.append(call[-1].total.item()))
     trainer.train()
     return torch.tensor(losses), trainer
 
@@ -49,7 +49,7 @@ def losses_and_weights(data, output, **changes):
 
 
 def test_fp16_on_a_cpu_is_refused_at_the_door(tiny_data, tmp_path):
-    assert "pass bf16 or no" in refusal(CPU, mixed_precision="fp16")
+    assert "pass bf16 or no" in refusal(CPU, number_type="fp16")
     with pytest.raises(InputError, match="fp16 needs a GPU"):
         make_trainer(tiny_data, tmp_path / "run", mixed_precision="fp16")
 
@@ -57,7 +57,7 @@ def test_fp16_on_a_cpu_is_refused_at_the_door(tiny_data, tmp_path):
 def test_bf16_on_a_gpu_without_it_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
-    assert "Tesla V100; pass fp16 or no" in refusal(CUDA, mixed_precision="bf16")
+    assert "Tesla V100; pass fp16 or no" in refusal(CUDA, number_type="bf16")
 
 
 @pytest.mark.parametrize("allowed", [True, False])
@@ -78,10 +78,10 @@ def test_channels_last_is_a_choice_and_changes_only_rounding(tiny_data, tmp_path
         seen = []
         trainer = make_trainer(tiny_data, tmp_path / str(chosen), channels_last=chosen, max_steps=4, learning_rate=1e-3)
         layout = torch.channels_last if chosen else torch.contiguous_format
-        for network in (trainer.student, trainer.method.teacher):
+        for network in (trainer.run.student, trainer.run.method.teacher):
             network.backbone.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
             assert all(p.is_contiguous(memory_format=layout) for p in network.parameters() if p.dim() == 4)
-        trainer.method.register_forward_hook(lambda *call: losses.append(call[-1].total.item()))
+        trainer.run.method.register_forward_hook(lambda *call: losses.append(call[-1].total.item()))
         trainer.train()
         training = [images for images in seen if images.shape[-1] == 65]
         assert len(training) >= 1 + 3 * 3
@@ -181,28 +181,28 @@ def test_compiled_training_has_four_graphs_and_the_same_losses(tiny_data, tmp_pa
     assert compiled_graphs() == 0
     trainer = make_trainer(tiny_data, tmp_path / "compiled", compile=True, **options)
     losses, graphs = [], []
-    trainer.method.register_forward_hook(lambda *call: losses.append(call[-1].total.item()))
-    trainer.method.register_forward_hook(lambda *_: graphs.append(compiled_graphs()))
+    trainer.run.method.register_forward_hook(lambda *call: losses.append(call[-1].total.item()))
+    trainer.run.method.register_forward_hook(lambda *_: graphs.append(compiled_graphs()))
     trainer.train()
     # The student with labelled images; then with all, the teacher on unlabelled images and the teacher on all.
     assert graphs == [1] * 10 + [4] * 10
     # Evaluation and pictures have compiled nothing, though their images are of another size.
     assert compiled_graphs() == 4 and not counters["graph_break"]
     torch.testing.assert_close(torch.tensor(losses)[:15], expected[:15], rtol=1e-4, atol=0)
-    assert trainer.student.state_dict().keys() == eager.student.state_dict().keys()
+    assert trainer.run.student.state_dict().keys() == eager.run.student.state_dict().keys()
 
 
 def test_compiler_that_is_missing_is_told_in_one_line(monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    assert "needs the compiler no-such-compiler" in refusal(CPU, compile=True)
+    assert "needs the compiler no-such-compiler" in refusal(CPU, compiled=True)
     monkeypatch.setenv("CC", "no-such-compiler")
     monkeypatch.setattr(precision, "find_spec", lambda name: object())
-    assert "needs the compiler no-such-compiler" in refusal(CUDA, compile=True)
+    assert "needs the compiler no-such-compiler" in refusal(CUDA, compiled=True)
     monkeypatch.setattr(precision, "find_spec", lambda name: None)
-    assert "needs the package triton" in refusal(CUDA, compile=True)
+    assert "needs the package triton" in refusal(CUDA, compiled=True)
     monkeypatch.setattr(precision.shutil, "which", lambda name: name)
     monkeypatch.setattr(precision.sysconfig, "get_path", lambda name: str(tmp_path))
-    assert "needs Python's headers" in refusal(CPU, compile=True)
+    assert "needs Python's headers" in refusal(CPU, compiled=True)
 
 
 # Gradient checkpointing
@@ -211,11 +211,11 @@ def test_compiler_that_is_missing_is_told_in_one_line(monkeypatch, tmp_path):
 def test_checkpointed_student_learns_the_same(tiny_data, tmp_path):
     expected, plain = losses_and_weights(tiny_data, tmp_path / "plain")
     losses, trainer = losses_and_weights(tiny_data, tmp_path / "checkpointed", gradient_checkpointing=True)
-    assert trainer.student.backbone.gradient_checkpointing
-    assert not trainer.method.teacher.backbone.gradient_checkpointing
+    assert trainer.run.student.backbone.gradient_checkpointing
+    assert not trainer.run.method.teacher.backbone.gradient_checkpointing
     assert torch.equal(losses, expected)
-    for name, value in plain.student.state_dict().items():
-        assert torch.equal(trainer.student.state_dict()[name], value), name
+    for name, value in plain.run.student.state_dict().items():
+        assert torch.equal(trainer.run.student.state_dict()[name], value), name
 
 
 # Determinism
@@ -232,12 +232,12 @@ def test_deterministic_training_runs_and_learns_the_same(tiny_data, tmp_path, ch
     assert torch.are_deterministic_algorithms_enabled() and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     assert torch.backends.cudnn.deterministic and not torch.backends.cudnn.benchmark
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
-    for name, value in plain.student.state_dict().items():
-        torch.testing.assert_close(trainer.student.state_dict()[name], value, rtol=1e-6, atol=1e-6, msg=name)
+    for name, value in plain.run.student.state_dict().items():
+        torch.testing.assert_close(trainer.run.student.state_dict()[name], value, rtol=1e-6, atol=1e-6, msg=name)
 
 
 def test_evaluation_is_not_tuned():
     torch.backends.cudnn.benchmark = True
-    with without_tuning(RunArguments()):
+    with without_tuning():
         assert not torch.backends.cudnn.benchmark
     assert torch.backends.cudnn.benchmark

@@ -8,20 +8,21 @@ from torch._dynamo.utils import counters
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.method.test_step import make_batch, make_settings, make_student
-from u2pl_hf.method.build import build_step
+from u2pl_hf.method.u2pl import U2PL
 from u2pl_hf.system import precision
-from u2pl_hf.system.precision import build_sgd, tune_networks
-from u2pl_hf.training.recipe.arguments import RunArguments
+from u2pl_hf.training.build import tune_networks
+from u2pl_hf.training.optimizers import build_sgd
+from u2pl_hf.training.recipe.arguments import run_arguments
 
 
 def train(rank: int, steps: int = 3, **changes) -> tuple[dict[str, Tensor], list[int]]:
     """Weights after some steps, and the number of compiled graphs after each."""
     torch.manual_seed(0)
     student = make_student()
-    method = build_step("u2pl", make_settings(new_keys_per_class=1, contrastive_weight=5.0), student)
+    method = U2PL(make_settings(new_keys_per_class=1, contrastive_weight=5.0), student)
     optimizer = build_sgd([{"params": list(student.parameters())}], lr=0.01, momentum=0.9, weight_decay=1e-4)
     wrapped = DistributedDataParallel(student)
-    tune_networks(RunArguments(**changes), student, method)
+    tune_networks(run_arguments(**changes), student, method)
     graphs = []
     for step in range(steps):
         torch.manual_seed(10 * step + rank)

@@ -16,27 +16,27 @@ from tests.method.test_step import make_batch, make_settings, make_student
 from tests.training.distributed import environment, free_port, on_two_processes
 from tests.training.test_trainer import make_trainer
 from u2pl_hf.errors import InputError
-from u2pl_hf.method.build import build_step
-from u2pl_hf.method.step import Batch
+from u2pl_hf.method import Batch
+from u2pl_hf.method.u2pl import U2PL
 from u2pl_hf.system.processes import (
     average_running_statistics,
-    describe_step,
     join_processes,
-    learning_rate_scale,
     start_accelerator,
     together,
 )
-from u2pl_hf.training import trainer as trainer_module
-from u2pl_hf.training.build import build_model
-from u2pl_hf.training.recipe.arguments import RunArguments, parse_arguments
+from u2pl_hf.training import build
+from u2pl_hf.training.recipe.arguments import run_arguments
+from u2pl_hf.training.recipe.command import parse_arguments
+from u2pl_hf.training.recipe.schedule import describe_step, scaled_learning_rate
 from u2pl_hf.training.trainer import Trainer
 
+FRESH = build.build_student
 DEMO = Path(__file__).parents[2] / "training_scripts" / "recipes" / "demo_u2pl.yaml"
 
 
 def double_and_frozen(*args) -> nn.Module:
     """The model in float64 with BatchNorm in eval mode, so that images of one pass do not see each other."""
-    model = build_model(*args).double()
+    model = FRESH(*args).double()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d | nn.Dropout2d):
             module.eval()
@@ -46,15 +46,15 @@ def double_and_frozen(*args) -> nn.Module:
 
 def supervised_gradients(data: Path, folder: Path, **options) -> tuple[dict, list[str]]:
     """Gradients of the first step and the images behind them, through the trainer's own loaders and passes."""
-    original, trainer_module.build_model = trainer_module.build_model, double_and_frozen
+    build.build_student = double_and_frozen
     try:
         trainer = make_trainer(data, folder / "run", method="suponly", dropout=0.0, **options)
     finally:
-        trainer_module.build_model = original
-    trainer.batches.start(0)
+        build.build_student = FRESH
+    trainer.run.batches.start()
     trainer._gradients(step=0)
     ids = [name for _, _, names in trainer.finite.noted for name in names]
-    return {name: p.grad.clone() for name, p in trainer.student.named_parameters() if p.grad is not None}, ids
+    return {name: p.grad.clone() for name, p in trainer.run.student.named_parameters() if p.grad is not None}, ids
 
 
 def _save_gradients(data: Path, folder: Path) -> None:
@@ -89,8 +89,8 @@ def _train_and_compare(data: Path, folder: Path) -> None:
 
     def update_and_compare(step):
         update(step)
-        assert_same_everywhere([trainer.student, trainer.method])
-        compared.append(int(trainer.method.queues.pushed.sum()))
+        assert_same_everywhere([trainer.run.student, trainer.run.method])
+        compared.append(int(trainer.run.method.queues.pushed.sum()))
 
     trainer._update = update_and_compare
     trainer.train()
@@ -114,7 +114,7 @@ def _train_unevenly(steps: int) -> None:
     accelerator = start_accelerator()
     torch.manual_seed(0)
     student = make_student()
-    method = build_step("u2pl", make_settings(warmup_steps=2, contrastive_weight=1.0), student)
+    method = U2PL(make_settings(warmup_steps=2, contrastive_weight=1.0), student)
     wrapped, optimizer = accelerator.prepare(student, torch.optim.SGD(student.parameters(), lr=0.01))
     contrasted = 0
     for step in range(steps):
@@ -177,7 +177,7 @@ def _be_refused(data: Path, folder: Path, second_port: int) -> None:
         argv = [str(DEMO), "--dataset", str(data), "--split", "1/4", "--crop_size", "65", "--max_steps", "1"]
         argv += ["--warmup_steps", "0", "--output_dir", str(folder / "run"), *mistake]
         parse = partial(parse_arguments, argv, "")
-        endings[name] = _ending(lambda parse=parse: Trainer(together(join_processes(), parse)).train())
+        endings[name] = _ending(lambda parse=parse: Trainer(build.build_run(together(join_processes(), parse))).train())
     (folder / str(torch.distributed.get_rank())).write_text(json.dumps(endings))
 
 
@@ -217,28 +217,32 @@ def test_processes_that_find_no_port_say_so(monkeypatch):
 )  # fmt: skip
 def test_a_step_is_described_in_one_line(changes, processes, line):
     options = {"batch_size": 4, "unlabelled_batch_size": 6, "gradient_accumulation_steps": 2, "learning_rate": 0.1}
-    args = RunArguments(**options | changes)
-    scale = learning_rate_scale(32, args.reference_batch_size, args.scale_lr)
-    assert describe_step(args, processes, args.learning_rate * scale) == line
+    args = run_arguments(**options | changes)
+    assert describe_step(args, processes, scaled_learning_rate(args, 32)) == line
 
 
 def test_learning_rate_follows_the_labelled_images_per_step(caplog):
-    assert learning_rate_scale(8, 16, scale=True) == 0.5
-    assert learning_rate_scale(8, None, scale=False) == 1.0 and not caplog.text
-    assert learning_rate_scale(8, 16, scale=False) == 1.0
+    def rate(reference, scale):
+        return scaled_learning_rate(run_arguments(learning_rate=1.0, reference_batch_size=reference, scale_lr=scale), 8)
+
+    assert rate(16, True) == 0.5
+    assert rate(None, False) == 1.0 and not caplog.text
+    assert rate(16, False) == 1.0
     assert "8 labelled images per step, but the learning rate is meant for 16" in caplog.text
     with pytest.raises(InputError, match="--reference_batch_size"):
-        learning_rate_scale(8, None, scale=True)
+        rate(None, True)
 
 
 def test_gradients_are_clipped_to_the_norm(tiny_data, tmp_path):
     trainer = make_trainer(tiny_data, tmp_path / "run", max_grad_norm=1e-3, momentum=0.0, weight_decay=0.0)
-    before = {name: p.detach().clone() for name, p in trainer.student.named_parameters()}
-    trainer.batches.start(0)
+    before = {name: p.detach().clone() for name, p in trainer.run.student.named_parameters()}
+    trainer.run.batches.start()
     trainer._gradients(step=0)
     trainer._set_learning_rate(0)
-    for group in trainer.optimizer.param_groups:
+    for group in trainer.run.optimizer.param_groups:
         group["lr"] = 1.0
     trainer._update(0)
-    moved = torch.stack([(p.detach() - before[name]).norm() for name, p in trainer.student.named_parameters()]).norm()
+    moved = torch.stack(
+        [(p.detach() - before[name]).norm() for name, p in trainer.run.student.named_parameters()]
+    ).norm()
     assert moved == pytest.approx(1e-3, rel=1e-3)

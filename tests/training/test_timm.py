@@ -34,19 +34,19 @@ def test_trains_from_a_file_evaluates_and_reloads(tiny_data, weights, tmp_path, 
         tiny_data, tmp_path / "run", backbone=BACKBONE, backbone_weights=str(path), output_stride=output_stride,
         auxiliary_head=True, max_steps=4, warmup_steps=2,
     )  # fmt: skip
-    started = trainer.student.backbone.features.state_dict()
+    started = trainer.run.student.backbone.features.state_dict()
     assert len(started) > 50
     assert all(torch.equal(t, tensors[name.removeprefix("_backbone.")]) for name, t in started.items())
     with torch.no_grad():
-        maps = trainer.student.backbone(torch.randn(2, 3, 64, 64))
+        maps = trainer.run.student.backbone(torch.randn(2, 3, 64, 64))
     assert maps[0].shape[-1] == 16 and maps[2].shape[-1] == deepest
     results = trainer.train()
     assert results["backbone"] == BACKBONE
     assert results["architecture"] == ({"output_stride": output_stride} if output_stride in (8, 16) else None)
     loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "run")
-    teacher = trainer.method.teacher.state_dict()
+    teacher = trainer.run.method.teacher.state_dict()
     assert all(torch.equal(tensor, teacher[key]) for key, tensor in loaded.state_dict().items())
-    source = trainer.data.evaluation
+    source = trainer.run.data.evaluation
     scored = evaluate_model(loaded.to(memory_format=torch.channels_last), source, range(len(source.ids)), device="cpu")
     assert scored["mean_iou"] == pytest.approx(results["last"]["mean_iou"], abs=1e-3)
 

@@ -21,7 +21,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from tests.scripts.test_train import RECIPES, TINY, run_script
 from tests.training.test_trainer import make_trainer
 from u2pl_hf.errors import InputError
-from u2pl_hf.training.recipe.arguments import RunArguments
+from u2pl_hf.training.recipe.arguments import run_arguments
 from u2pl_hf.training.run.trackers import _init_kwargs
 from u2pl_hf.training.run.tracking import curves, process_means
 
@@ -116,7 +116,7 @@ def test_steps_that_are_done_again_replace_the_earlier_ones(tiny_data, tmp_path)
 def test_trackers_that_are_refused_before_data_are_read(tiny_data, tmp_path, monkeypatch, names, message):
     for module in ("wandb", "torch.utils.tensorboard"):
         monkeypatch.setitem(sys.modules, module, None)
-    monkeypatch.setattr("u2pl_hf.training.trainer.load_training_data", lambda args: pytest.fail("data were read"))
+    monkeypatch.setattr("u2pl_hf.training.build.load_training_data", lambda args: pytest.fail("data were read"))
     with pytest.raises(InputError) as error:
         make_trainer(tiny_data, tmp_path / "run", trackers=names)
     assert message in str(error.value) and "\n" not in str(error.value) and not (tmp_path / "run").exists()
@@ -238,7 +238,7 @@ def test_without_tensorboard_a_run_is_told_how_to_get_it(tiny_data, tmp_path):
 
 
 def test_wandb_goes_on_with_the_run_of_the_folder(tmp_path):
-    args = RunArguments(output_dir=str(tmp_path / "u2pl seed 0"), trackers=["wandb"])
+    args = run_arguments(output_dir=str(tmp_path / "u2pl seed 0"), trackers=["wandb"])
     (tmp_path / "u2pl seed 0").mkdir()
     first, resumed, again = (_init_kwargs(args, step)["wandb"] for step in (0, 20, 0))
     assert first == resumed and first["resume"] == "allow" and first["name"] == "u2pl seed 0"
@@ -287,10 +287,10 @@ def test_images_per_second_are_those_of_training(tiny_data, tmp_path, monkeypatc
     """An evaluation between two lines begins the count anew; a warm-up step has labelled images alone."""
     trainer = make_trainer(tiny_data, tmp_path / "run", trackers=["none"], logging_steps=4, warmup_steps=2)
     assert [trainer._images(step) for step in (1, 2)] == [2, 4]
-    trainer.folder.path.mkdir()
+    trainer.run.folder.mkdir()
     now = [0.0]
     monkeypatch.setattr("u2pl_hf.training.run.tracking.time.perf_counter", lambda: now[0])
-    with trainer._tracker(0) as tracker:
+    with trainer._progress(0) as tracker:
         for step, images, seconds in ((1, 6, 1.0), (2, 6, 1.0), (3, 10, 2.0), (4, 10, 2.0)):
             now[0] += seconds
             tracker.step(step, {"loss": torch.tensor(1.0)}, 0.1, images)

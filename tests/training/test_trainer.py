@@ -5,8 +5,10 @@ import torch
 from accelerate.state import AcceleratorState
 from transformers import AutoModel, AutoModelForSemanticSegmentation
 
-from u2pl_hf.training.build import seed_draws
-from u2pl_hf.training.recipe.arguments import RunArguments
+from u2pl_hf.training.batches import seed_draws
+from u2pl_hf.training.build import build_run
+from u2pl_hf.training.plan import plan_run
+from u2pl_hf.training.recipe.arguments import run_arguments
 from u2pl_hf.training.trainer import Trainer
 
 
@@ -18,14 +20,14 @@ def make_trainer(data, output, **changes) -> Trainer:
         "picture_samples": 0,
     }  # fmt: skip
     AcceleratorState._reset_state(reset_partial_state=True)  # one process, one precision, else
-    return Trainer(RunArguments(**options | changes))
+    return Trainer(build_run(run_arguments(**options | changes)))
 
 
 @pytest.mark.parametrize("method", ["u2pl", "suponly"])
 def test_export_gives_the_logits_of_the_trained_model_exactly(tiny_data, tmp_path, method):
     trainer = make_trainer(tiny_data, tmp_path / "run", method=method)
     trainer.train()
-    trained = trainer.method.teacher if method == "u2pl" else trainer.student
+    trained = trainer.run.method.teacher if method == "u2pl" else trainer.run.student
     pixels = torch.randn(2, 3, 65, 65)
     for auto in (AutoModelForSemanticSegmentation, AutoModel):
         loaded = auto.from_pretrained(tmp_path / "run")
@@ -42,10 +44,10 @@ def test_learning_rate_follows_the_poly_schedule_and_the_head_factor(tiny_data, 
     for step in (0, 5, 9):
         rate = trainer._set_learning_rate(step)
         assert rate == pytest.approx(0.05 * (1 - step / 10) ** 0.9)
-        backbone, heads = (group["lr"] for group in trainer.optimizer.param_groups)
+        backbone, heads = (group["lr"] for group in trainer.run.optimizer.param_groups)
         assert (backbone, heads) == pytest.approx((rate, 10 * rate))
-    counts = [sum(p.numel() for p in group["params"]) for group in trainer.optimizer.param_groups]
-    assert sum(counts) == sum(p.numel() for p in trainer.student.parameters())
+    counts = [sum(p.numel() for p in group["params"]) for group in trainer.run.optimizer.param_groups]
+    assert sum(counts) == sum(p.numel() for p in trainer.run.student.parameters())
 
 
 def test_same_seed_same_weights_other_seed_other_weights(tiny_data, tmp_path):
@@ -57,7 +59,7 @@ def test_same_seed_same_weights_other_seed_other_weights(tiny_data, tmp_path):
 
 
 def test_plan_counts(tiny_data, tmp_path):
-    plan = make_trainer(tiny_data, tmp_path / "run").plan()
+    plan = plan_run(make_trainer(tiny_data, tmp_path / "run").run)
     assert (plan["labelled_images"], plan["unlabelled_images"], plan["evaluation_images"]) == (6, 18, 5)
     assert plan["labelled_epochs"] == 1.0 and plan["unlabelled_epochs"] == pytest.approx(2 * 2 / 18)
     assert not (tmp_path / "run").exists()
@@ -70,7 +72,7 @@ def test_plan_tells_how_a_step_comes_about(tiny_data, tmp_path):
         "reference_batch_size": 12,
         "unlabelled_batch_size": 4,
     }
-    plan = make_trainer(tiny_data, tmp_path / "run", **options).plan()
+    plan = plan_run(make_trainer(tiny_data, tmp_path / "run", **options).run)
     assert (plan["processes"], plan["gradient_accumulation_steps"]) == (1, 3)
     assert plan["images_per_pass"] == {"labelled": 2, "unlabelled": 4}
     assert plan["images_per_step"] == {"labelled": 6, "unlabelled": 12}

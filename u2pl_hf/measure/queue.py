@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from u2pl_hf.errors import InputError, TrainingError
-from u2pl_hf.training.recipe.arguments import parse_arguments
+from u2pl_hf.training.recipe.command import parse_arguments
 from u2pl_hf.training.run.folder import RunFolder
 from u2pl_hf.training.run.stopping import SIGNALS
 

@@ -1,1 +1,10 @@
-"""U2PL itself: pseudo-labels, mixing, queues, losses, teacher, schedules, and the step that joins them."""
+"""The methods, one file each, and their shared parts: tensors in, tensors out.
+
+From outside: `METHODS`, `register`, `Step`, `MethodSettings`, `setting`, `Batch`, `StepOutput`.
+"""
+
+from u2pl_hf.fields import setting
+from u2pl_hf.method import ael, suponly, u2pl  # noqa: F401 - importing a method registers it
+from u2pl_hf.method.base import METHODS, Batch, MethodSettings, Step, StepOutput, register
+
+__all__ = ["METHODS", "Batch", "MethodSettings", "Step", "StepOutput", "register", "setting"]

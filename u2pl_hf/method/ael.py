@@ -1,223 +1,237 @@
-"""The parts of AEL (adaptive equalization learning, Hu et al., NeurIPS 2021): badly known classes are seen more often.
+"""U2PL with AEL (adaptive equalization learning, Hu et al., NeurIPS 2021); its parts are in equalization.py."""
 
-How well a class is known is its confidence c, and it decides what is pasted into labelled images, what is mixed into
-unlabelled ones, and which pixels count in the consistency loss. `ael_step.py` joins the parts.
-
-Shapes: B images, C classes, H x W the crop, h x w the feature size; 255 means ignore. Boxes are int64 (B,4): top, left,
-height, width, in pixels.
-"""
-
+import dataclasses
+import logging
 from concurrent.futures import Future
-from typing import Protocol
+from dataclasses import dataclass
 
-import cv2
-import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from u2pl_hf.method.losses import pixel_losses
-from u2pl_hf.method.mixing import box_masks
-from u2pl_hf.method.pseudo_labels import IGNORE, one_hot_mask
-from u2pl_hf.method.queues import several_processes
+from u2pl_hf.errors import InputError
+from u2pl_hf.fields import setting
+from u2pl_hf.method import equalization as eq
+from u2pl_hf.method import pseudo_labels as pl
+from u2pl_hf.method.base import Batch, ImagePools, StepOutput, register, require_in_time
+from u2pl_hf.method.pools import ImagePool
+from u2pl_hf.method.teacher import batch_statistics
+from u2pl_hf.method.u2pl import U2PL, PseudoLabelled
 
-# A class belongs to an image's categories from this share of the crop on, and a component is large from this one on.
-CATEGORY_SHARE = 0.01
-COMPONENT_SHARE = 0.005
+logger = logging.getLogger(__name__)
+# Of frequent_classes: all classes are rare.
+NO_CLASS = "none"
 
 
-class ImagePool(Protocol):
-    """Images that a step may ask for by row, besides those of its batch.
+@dataclass
+class Chosen:
+    """Images of a pool that were asked for: their rows (K,), the classes they are to give, and the images to come."""
 
-    size: rows of the pool, over all processes.
-    presence: bool (size,C), the classes of each row's label; None for unlabelled images.
+    rows: Tensor
+    classes: Tensor
+    images: Future
+
+
+@register
+class AEL(U2PL):
+    """U2PL with AEL. Owns the two banks besides teacher and queues; all belong into a checkpoint.
+
+    Donors and partners are chosen by the pass before the one that needs them, from the banks as that pass leaves them,
+    and read while it computes. A pass that finds nothing chosen, such as the first one of a resumed run, chooses for
+    itself, from the same banks and the same seed: the same images.
     """
 
-    size: int
-    presence: Tensor | None
+    name, title = "u2pl_ael", "U2PL + AEL"
+    uses_pools = True
 
-    def reachable(self) -> tuple[int, int]:
-        """The rows, from the first up to but without the last, that this process may ask for now."""
+    @dataclass(frozen=True)
+    class Settings(U2PL.Settings):
+        """Those of U2PL, and of AEL."""
 
-    def add(self, loaded: dict) -> Tensor:
-        """Take note of the images of a batch, as its loader gave them; their rows, int64 (B,)."""
+        frequent_classes: list[str] = setting(
+            [],
+            "names or numbers of the classes that copy-paste leaves alone, or none; default: those with more than "
+            "1/classes of the labelled pixels",
+        )
+        copy_paste_classes: int = setting(3, "rare classes that a pass pastes", at_least=1, at_most=255)
+        copy_paste_probability: float = setting(0.5, "probability that a labelled image is pasted into", at_most=1)
+        confidence_momentum: float = setting(0.999, "of the moving average of each class's confidence", at_most=1)
+        contrastive_start_steps: int = setting(0, "step that the contrastive loss begins at")
+        contrastive_start_epochs: float = setting(0.0, "the same in epochs", counts="contrastive_start_steps")
+        entropy_tail: float = setting(
+            0.2, "anchors lie below this quantile of the entropy, negatives as far above", at_most=1
+        )
 
-    def request(self, rows: Tensor, seeds: Tensor) -> Future:
-        """Begin to read rows (K,), augmented with seeds (K,), beside the computation; -1 stands for an empty image."""
+    def __init__(self, settings: Settings, student: nn.Module, pools: ImagePools):
+        super().__init__(settings, student, pools)
+        self.pool_l, self.pool_u = pools.labelled, pools.unlabelled
+        # The bank moves once per pass, and a step's passes are to move it as one would that has all their images.
+        self.bank = eq.ConfidenceBank(self.num_labels, settings.confidence_momentum ** (1.0 / pools.passes))
+        self.categories = eq.CategoryBank(self.pool_u.size, self.num_labels)
+        names = [student.config.id2label[c] for c in range(self.num_labels)]
+        frequent = frequent_classes(settings.frequent_classes, names, pools.counts)
+        rare = [c for c in range(self.num_labels) if c not in frequent]
+        self.register_buffer("rare", torch.tensor(rare), persistent=False)
+        self.register_buffer("presence", pools.counts > 0, persistent=False)
+        self.chosen: dict[str, Chosen] = {}
 
-    def receive(self, requested: Future) -> tuple[Tensor, Tensor | None, Tensor]:
-        """What was requested: images (K,3,H,W), labels (K,H,W) where the pool has any, and valid bool (K,H,W)."""
+    @classmethod
+    def check(cls, settings: Settings, *, num_labels: int | None = None, total_steps: int | None = None) -> None:
+        """Refuse what belongs to U2PL alone, and a contrastive loss that never begins."""
+        if settings.variant != "paper":
+            raise InputError(f"--variant {settings.variant} goes with --method u2pl: pass one of them")
+        super().check(settings, num_labels=num_labels, total_steps=total_steps)
+        if total_steps and settings.contrastive_weight:
+            otherwise = "; to do without that loss, pass --contrastive_weight 0"
+            require_in_time(settings, "contrastive_start", total_steps, otherwise)
 
+    @classmethod
+    def mixes_batch(cls, settings: Settings) -> bool:
+        """Partners come from the pool."""
+        return False
 
-class ConfidenceBank(nn.Module):
-    """Confidence c in [0, 1) per class: the moving average of the student's mean probability of the true class.
+    def forward(self, student: nn.Module, batch: Batch, step: int, total_steps: int) -> StepOutput:
+        """Losses of one step; `step` counts from 0. Updates the banks and pushes this step's negatives."""
+        settings, labelled, size = self.settings, len(batch.x_l), batch.x_l.shape[-2:]
+        batch, stats = self.copy_paste(batch)
+        if step < settings.warmup_steps:
+            result, output = self.learn_labels(student, batch)
+            result.stats |= stats
+            self.update_confidence(output, batch.y_l, result)
+            self.chosen["donors"] = self.choose_donors(batch.further.next_seed, labelled)
+            return result
 
-    It begins at 0 and is the same on all processes.
-    """
+        mixed = self.pseudo_label(batch)
+        images = torch.cat([batch.x_l, mixed.x])
+        output = student(images)
+        contrastive = step >= settings.contrastive_start_steps
+        with torch.no_grad(), batch_statistics(self.teacher):
+            teacher = self.teacher(images, output_representation=contrastive, output_auxiliary=False)
+        fine = dataclasses.replace(output, logits=pl.resize_logits(output.logits, size))
 
-    def __init__(self, num_classes: int, momentum: float = 0.999):
-        super().__init__()
-        self.momentum = momentum
-        self.register_buffer("confidence", torch.zeros(num_classes))
+        # Labelled images learn from the teacher too: its labels of this pass stand beside the mixed pseudo-labels.
+        teacher_logits = pl.resize_logits(teacher.logits, size)
+        prob_l, labels_l = teacher_logits[:labelled].movedim(1, -1).softmax(dim=-1).max(dim=-1)
+        labels_l = labels_l.masked_fill(batch.y_l == pl.IGNORE, pl.IGNORE)
+        labels, prob = torch.cat([labels_l, mixed.labels]), torch.cat([prob_l, mixed.prob])
+        split = self.split(teacher_logits, labels, step / total_steps)
+        split_u = split.part(slice(labelled, None))
+
+        loss_s = self.supervised_loss(fine, batch.y_l)
+        targets = labels.masked_fill(~split.reliable, pl.IGNORE)
+        loss_u, kept = eq.equalised_consistency(fine.logits, targets, prob, self.bank.confidence)
+        total = loss_s + settings.unsupervised_weight * loss_u
+        named = {"loss_supervised": loss_s, "loss_unsupervised": loss_u}
+        if contrastive:
+            tails = self.entropy_tails(split_u.entropy, split_u.valid)
+            loss_c, contrast_stats = self.contrast(output, teacher, batch.y_l, mixed.labels, *tails)
+            total = total + settings.contrastive_weight * loss_c
+            named["loss_contrastive"] = loss_c
+            stats |= contrast_stats
+        else:
+            total = total + self.attached(output)
+        stats |= self.told(mixed, split_u) | {"kept_share": kept}
+        named = {name: value.detach() for name, value in ({"loss": total} | named).items()}
+        result = StepOutput(total, named, stats)
+
+        self.update_confidence(output, batch.y_l, result)
+        self.chosen["donors"] = self.choose_donors(batch.further.next_seed, labelled)
+        self.chosen["partners"] = self.choose_partners(batch.further.next_seed, len(mixed.x))
+        return result
 
     @torch.no_grad()
-    def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Take in one batch: logits (B,C,h,w) of the student, labels (B,h,w). Absent classes keep their value."""
-        own = one_hot_mask(labels, logits.shape[1])
-        prob = logits.float().softmax(dim=1) * own
-        sums = torch.stack([prob.sum(dim=(0, 2, 3)), own.sum(dim=(0, 2, 3)).float()])
-        if several_processes():
-            dist.all_reduce(sums)
-        mean = sums[0] / sums[1].clamp(min=1)
-        moved = torch.lerp(mean, self.confidence, self.momentum)
-        # An overflow in half precision must not stay here for good.
-        known = (sums[1] > 0) & mean.isfinite()
-        self.confidence.copy_(torch.where(known, moved, self.confidence))
-
-
-class CategoryBank(nn.Module):
-    """Which classes each unlabelled image shows, as the teacher saw it last: bool (rows,C), equal on all processes."""
-
-    def __init__(self, rows: int, num_classes: int):
-        super().__init__()
-        self.register_buffer("holds", torch.zeros(rows, num_classes, dtype=torch.bool))
+    def copy_paste(self, batch: Batch) -> tuple[Batch, dict[str, Tensor]]:
+        """The batch with rare classes of other labelled images pasted into its own, and their share."""
+        donors = self.chosen.pop("donors", None) or self.choose_donors(batch.seed, len(batch.x_l))
+        x, labels, _ = self.pool_l.receive(donors.images)
+        # An image is no donor to itself.
+        itself = donors.rows == self.pool_l.add(batch.further.loaded_l).to(donors.rows.device, non_blocking=True)
+        labels = labels.masked_fill(itself.view(-1, 1, 1), pl.IGNORE)
+        x_l, y_l, pasted = eq.paste_classes(batch.x_l, batch.y_l, x, labels, donors.classes)
+        return dataclasses.replace(batch, x_l=x_l, y_l=y_l), {"pasted_share": pasted.float().mean()}
 
     @torch.no_grad()
-    def update(self, rows: Tensor, labels: Tensor) -> None:
-        """Replace what is known of rows (K,) by their pseudo-labels (K,h,w): classes on at least 1 % of the crop."""
-        found = one_hot_mask(labels, self.holds.shape[1]).float().mean(dim=(2, 3)) >= CATEGORY_SHARE
-        packed = torch.cat([rows.unsqueeze(1), found], dim=1)
-        if several_processes():
-            everyone = [torch.empty_like(packed) for _ in range(dist.get_world_size())]
-            dist.all_gather(everyone, packed)
-            packed = torch.cat(everyone)
-        rows, found = packed[:, 0], packed[:, 1:].bool()
-        # Of a row that comes twice the last one counts, whatever order a device writes in.
-        same = rows.unsqueeze(1) == rows
-        last = (same * torch.arange(1, len(rows) + 1, device=rows.device)).argmax(dim=1)
-        self.holds[rows] = found[last]
+    def pseudo_label(self, batch: Batch) -> PseudoLabelled:
+        """The teacher's labels for x_u and its partners, then adaptive CutMix of all that belongs to them."""
+        partners = self.chosen.pop("partners", None) or self.choose_partners(batch.seed, len(batch.x_u))
+        x, y, valid = self.pool_u.receive(partners.images)
+        images, valid = torch.cat([batch.x_u, x]), torch.cat([batch.valid_u, valid])
+        coarse = self.teacher(images, output_representation=False, output_auxiliary=False).logits
+        logits = pl.resize_logits(coarse, images.shape[-2:])
+        prob, labels = logits.movedim(1, -1).softmax(dim=-1).max(dim=-1)
+        labels = labels.masked_fill(~valid, pl.IGNORE)
+        base, seen = len(batch.x_u), pl.nearest_on_corners(labels, coarse.shape[-2:])
+        rows = self.pool_u.add(batch.further.loaded_u).to(partners.rows.device, non_blocking=True)
+        # Of a row that comes twice the last one counts: a pool may by now hold the batch's image in a partner's place.
+        self.categories.update(torch.cat([partners.rows, rows]), torch.cat([seen[base:], seen[:base]]))
 
-    def _load_from_state_dict(self, state: dict, prefix: str, *args) -> None:
-        # Another number of processes has a reservoir of other rows: it is to be learnt anew.
-        if state[f"{prefix}holds"].shape != self.holds.shape:
-            state = state | {f"{prefix}holds": torch.zeros_like(self.holds)}
-        super()._load_from_state_dict(state, prefix, *args)
+        boxes, is_component = eq.draw_class_boxes(labels[base:], partners.classes)
+        x_u = torch.where(boxes.unsqueeze(1), x, batch.x_u)
+        mixed_labels, mixed_prob = (torch.where(boxes, pair[base:], pair[:base]) for pair in (labels, prob))
+        y_u = None if batch.y_u is None else torch.where(boxes, y, batch.y_u)
+        confidence = (prob[:base] * batch.valid_u).sum() / batch.valid_u.sum().clamp(min=1)
+        stats = {"confidence": confidence, "component_share": is_component.float().mean()}
+        return PseudoLabelled(x_u, mixed_labels, y_u, stats, mixed_prob)
 
+    def entropy_tails(self, entropy: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels that may be anchors, and those that may be negatives: the two ends of the entropy, bool (B_u,H,W)."""
+        share = self.settings.entropy_tail
+        low, high = (pl.masked_quantile(entropy, q, valid) for q in (share, 1.0 - share))
+        return pl.split_at(entropy, valid, low)[0], pl.split_at(entropy, valid, high)[1]
 
-def _waiting_times(logits: Tensor, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
-    """Exponential times with rates exp(logits): the order of arrival is that of draws without repetition.
+    def update_confidence(self, output, y_l: Tensor, result: StepOutput) -> None:
+        """Take this step's labelled images into the confidence bank, and tell what it holds."""
+        logits = output.logits.detach()[: len(y_l)]
+        self.bank.update(logits, pl.nearest_on_corners(y_l, logits.shape[-2:]))
+        result.stats["confidence_per_class"] = self.bank.confidence.clone()
 
-    torch.multinomial would make the host wait, to see whether its weights are weights.
-    """
-    return torch.empty(shape, device=logits.device).exponential_(generator=generator) * (-logits).exp()
+    @torch.no_grad()
+    def choose_donors(self, seed: int, number: int) -> Chosen:
+        """For each of `number` labelled images a labelled one that has one of three rare classes; -1 for none."""
+        generator = torch.Generator(self.rare.device).manual_seed(seed)
+        classes = min(self.settings.copy_paste_classes, len(self.rare))
+        classes = eq.draw_rare_classes(self.bank.confidence, self.rare, classes, generator)
+        rows = eq.draw_rows(self.presence[:, classes].any(dim=1).expand(number, -1), generator)
+        lottery = torch.rand(number, generator=generator, device=rows.device)
+        rows = rows.masked_fill(lottery >= self.settings.copy_paste_probability, -1)
+        return self._ask(self.pool_l, rows, classes, generator)
 
+    @torch.no_grad()
+    def choose_partners(self, seed: int, number: int) -> Chosen:
+        """For each of `number` unlabelled images a class, and an image that shows it or else any."""
+        # Not the donors' draws again.
+        generator = torch.Generator(self.rare.device).manual_seed(seed ^ 1)
+        classes = eq.draw_uncertain_classes(self.bank.confidence, number, generator)
+        first, last = self.pool_u.reachable()
+        rows = eq.draw_rows(self.categories.holds[first:last].t()[classes], generator) + first
+        return self._ask(self.pool_u, rows, classes, generator)
 
-def draw_rare_classes(confidence: Tensor, rare: Tensor, number: int, generator: torch.Generator | None) -> Tensor:
-    """`number` different classes out of rare (R,), drawn with probability softmax(sqrt(1 - c)): int64 (number,)."""
-    lottery = _waiting_times((1.0 - confidence[rare]).sqrt(), (len(rare),), generator)
-    return rare[lottery.topk(number, largest=False).indices]
-
-
-def draw_uncertain_classes(confidence: Tensor, number: int, generator: torch.Generator | None) -> Tensor:
-    """`number` classes, drawn with replacement and probability softmax(1 - c): int64 (number,)."""
-    return _waiting_times(1.0 - confidence, (number, len(confidence)), generator).argmin(dim=1)
-
-
-def draw_rows(holds: Tensor, generator: torch.Generator | None) -> Tensor:
-    """For each line of bool (K,R) one of the rows that hold, uniformly; one of all rows where none does: int64 (K,)."""
-    return (torch.rand(holds.shape, generator=generator, device=holds.device) + holds).argmax(dim=1)
-
-
-def paste_classes(
-    x: Tensor, labels: Tensor, donor_x: Tensor, donor_labels: Tensor, classes: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Adaptive copy-paste: the donors' pixels of `classes` (K,) over images (B,3,H,W) and labels (B,H,W).
-
-    Returns:
-        images, labels, and which pixels are pasted, bool (B,H,W).
-    """
-    pasted = (donor_labels.unsqueeze(-1) == classes).any(dim=-1)
-    return torch.where(pasted.unsqueeze(1), donor_x, x), torch.where(pasted, donor_labels, labels), pasted
-
-
-def component_boxes(masks: np.ndarray, lottery: np.ndarray) -> np.ndarray:
-    """The bounding box of a random connected component (8 neighbours) of each mask.
-
-    Args:
-        masks: uint8 (B,H,W), 1 where the class is.
-        lottery: float (B,) in [0, 1), decides the component.
-
-    Returns:
-        int64 (B,4); all 0 where no component is larger than 0.5 % of the crop.
-    """
-    boxes = np.zeros((len(masks), 4), np.int64)
-    for box, mask, place in zip(boxes, masks, lottery, strict=True):
-        _, _, statistics, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
-        # The first one is everything else.
-        large = statistics[1:][statistics[1:, cv2.CC_STAT_AREA] > COMPONENT_SHARE * mask.size]
-        if len(large):
-            left, top, width, height, _ = large[int(place * len(large))]
-            box[:] = top, left, height, width
-    return boxes
+    @staticmethod
+    def _ask(pool: ImagePool, rows: Tensor, classes: Tensor, generator: torch.Generator) -> Chosen:
+        seeds = torch.randint(2**31, rows.shape, generator=generator, device=rows.device)
+        return Chosen(rows, classes, pool.request(rows, seeds))
 
 
-def half_boxes(number: int, height: int, width: int, device: torch.device) -> Tensor:
-    """Random boxes of half the area: the height a share 0.5^U(0,1) of the crop's, the position uniform; (number,4)."""
-    lottery = torch.rand(3, number, device=device)
-    box_h = (height * 0.5 ** lottery[0]).round()
-    box_w = (height * width / 2 / box_h).round().clamp(max=width)
-    top, left = (lottery[1] * (height - box_h + 1)).floor(), (lottery[2] * (width - box_w + 1)).floor()
-    return torch.stack([top, left, box_h, box_w], dim=1).long()
-
-
-def draw_class_boxes(labels: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-    """Where adaptive CutMix takes pixels from: a random component of one class per image, else half the area.
-
-    Components are found on the host, for which all masks travel there at once; the only wait of a step.
+def frequent_classes(told: list[str], names: list[str], counts: Tensor) -> set[int]:
+    """The classes that copy-paste leaves alone: those told, else those with more than 1/C of the labelled pixels.
 
     Args:
-        labels: pseudo-labels (B,H,W) of the images to take from.
-        classes: int64 (B,).
+        told: names or numbers, or NO_CLASS alone.
+        counts: pixels of each class in each labelled image, int64 (labelled,C).
 
-    Returns:
-        bool (B,H,W), True inside the box, and bool (B,), whether it is that of a component.
+    Raises:
+        InputError: there is no such class, or none is left.
     """
-    masks = (labels == classes.view(-1, 1, 1)).to(torch.uint8).cpu().numpy()
-    found = torch.from_numpy(component_boxes(masks, torch.rand(len(masks)).numpy()))
-    found = found.to(labels.device, non_blocking=True)
-    is_component = found[:, 2] > 0
-    boxes = torch.where(is_component.unsqueeze(1), found, half_boxes(len(masks), *labels.shape[1:], labels.device))
-    return box_masks(*boxes.unsqueeze(-1).unbind(dim=1), *labels.shape[1:]), is_component
-
-
-def keep_rates(confidence: Tensor) -> Tensor:
-    """How often a pixel counts that the student gives to a class: (1 - c) / max(1 - c), in [0, 1]: (C,) -> (C,)."""
-    lack = 1.0 - confidence
-    return lack / lack.max().clamp(min=torch.finfo(lack.dtype).tiny)
-
-
-def equalised_consistency(
-    student_logits: Tensor, targets: Tensor, target_confidence: Tensor, confidence: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Cross-entropy on the teacher's labels: sure ones weigh more, and pixels of well-known classes are left out often.
-
-    A pixel weighs the square of the teacher's probability of its label, times keep ~ Bernoulli(keep_rates of the
-    student's class). The sum is over the kept weight.
-
-    Args:
-        student_logits: (B,C,H,W), already at crop size.
-        targets: (B,H,W) ids, 255 where nothing is to be learnt.
-        target_confidence: (B,H,W), the teacher's probability of the targets.
-        confidence: (C,), see ConfidenceBank.
-
-    Returns:
-        Scalar loss (0, attached to the graph, where no pixel is kept), and the share of the targets that is kept.
-    """
-    with torch.no_grad():
-        guess = student_logits.movedim(1, -1).argmax(dim=-1)
-        kept = (torch.rand(guess.shape, device=guess.device) < keep_rates(confidence)[guess]) & (targets != IGNORE)
-        weight = (target_confidence.square() * kept).flatten()
-        total = weight.sum()
-        share = kept.sum() / (targets != IGNORE).sum().clamp(min=1)
-    loss = (pixel_losses(student_logits, targets) * weight).sum()
-    return loss / torch.where(total > 0, total, torch.ones_like(total)), share
+    total = counts.sum(dim=0)
+    numbers = {str(c): c for c in range(len(names))} | {name: c for c, name in enumerate(names)}
+    chosen = [] if told == [NO_CLASS] else told
+    unknown = [name for name in chosen if name not in numbers]
+    if unknown:
+        listed = ", ".join(names)
+        raise InputError(f"--frequent_classes {unknown[0]} is no class; there are {listed}, or 0 to {len(names) - 1}")
+    frequent = {numbers[name] for name in chosen}
+    if not told:
+        frequent = {c for c, pixels in enumerate(total.tolist()) if pixels * len(names) > total.sum()}
+    if len(frequent) == len(names):
+        raise InputError("--frequent_classes names every class; leave out those that copy-paste is to paste")
+    logger.info("copy-paste draws from %s", ", ".join(name for c, name in enumerate(names) if c not in frequent))
+    return frequent

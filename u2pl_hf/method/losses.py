@@ -87,17 +87,25 @@ def unsupervised_loss(student_logits: Tensor, pseudo_labels: Tensor, reliable: T
     return weight * cross_entropy(student_logits, targets)
 
 
-def info_nce(anchors: Tensor, positive: Tensor, negatives: Tensor, temperature: float) -> Tensor:
-    """InfoNCE of one class: anchors (A,D), positive (D,), negatives (A,N,D) -> scalar (paper, equation 4).
+def confidence_loss(
+    student_logits: Tensor, pseudo_labels: Tensor, confidence: Tensor, valid: Tensor, threshold: float
+) -> Tensor:
+    """FixMatch's consistency: cross-entropy where the teacher is sure, divided by the number of all valid pixels.
 
-    Cosine similarity over temperature; the positive against each anchor's negatives; mean over the anchors.
+    While few pixels are confident, the loss is small: that is its warm-up.
+
+    Args:
+        student_logits: (B,C,H,W), already at crop size.
+        pseudo_labels: (B,H,W) ids.
+        confidence: (B,H,W), the teacher's probability of them.
+        valid: bool (B,H,W), no padding.
+        threshold: least confidence that counts.
+
+    Returns:
+        Scalar; 0, attached to the graph, where no pixel is valid.
     """
-    # Matrix products would run in half precision under autocast; similarities must not.
-    with torch.autocast(anchors.device.type, enabled=False):
-        anchors, positive, negatives = (unit_vectors(x) for x in (anchors, positive, negatives))
-        to_positive = anchors @ positive / temperature
-        to_negatives = torch.einsum("ad,and->an", anchors, negatives) / temperature
-        return nce_from_similarity(to_positive, to_negatives.logsumexp(dim=-1)).mean()
+    targets = pseudo_labels.masked_fill(~(valid & (confidence >= threshold)), IGNORE)
+    return pixel_losses(student_logits, targets).sum() / valid.sum().clamp(min=1)
 
 
 def accuracy(pseudo_labels: Tensor, labels: Tensor, where: Tensor) -> Tensor:

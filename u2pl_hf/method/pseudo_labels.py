@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORE = 255
+from u2pl_hf.constants import IGNORE
 
 
 def precise_dtype(device: torch.device) -> torch.dtype:

@@ -14,12 +14,16 @@ def copy_student(teacher: nn.Module, student: nn.Module) -> None:
 
 
 @torch.no_grad()
-def update_teacher(teacher: nn.Module, student: nn.Module, decay: float) -> None:
+def update_teacher(teacher: nn.Module, student: nn.Module, decay: float, *, buffers: bool = False) -> None:
     """theta_t <- decay theta_t + (1 - decay) theta_s over parameters.
 
-    Buffers are left alone: BatchNorm statistics of the teacher come from its own passes over the mixed batches.
+    U2PL leaves buffers alone: BatchNorm statistics of its teacher come from that one's own passes over the mixed
+    batches. A teacher that only ever evaluates has them averaged as well; whole numbers are copied.
     """
     torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1.0 - decay)
+    if buffers:
+        for own, new in zip(teacher.buffers(), student.buffers(), strict=True):
+            own.lerp_(new, 1.0 - decay) if own.is_floating_point() else own.copy_(new)
 
 
 @contextmanager

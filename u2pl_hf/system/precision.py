@@ -1,7 +1,7 @@
-"""How a step is computed, as opposed to what: number types, memory layout, kernels, compilation, determinism.
+"""How networks are computed, as opposed to what: number types, memory layout, kernels, compilation, determinism.
 
-Every choice is a field of RunArguments and changes the last bits of a result, so all of them belong to the recipe.
-docs/performance.md has the measurements and says which operations are deterministic.
+Every choice changes the last bits of a result. docs/performance.md has the measurements and says which operations are
+deterministic.
 """
 
 import os
@@ -9,22 +9,23 @@ import shutil
 import sys
 import sysconfig
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import nn
 
-from u2pl_hf.errors import InputError
-from u2pl_hf.training.recipe.arguments import RunArguments
+from u2pl_hf.errors import InputError, TrainingError
 
 COMPILER = "inductor"
+PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def prepare_device(args: RunArguments, device: torch.device) -> None:
+def prepare_device(
+    device: torch.device, number_type: str, *, tf32: bool = True, compiled: bool = False, deterministic: bool = False
+) -> None:
     """Check that the device can do what is asked for, and make the settings that hold for the whole process.
 
     Call it before the first computation on the device.
@@ -32,20 +33,20 @@ def prepare_device(args: RunArguments, device: torch.device) -> None:
     Raises:
         InputError: the device has no such number type, or nothing to compile with.
     """
-    check_number_type(args.mixed_precision, device)
-    if args.compile:
+    check_number_type(number_type, device)
+    if compiled:
         check_compiler(device)
-    if args.deterministic:
+    if deterministic:
         # cuBLAS reads this when its first handle is made: before the first matrix product or convolution, that is.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    if torch.are_deterministic_algorithms_enabled() != args.deterministic:
+    if torch.are_deterministic_algorithms_enabled() != deterministic:
         # Only where it changes something: the call imports the compiler, which takes seconds.
-        torch.use_deterministic_algorithms(args.deterministic)
-    torch.backends.cudnn.deterministic = args.deterministic
+        torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.deterministic = deterministic
     # Crops have one size: the search for the fastest convolution is done once for each layer.
-    torch.backends.cudnn.benchmark = not args.deterministic
+    torch.backends.cudnn.benchmark = not deterministic
     if device.type == "cuda":
-        set_tf32(args.tf32)
+        set_tf32(tf32)
 
 
 def check_number_type(number_type: str, device: torch.device, option: str = "--mixed_precision") -> None:
@@ -90,37 +91,6 @@ def set_tf32(allowed: bool) -> None:
         torch.backends.cudnn.allow_tf32 = allowed
 
 
-def memory_format(args: RunArguments) -> torch.memory_format:
-    """Layout of weights and images: with channels last, convolutions need no reordering of their input."""
-    return torch.channels_last if args.channels_last else torch.contiguous_format
-
-
-def build_sgd(groups: list[dict], **options) -> torch.optim.SGD:
-    """SGD that updates all parameters of a group in one fused kernel; arguments as for torch's SGD."""
-    fused = groups[0]["params"][0].device.type in ("cpu", "cuda")
-    optimizer = torch.optim.SGD(groups, **options, fused=fused or None)
-    optimizer.register_load_state_dict_post_hook(_lay_out_momentum)
-    if options["momentum"]:
-        # A first step that the gradient scaler skips would leave the fused kernel's new buffers unwritten. From zero,
-        # the first step's momentum is its gradient, as it should be.
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer
-
-
-def _lay_out_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Give loaded momentum the strides of its parameter.
-
-    Checkpoints hold contiguous tensors. Fused kernels walk through memory without looking at strides, and foreach
-    kernels fall back to a loop.
-    """
-    for parameter, state in optimizer.state.items():
-        momentum = state["momentum_buffer"]
-        if momentum.stride() != parameter.stride():
-            state["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
-
-
 def checkpoint_gradients(student: nn.Module) -> None:
     """Make the backbone compute its features twice instead of keeping them.
 
@@ -140,35 +110,47 @@ def checkpoint_gradients(student: nn.Module) -> None:
             ) from error
 
 
-def tune_networks(args: RunArguments, student: nn.Module, method: nn.Module) -> None:
-    """Gradient checkpointing of the student, and compilation of student and teacher, where asked for.
+def compile_networks(networks: Iterable[nn.Module]) -> None:
+    """torch.compile networks in place, so that names of parameters stay, and whoever holds one calls the compiled one.
 
-    Call it when the method has copied its teacher and accelerate has wrapped the student's forward.
+    Not dynamic: a run has a few kinds of batches, each worth a graph of its own.
     """
-    if args.gradient_checkpointing:
-        checkpoint_gradients(student)
-    if args.compile:
-        for network in (student, *(child for child in method.children() if isinstance(child, PreTrainedModel))):
-            # In place, so that names of parameters stay, and whoever holds the network calls the compiled forward.
-            # Not dynamic: a run has a few kinds of batches, each worth a graph of its own.
-            network.compile(backend=COMPILER, dynamic=False)
+    for network in networks:
+        network.compile(backend=COMPILER, dynamic=False)
 
 
 @contextmanager
-def without_tuning(args: RunArguments) -> Iterator[None]:
+def without_tuning() -> Iterator[None]:
     """For evaluation: its images have many sizes, and tuning for each would take longer than computing it.
 
     Networks run uncompiled, and cuDNN does not search for the fastest convolution.
     """
     searching = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = False
+    # Without a compiled network, nobody has loaded the compiler, which takes seconds.
+    compiled = "torch._dynamo" in sys.modules
     try:
-        with torch.compiler.set_stance("force_eager") if args.compile else nullcontext():
+        with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
             yield
     finally:
         torch.backends.cudnn.benchmark = searching
 
 
-def lay_out(images: Tensor, args: RunArguments) -> Tensor:
-    """Images (B,3,H,W) in the layout of the weights; they come with channels last from the decoder."""
-    return images.contiguous(memory_format=memory_format(args))
+@contextmanager
+def computing(precision: str, device: torch.device) -> Iterator[None]:
+    """Networks inside run in `precision`; their logits are float32 again. Memory that runs out is told in one line.
+
+    Raises:
+        TrainingError: out of memory.
+    """
+    dtype = PRECISIONS[precision]
+    try:
+        with nullcontext() if dtype is None else torch.autocast(device.type, dtype):
+            yield
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        text = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in text:
+            raise
+        raise TrainingError(
+            f"out of memory ({text}): pass --mode slide, a smaller --window, --batch_size 1 or --window_batch 1"
+        ) from error

@@ -15,10 +15,11 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, gat
 from torch import Tensor, nn
 
 from u2pl_hf.errors import InputError, TrainingError
-from u2pl_hf.training.recipe.arguments import RunArguments
 
 logger = logging.getLogger(__name__)
 Value = TypeVar("Value")
+# The logger of what each process finds for itself.
+EACH_PROCESS = "u2pl_hf.each_process"
 # Longer than the slowest thing that one process does alone: decoding and drawing pictures, writing a checkpoint.
 TIMEOUT = timedelta(minutes=30)
 
@@ -51,9 +52,9 @@ def join_processes() -> PartialState:
             "on the CPU"
         )
     if not state.is_main_process:
-        # What all processes find alike is said by the main one; images that were skipped, each has its own.
+        # What all processes find alike is said by the main one.
         logging.getLogger("u2pl_hf").setLevel(logging.ERROR)
-        logging.getLogger("u2pl_hf.training.inputs").setLevel(logging.WARNING)
+        logging.getLogger(EACH_PROCESS).setLevel(logging.WARNING)
     return state
 
 
@@ -143,38 +144,3 @@ def average_running_statistics(accelerator: Accelerator, models: Iterable[nn.Mod
 
 def _running_statistics(model: nn.Module) -> list[Tensor]:
     return [b for name, b in model.named_buffers() if name.endswith(("running_mean", "running_var"))]
-
-
-def describe_step(args: RunArguments, processes: int, learning_rate: float) -> str:
-    """One line about an optimizer step: its images, how they come about, and the learning rate they are used with."""
-    passes, batch_l, batch_u = args.gradient_accumulation_steps, args.batch_size, args.unlabelled_batch_size
-    parts = processes * passes
-    several = f"{processes} process{'es' * (processes > 1)} x {passes} pass{'es' * (passes > 1)}"
-    images = f"{parts * batch_l} labelled + {parts * batch_u} unlabelled images per step"
-    images += f" = {several} x ({batch_l} + {batch_u})"
-    if args.method == "suponly":
-        images = f"{parts * batch_l} labelled images per step = {several} x {batch_l}"
-    rate = f"learning rate {learning_rate:g}"
-    if args.scale_lr:
-        rate += f" = {args.learning_rate:g} x {parts * batch_l} / {args.reference_batch_size} (--scale_lr)"
-    return f"{images}; {rate}"
-
-
-def learning_rate_scale(labelled_per_step: int, reference: int | None, scale: bool) -> float:
-    """The factor of --scale_lr: labelled images per step over the recipe's.
-
-    Raises:
-        InputError: --scale_lr without a reference to scale from.
-    """
-    if scale and reference is None:
-        raise InputError(
-            "--scale_lr needs --reference_batch_size, the labelled images per step that --learning_rate is meant for"
-        )
-    if reference not in (None, labelled_per_step) and not scale:
-        logger.warning(
-            "%d labelled images per step, but the learning rate is meant for %d: change the number of processes, "
-            "--batch_size or --gradient_accumulation_steps, or pass --scale_lr true",
-            labelled_per_step,
-            reference,
-        )
-    return labelled_per_step / reference if scale else 1.0

@@ -1,11 +1,8 @@
 """From arguments to checked data: everything a user can get wrong about a data set is found here, before training."""
 
 import hashlib
-import logging
 from dataclasses import dataclass
 from functools import cached_property
-
-from torch.utils.data import DataLoader
 
 from u2pl_hf.data.source.label_counts import check_classes
 from u2pl_hf.data.source.overlap import warn_of_scored_training, without_evaluation
@@ -19,12 +16,8 @@ from u2pl_hf.data.source.sources import (
     materialised,
 )
 from u2pl_hf.data.source.splits import resolve_split
-from u2pl_hf.data.stream.streams import SampleStream, endless_loader
-from u2pl_hf.data.stream.transforms import WeakAugmentation
 from u2pl_hf.errors import InputError
 from u2pl_hf.training.recipe.arguments import RunArguments
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -107,7 +100,7 @@ def load_training_data(args: RunArguments) -> TrainingData:
     _check_crop(args, labelled_source, labelled)
     warn_of_scored_training(labels, evaluation_labels)
     unlabelled_source, left_out = train, 0
-    if args.method != "suponly":
+    if args.step_class.uses_unlabelled:
         unlabelled_source, unlabelled, left_out = _all_unlabelled(args, train, unlabelled, labels, evaluation_labels)
         check_some_readable(unlabelled_source, unlabelled)
     # The data set's colours go with its own names only.
@@ -137,7 +130,7 @@ def _all_unlabelled(
     if not unlabelled and not args.unlabelled_dataset:
         raise InputError(
             f"--split {args.split} leaves no unlabelled image; "
-            "pass --method suponly, label fewer, or name more images with --unlabelled_dataset"
+            "pass --method suponly, which takes none, label fewer, or name more images with --unlabelled_dataset"
         )
     further = [
         load_source(
@@ -182,62 +175,3 @@ def _check_crop(args: RunArguments, train: Source, labelled: list[int]) -> None:
             f"--crop_size {args.crop_size} is more than twice the longest side ({longest}) of the labelled images, "
             f"so crops would be mostly padding; pass at most {2 * longest}"
         )
-
-
-def training_stream(
-    args: RunArguments, data: TrainingData, name: str, augmentation: WeakAugmentation, world_size: int
-) -> SampleStream:
-    """The stream `labelled` or `unlabelled` of a run."""
-    is_labelled = name == "labelled"
-    return SampleStream(
-        data.labelled_source if is_labelled else data.unlabelled_source,
-        data.labelled if is_labelled else data.unlabelled,
-        augmentation,
-        seed=args.seed,
-        name=name,
-        with_labels=is_labelled or args.watch_pseudo_labels,
-        is_required=is_labelled,
-        batch_size=args.batch_size if is_labelled else args.unlabelled_batch_size,
-        world_size=world_size,
-    )
-
-
-def unlabelled_start(args: RunArguments, step: int) -> int:
-    """Batches of unlabelled images that a process has used before a step: they are first needed after warm-up."""
-    return max(0, step - args.warmup_steps) * args.gradient_accumulation_steps
-
-
-def training_loaders(
-    args: RunArguments, data: TrainingData, *, rank: int, world_size: int, start_step: int, pin_memory: bool
-) -> tuple[DataLoader, DataLoader | None]:
-    """Endless loaders of labelled and unlabelled batches (None for suponly), going on at `start_step`.
-
-    Each step takes gradient_accumulation_steps batches of each.
-    """
-    augmentation = WeakAugmentation(args.crop_size)
-
-    def loader(name: str, start_batch: int) -> DataLoader:
-        stream = training_stream(args, data, name, augmentation, world_size)
-        options = {"rank": rank, "num_workers": args.num_workers, "pin_memory": pin_memory}
-        return endless_loader(stream, start_batch=start_batch, **options)
-
-    labelled = loader("labelled", start_step * args.gradient_accumulation_steps)
-    if args.method == "suponly":
-        return labelled, None
-    return labelled, loader("unlabelled", unlabelled_start(args, start_step))
-
-
-class SkippedImages:
-    """Unlabelled images that could not be read: each is named once in the log, and counted."""
-
-    def __init__(self):
-        self.messages: set[str] = set()
-
-    def note(self, messages: list[str]) -> None:
-        """Take down what a batch reports."""
-        for message in set(messages) - self.messages:
-            logger.warning("skipped: %s", message)
-        self.messages |= set(messages)
-
-    def __len__(self) -> int:
-        return len(self.messages)

@@ -12,10 +12,9 @@ from u2pl_hf.hub.published_results import PUBLISHED
 from u2pl_hf.method.losses import cross_entropy
 from u2pl_hf.method.pseudo_labels import resize_logits
 from u2pl_hf.system.precision import checkpoint_gradients
-from u2pl_hf.system.processes import learning_rate_scale
-from u2pl_hf.training.build import build_model
+from u2pl_hf.training.build import Run, build_student
 from u2pl_hf.training.recipe.arguments import RunArguments
-from u2pl_hf.training.recipe.epochs import epochs_to_steps, steps_per_epoch
+from u2pl_hf.training.recipe.schedule import StepSize, scaled_learning_rate, with_steps
 
 PUBLISHED_CLASSES = {"voc": 21, "cityscapes": 19}
 
@@ -50,32 +49,34 @@ def plan_without_data(args: RunArguments, counts: Counts, processes: int) -> dic
     Raises:
         InputError: settings that the run would refuse, as far as they show without data.
     """
-    passes = processes * args.gradient_accumulation_steps
-    images = args.batch_size * passes, args.unlabelled_batch_size * passes if args.method != "suponly" else 0
-    epochs_to_steps(args, steps_per_epoch(args, counts.labelled, counts.unlabelled, images))
-    scale = learning_rate_scale(images[0], args.reference_batch_size, args.scale_lr)
-    return describe_plan(args, counts, processes, images, args.learning_rate * scale)
+    size = StepSize.of(args, processes)
+    args = with_steps(args, size.steps_per_epoch(counts.labelled, counts.unlabelled))
+    args.step_class.check(args.settings, num_labels=counts.classes, total_steps=args.max_steps)
+    return describe_plan(args, counts, processes, scaled_learning_rate(args, size.labelled))
 
 
-def describe_plan(
-    args: RunArguments, counts: Counts, processes: int, images_per_step: tuple[int, int], learning_rate: float
-) -> dict:
+def plan_run(run: Run) -> dict:
+    """The plan of a run."""
+    data = run.data
+    counts = Counts(len(data.labelled), len(data.unlabelled), len(data.evaluation.ids), len(data.class_names))
+    plan = describe_plan(run.args, counts, run.processes, run.learning_rate)
+    return plan | {"initialised_with": run.initialised_with}
+
+
+def describe_plan(args: RunArguments, counts: Counts, processes: int, learning_rate: float) -> dict:
     """What a run would do.
 
     Args:
         args: with steps, where they were epochs.
         counts, processes: of the run.
-        images_per_step: labelled and unlabelled ones, over all passes and processes.
         learning_rate: base rate at step 0.
     """
-    labelled, unlabelled = images_per_step
-    args.method_settings(counts.classes)
-    student = meta_student(args, counts.classes)
+    size, unlabelled_from = StepSize.of(args, processes), args.step_class.unlabelled_from(args.settings)
+    seen_l, seen_u = size.seen_in(args.max_steps, unlabelled_from)
+    with torch.device("meta"):
+        student = build_student(args, [f"class_{c}" for c in range(counts.classes)])
     sizes = memory(args, student, counts.classes)
-    hours = None
-    if args.images_per_second:
-        seen = args.max_steps * labelled + (args.max_steps - args.warmup_steps) * unlabelled
-        hours = round(seen / args.images_per_second / 3600, 2)
+    hours = round((seen_l + seen_u) / args.images_per_second / 3600, 2) if args.images_per_second else None
     return {
         "counts": counts.origin,
         "labelled_images": counts.labelled,
@@ -83,15 +84,18 @@ def describe_plan(
         "evaluation_images": counts.evaluation,
         "classes": counts.classes,
         "steps": args.max_steps,
-        "warmup_steps": args.warmup_steps,
+        "warmup_steps": unlabelled_from,
         "evaluations": math.ceil(args.max_steps / (args.eval_steps or args.max_steps)),
-        "steps_per_epoch": steps_per_epoch(args, counts.labelled, counts.unlabelled, images_per_step),
+        "steps_per_epoch": size.steps_per_epoch(counts.labelled, counts.unlabelled),
         "processes": processes,
         "gradient_accumulation_steps": args.gradient_accumulation_steps,
-        "images_per_pass": {"labelled": args.batch_size, "unlabelled": unlabelled and args.unlabelled_batch_size},
-        "images_per_step": {"labelled": labelled, "unlabelled": unlabelled},
-        "labelled_epochs": args.max_steps * labelled / counts.labelled,
-        "unlabelled_epochs": (args.max_steps - args.warmup_steps) * unlabelled / max(counts.unlabelled, 1),
+        "images_per_pass": {
+            "labelled": args.batch_size,
+            "unlabelled": size.unlabelled and args.unlabelled_batch_size,
+        },
+        "images_per_step": {"labelled": size.labelled, "unlabelled": size.unlabelled},
+        "labelled_epochs": seen_l / counts.labelled,
+        "unlabelled_epochs": seen_u / max(counts.unlabelled, 1),
         "learning_rate": learning_rate,
         "learning_rate_scale": learning_rate / args.learning_rate,
         "head_learning_rate": learning_rate * args.head_lr_factor,
@@ -103,30 +107,18 @@ def describe_plan(
     }
 
 
-def meta_student(args: RunArguments, classes: int) -> nn.Module:
-    """The run's network with shapes and no values."""
-    with torch.device("meta"):
-        return build_model(args, [f"class_{c}" for c in range(classes)])
-
-
 def memory(args: RunArguments, student: nn.Module, classes: int) -> dict[str, int]:
     """An estimate of what a process needs on its device, by part, in MB (10^6 bytes).
 
     Activations are those that one pass of the student keeps for its gradient, with its losses at crop size; counted,
     not measured. What kernels need besides comes on top, so `all` is a lower bound.
     """
-    semi_supervised = args.method != "suponly"
-    weights = sum(p.nbytes for p in student.parameters())
-    images = args.batch_size + (args.unlabelled_batch_size if semi_supervised else 0)
-    keys = (args.background_queue_length + (classes - 1) * args.queue_length) * args.representation_channels
-    parts = {
-        "weights": weights,
-        "gradients": weights,
-        "momentum": weights,
-        "teacher": weights if semi_supervised else 0,
-        "queues": 2 * keys if semi_supervised else 0,
-        "activations": kept_bytes(lambda: _losses(args, student, images)),
-    }
+    method, weights = args.step_class, sum(p.nbytes for p in student.parameters())
+    state = {"momentum": weights} if args.optimizer == "sgd" else {"moments": 2 * weights}
+    parts = {"weights": weights, "gradients": weights} | state
+    parts |= method.state_bytes(args.settings, weights, classes, student.config.representation_channels)
+    images = args.batch_size + (args.unlabelled_batch_size if method.uses_unlabelled else 0)
+    parts["activations"] = kept_bytes(lambda: _losses(args, student, images))
     return {name: round(size / 1e6) for name, size in (parts | {"all": sum(parts.values())}).items()}
 
 
@@ -166,5 +158,6 @@ def kept_bytes(compute: Callable[[], Tensor]) -> int:
 
 def disk(args: RunArguments, sizes: dict[str, int]) -> int:
     """MB that a run's folder grows to: checkpoints, one more while it is written, and the last and the best model."""
-    checkpoint = sizes["weights"] + sizes["momentum"] + sizes["teacher"] + sizes["queues"]
+    passing = ("gradients", "activations", "all")
+    checkpoint = sum(size for name, size in sizes.items() if name not in passing)
     return checkpoint * (args.keep_checkpoints + 1) + 2 * sizes["weights"]

@@ -1,366 +1,346 @@
 """What a training run is told: typed fields, read from a recipe (YAML) and the command line, checked once."""
 
-import argparse
-import typing
-from dataclasses import asdict, dataclass, field, fields
+import difflib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from dataclasses import InitVar, asdict, dataclass, fields, replace
 from pathlib import Path
 
-from transformers import HfArgumentParser
+from u2pl_hf.command_line import broken_rule, text_rule
+from u2pl_hf.errors import InputError, refuse
+from u2pl_hf.fields import setting
+from u2pl_hf.method import METHODS, MethodSettings, Step
+from u2pl_hf.training.recipe.recipe_file import nearest
 
-from u2pl_hf.command_line import LARGEST, broken_rule, text_rule
-from u2pl_hf.errors import InputError
-from u2pl_hf.method.mixing import STRONG_AUGMENTATIONS
-from u2pl_hf.method.official import DEFECTS
-from u2pl_hf.method.pseudo_labels import default_low_rank
-from u2pl_hf.method.step import MethodSettings
-from u2pl_hf.training.recipe.recipe_file import read_recipe
-
-METHODS = ("suponly", "u2pl", "u2pl_ael")
-VARIANTS = ("paper", "official")
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101")
 # What --backbone begins with for a network of timm.
 TIMM = "timm/"
 # Of --backbone_weights: start from fresh ones.
 FRESH = "none"
-# Fields that count epochs, and the fields that count steps which they win over.
-EPOCHS = {
-    "epochs": "max_steps",
-    "warmup_epochs": "warmup_steps",
-    "eval_epochs": "eval_steps",
-    "contrastive_start_epochs": "contrastive_start_steps",
-}
-# What the command line says takes these fields of a recipe back to their defaults: both cannot hold.
-DISPLACED = {steps: (epochs,) for epochs, steps in EPOCHS.items()} | {
-    "initial_model": ("backbone_weights", "backbone_weights_revision"),
-    "backbone_weights": ("initial_model", "initial_model_revision"),
-}
-# Of --frequent_classes: all classes are rare.
-NO_CLASS = "none"
 
 
-def _field(default, help: str, choices: tuple | None = None, **bounds):
-    """bounds: of a number, see `broken_rule`; at least 0 where nothing is said."""
-    extra = {"help": help, "bounds": bounds} | ({"choices": choices} if choices else {})
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=extra)
-    return field(default=default, metadata=extra)
-
-
-@dataclass
+@dataclass(frozen=True)
 class RunArguments:
-    """Every field can stand in a recipe and on the command line; the command line wins."""
+    """What a run is told, whatever its method is; `settings` are the method's. See `run_arguments`.
+
+    Every field of both can stand in a recipe and on the command line; the command line wins. The method's settings can
+    be read like the run's own.
+    """
 
     # Data
-    dataset: str = _field("demo", "'demo', a local folder or a Hub id that datasets.load_dataset reads")
-    dataset_revision: str | None = _field(None, "revision of a Hub data set")
-    train_subset: str = _field("train", "subset (split of the data set) that is trained on")
-    eval_subset: str = _field("validation", "subset that is evaluated on")
-    id_column: str = _field("id", "column with a unique name or number per image; without any, rows are numbered")
-    image_column: str = _field("image", "column with the images")
-    label_column: str = _field("label", "column with the id masks")
-    split: str = _field(
+    dataset: str = setting("demo", "'demo', a local folder or a Hub id that datasets.load_dataset reads")
+    dataset_revision: str | None = setting(None, "revision of a Hub data set")
+    train_subset: str = setting("train", "subset (split of the data set) that is trained on")
+    eval_subset: str = setting("validation", "subset that is evaluated on")
+    id_column: str = setting("id", "column with a unique name or number per image; without any, rows are numbered")
+    image_column: str = setting("image", "column with the images")
+    label_column: str = setting("label", "column with the id masks")
+    split: str = setting(
         "1/16",
         "which images are labelled: file of ids (one per line), folder with labeled.txt and unlabeled.txt, published "
         "list (voc_classic/732, voc_blender/1323, cityscapes/744 ...), a fraction, a count or 'all'",
     )
-    splits_dir: str | None = _field(None, "folder with the published lists, where they cannot be downloaded")
-    drop_absent_ids: bool = _field(False, "use a list although the data lack some of its ids")
-    unlabelled_dataset: list[str] = _field([], "further data sets or folders of images, used as unlabelled")
-    unlabelled_subset: str = _field("train", "subset of --unlabelled_dataset")
-    streaming: bool = _field(False, "read parquet files where they lie (Hub or disk) instead of converting them first")
-    num_labels: int | None = _field(
+    splits_dir: str | None = setting(None, "folder with the published lists, where they cannot be downloaded")
+    drop_absent_ids: bool = setting(False, "use a list although the data lack some of its ids")
+    unlabelled_dataset: list[str] = setting([], "further data sets or folders of images, used as unlabelled")
+    unlabelled_subset: str = setting("train", "subset of --unlabelled_dataset")
+    streaming: bool = setting(False, "read parquet files where they lie (Hub or disk) instead of converting them first")
+    num_labels: int | None = setting(
         None, "classes without 255; default: the number of class names", at_least=2, at_most=255
     )
-    class_names: list[str] = _field([], "one name per class; default: the data set's own, else numbers")
-    crop_size: int = _field(513, "side of the square training crops, in pixels", at_least=33, at_most=4096)
-    num_workers: int = _field(2, "data loading processes per stream", at_most=1024)
-    cpu_threads: int = _field(
-        0, "threads per process when training on a CPU; 0: its cores shared by all processes", at_most=1024
+    class_names: list[str] = setting([], "one name per class; default: the data set's own, else numbers")
+    crop_size: int = setting(513, "side of the square training crops, in pixels", at_least=33, at_most=4096)
+    num_workers: int = setting(2, "data loading processes per stream", at_most=1024, decides=False)
+    cpu_threads: int = setting(
+        0,
+        "threads per process when training on a CPU; 0: its cores shared by all processes",
+        at_most=1024,
+        decides=False,
     )
 
     # Model
-    backbone: str = _field(
+    backbone: str = setting(
         "resnet101",
         "dilated ResNet (resnet18, resnet34, resnet50, resnet101), or folder or Hub id of a backbone of transformers "
         "(ConvNeXt, Swin, DINOv2 ...)",
     )
-    backbone_revision: str | None = _field(None, "revision of a backbone on the Hub")
-    backbone_stages: list[str] = _field(
+    backbone_revision: str | None = setting(None, "revision of a backbone on the Hub")
+    backbone_stages: list[str] = setting(
         [], "stages that a backbone of transformers gives, such as stage1 stage3 stage4; default: four over its depth"
     )
-    stem: str = _field("deep", "of a ResNet: three 3x3 convolutions (deep) or one 7x7 (plain)", ("deep", "plain"))
-    base_width: int = _field(
+    stem: str = setting(
+        "deep", "of a ResNet: three 3x3 convolutions (deep) or one 7x7 (plain)", choices=("deep", "plain")
+    )
+    base_width: int = setting(
         64, "channels of a ResNet's first stage; 64 is the published one", at_least=1, at_most=1024
     )
-    output_stride: int | None = _field(
+    output_stride: int | None = setting(
         None,
         "stride of the last stage: 8 (default) or 16 for a ResNet; 8, 16 or 32 for one of timm (default: its own)",
     )
-    head_channels: int = _field(256, "channels of ASPP, decoder and heads", at_least=1, at_most=8192)
-    representation_channels: int = _field(256, "D, channels of the representation", at_most=8192)
-    aspp_dilations: list[int] = _field([12, 24, 36], "dilations of the three ASPP branches", at_most=4096)
-    dropout: float = _field(0.1, "Dropout2d in ASPP and heads", below=1)
-    auxiliary_head: bool = _field(False, "second classifier on the last but one stage (Cityscapes)")
-    backbone_weights: str | None = _field(
+    head_channels: int = setting(256, "channels of ASPP, decoder and heads", at_least=1, at_most=8192)
+    representation_channels: int = setting(256, "D, channels of the representation", at_most=8192)
+    aspp_dilations: list[int] = setting([12, 24, 36], "dilations of the three ASPP branches", at_most=4096)
+    dropout: float = setting(0.1, "Dropout2d in ASPP and heads", below=1)
+    auxiliary_head: bool = setting(False, "second classifier on the last but one stage (Cityscapes)")
+    backbone_weights: str | None = setting(
         None,
         "weights that the backbone starts from: a Hub id, a folder or a file; for a ResNet those of timm or "
         "torchvision (timm/resnet101s.gluon_in1k). Default: fresh ones for a ResNet, for others those where --backbone "
         "is; none: fresh ones",
     )
-    backbone_weights_revision: str | None = _field(None, "revision of --backbone_weights on the Hub")
-    initial_model: str | None = _field(None, "trained U2PL model to start from: an exported folder or a Hub id")
-    initial_model_revision: str | None = _field(None, "revision of --initial_model on the Hub")
+    backbone_weights_revision: str | None = setting(None, "revision of --backbone_weights on the Hub")
+    initial_model: str | None = setting(None, "trained U2PL model to start from: an exported folder or a Hub id")
+    initial_model_revision: str | None = setting(None, "revision of --initial_model on the Hub")
 
     # Method
-    method: str = _field("u2pl", "training method", METHODS)
-    variant: str = _field("paper", "anchors and negatives as in the paper, or as the published code has them", VARIANTS)
-    fixed_defects: list[int] = _field(
-        [], "of --variant official: differences from the paper to put right, 1 to 6 as in docs/fidelity.md"
-    )
-    supervised_loss: str = _field("ce", "cross-entropy or online hard example mining", ("ce", "ohem"))
-    ohem_threshold: float = _field(0.7, "OHEM keeps pixels whose label's probability is at most this", at_most=1)
-    ohem_min_kept: int = _field(100_000, "OHEM keeps at least this many pixels of a batch")
-    auxiliary_weight: float = _field(0.4, "weight of the auxiliary head's loss")
-    warmup_steps: int = _field(0, "supervised steps before the teacher starts")
-    warmup_epochs: float = _field(0.0, "the same in epochs")
-    ema_decay: float = _field(0.99, "largest decay of the teacher's moving average", at_most=1)
-    unreliable_share: float = _field(0.2, "alpha_0, share of pixels taken as unreliable at the start", at_most=1)
-    unsupervised_weight: float = _field(1.0, "lambda_u")
-    contrastive_weight: float = _field(
-        0.1, "lambda_c; the published code's, for --variant official: 0.25 on VOC, 0.125 on Cityscapes"
-    )
-    strong_augmentation: str = _field("cutmix", "mixing of unlabelled images", tuple(STRONG_AUGMENTATIONS))
-    strong_probability: float = _field(0.5, "probability of mixing, one draw per batch", at_most=1)
-    anchor_threshold: float = _field(0.3, "delta_p, least probability of an anchor's class", at_most=1)
-    low_rank: int | None = _field(None, "r_l; default min(3, classes // 2), at least 1")
-    high_rank: int = _field(20, "r_h")
-    temperature: float = _field(0.5, "tau of InfoNCE", above=0)
-    num_anchors: int = _field(256, "anchors per class and step", at_least=1, at_most=100_000)
-    num_negatives: int = _field(50, "negatives per anchor", at_least=1, at_most=100_000)
-    queue_length: int = _field(30_000, "negatives kept per class", at_least=1, at_most=100_000_000)
-    background_queue_length: int = _field(50_000, "negatives kept for class 0", at_least=1, at_most=100_000_000)
-    new_keys_per_class: int = _field(
-        256,
-        "negatives pushed per class, process and step, at most; the published code pushes all there are",
-        at_least=1,
-        at_most=100_000_000,
-    )
-    frequent_classes: list[str] = _field(
-        [],
-        "names or numbers of the classes that copy-paste leaves alone (u2pl_ael), or none; default: those with more "
-        "than 1/classes of the labelled pixels",
-    )
-    contrastive_start_steps: int = _field(0, "step that the contrastive loss begins at (u2pl_ael)")
-    contrastive_start_epochs: float = _field(0.0, "the same in epochs")
+    method: str = setting("u2pl", "training method: suponly, u2pl, u2pl_ael, or one of --method_module")
+    method_module: str | None = setting(None, "Python file whose methods --method may name as well")
 
     # Optimisation
-    max_steps: int = _field(1000, "optimizer steps", at_least=1)
-    epochs: float = _field(
+    max_steps: int = setting(1000, "optimizer steps", at_least=1)
+    epochs: float = setting(
         0.0,
-        "the same in passes over the list of images that takes more steps (for suponly the labelled one); 0: max_steps "
-        "counts",
+        "the same in passes over the list of images that takes more steps (without unlabelled ones the labelled one); "
+        "0: max_steps counts",
+        counts="max_steps",
     )
-    batch_size: int = _field(4, "labelled images per process and forward pass", at_least=1, at_most=4096)
-    unlabelled_batch_size: int | None = _field(
+    batch_size: int = setting(4, "labelled images per process and forward pass", at_least=1, at_most=4096)
+    unlabelled_batch_size: int | None = setting(
         None, "unlabelled images per process and forward pass; default: batch_size", at_least=1, at_most=4096
     )
-    gradient_accumulation_steps: int = _field(
+    gradient_accumulation_steps: int = setting(
         1, "forward and backward passes per optimizer step", at_least=1, at_most=100_000
     )
-    learning_rate: float = _field(0.001, "base learning rate of SGD, at step 0 of the poly schedule", above=0)
-    reference_batch_size: int | None = _field(
+    optimizer: str = setting("sgd", "what updates the weights", choices=("sgd", "adamw"))
+    learning_rate: float = setting(0.001, "base learning rate, at step 0 of the poly schedule", above=0)
+    reference_batch_size: int | None = setting(
         None, "labelled images per step, over all processes, that learning_rate is meant for", at_least=1
     )
-    scale_lr: bool = _field(False, "multiply learning_rate by labelled images per step / reference_batch_size")
-    max_grad_norm: float = _field(0.0, "clip the gradient's norm over all parameters to this; 0: no clipping")
-    head_lr_factor: float = _field(10.0, "learning rate of the heads over that of the backbone", above=0)
-    momentum: float = _field(0.9, "SGD momentum", below=1)
-    weight_decay: float = _field(1e-4, "weight decay on all parameters")
-    mixed_precision: str = _field("no", "autocast type", ("no", "fp16", "bf16"))
-    tf32: bool = _field(True, "TF32 in float32 convolutions and matrix products, on GPUs that have it")
-    channels_last: bool = _field(True, "weights and images with channels last in memory, which convolutions like best")
-    compile: bool = _field(False, "torch.compile student and teacher: the first steps take minutes")
-    gradient_checkpointing: bool = _field(False, "compute the student's features twice instead of keeping them")
-    deterministic: bool = _field(False, "the same bits in every run on the same GPU, at a price in speed")
-    seed: int = _field(0, "seed of split, initial weights, data order and every random draw", at_most=2**63 - 1)
+    scale_lr: bool = setting(False, "multiply learning_rate by labelled images per step / reference_batch_size")
+    max_grad_norm: float = setting(0.0, "clip the gradient's norm over all parameters to this; 0: no clipping")
+    head_lr_factor: float = setting(10.0, "learning rate of the heads over that of the backbone", above=0)
+    momentum: float = setting(0.9, "momentum of --optimizer sgd", below=1)
+    weight_decay: float = setting(1e-4, "weight decay on all parameters")
+    mixed_precision: str = setting("no", "autocast type", choices=("no", "fp16", "bf16"))
+    tf32: bool = setting(True, "TF32 in float32 convolutions and matrix products, on GPUs that have it")
+    channels_last: bool = setting(True, "weights and images with channels last in memory, which convolutions like best")
+    compile: bool = setting(False, "torch.compile student and teacher: the first steps take minutes")
+    gradient_checkpointing: bool = setting(False, "compute the student's features twice instead of keeping them")
+    deterministic: bool = setting(False, "the same bits in every run on the same GPU, at a price in speed")
+    seed: int = setting(0, "seed of split, initial weights, data order and every random draw", at_most=2**63 - 1)
 
     # Evaluation and bookkeeping
-    eval_steps: int = _field(0, "evaluate every n steps; 0: only at the end")
-    eval_epochs: float = _field(0.0, "the same in epochs")
-    eval_mode: str = _field("whole", "whole image or sliding window", ("whole", "slide"))
-    eval_window: int = _field(769, "side of the sliding window, in pixels", at_least=1, at_most=100_000)
-    eval_batch_size: int = _field(1, "images per forward pass where neighbours have one size", at_least=1, at_most=4096)
-    watch_pseudo_labels: bool = _field(
-        False, "log how many pseudo-labels are right, where the unlabelled images have labels; nothing learns from them"
+    eval_steps: int = setting(0, "evaluate every n steps; 0: only at the end")
+    eval_epochs: float = setting(0.0, "the same in epochs", counts="eval_steps")
+    eval_mode: str = setting("whole", "whole image or sliding window", choices=("whole", "slide"))
+    eval_window: int = setting(769, "side of the sliding window, in pixels", at_least=1, at_most=100_000)
+    eval_batch_size: int = setting(
+        1, "images per forward pass where neighbours have one size", at_least=1, at_most=4096
     )
-    logging_steps: int = _field(10, "write losses to metrics.jsonl every n steps", at_least=1)
-    trackers: list[str] = _field(
-        ["auto"], "where curves go as well: wandb, trackio, mlflow ...; auto: TensorBoard where installed; none"
+    watch_pseudo_labels: bool = setting(
+        False,
+        "log how many pseudo-labels are right, where the unlabelled images have labels; nothing learns from them",
+        decides=False,
     )
-    save_steps: int = _field(500, "checkpoint every n steps, besides at evaluations; 0: only there")
-    keep_checkpoints: int = _field(2, "newest checkpoints to keep", at_least=1)
-    picture_samples: int = _field(4, "validation images in the picture grid; 0: no pictures", at_most=1000)
-    push_to_hub: str | None = _field(None, "USER/NAME on the Hub that the finished model is pushed to")
-    hub_revision: str | None = _field(None, "branch for --push_to_hub; default: main")
-    hub_private: bool = _field(False, "make the new repository private")
-    hub_checkpoint: bool = _field(False, "push the last checkpoint as well, to a branch of its own")
-    output_dir: str = _field("runs/u2pl", "run folder: finished model, metrics, pictures, checkpoints")
-    resume: str = _field("auto", "auto: go on where output_dir stopped; never; or the path of a checkpoint")
-    change_processes: bool = _field(
-        False, "resume on another number of processes with the same images per step; the bits will differ"
+    logging_steps: int = setting(10, "write losses to metrics.jsonl every n steps", at_least=1, decides=False)
+    trackers: list[str] = setting(
+        ["auto"],
+        "where curves go as well: wandb, trackio, mlflow ...; auto: TensorBoard where installed; none",
+        decides=False,
     )
-    plan: bool = _field(
-        False, "print what would be done and stop; of a published split this works without its data set"
+    save_steps: int = setting(500, "checkpoint every n steps, besides at evaluations; 0: only there", decides=False)
+    keep_checkpoints: int = setting(2, "newest checkpoints to keep", at_least=1, decides=False)
+    picture_samples: int = setting(4, "validation images in the picture grid; 0: no pictures", at_most=1000)
+    push_to_hub: str | None = setting(None, "USER/NAME on the Hub that the finished model is pushed to", decides=False)
+    hub_revision: str | None = setting(None, "branch for --push_to_hub; default: main", decides=False)
+    hub_private: bool = setting(False, "make the new repository private", decides=False)
+    hub_checkpoint: bool = setting(False, "push the last checkpoint as well, to a branch of its own", decides=False)
+    output_dir: str = setting("runs/u2pl", "run folder: finished model, metrics, pictures, checkpoints", decides=False)
+    resume: str = setting(
+        "auto", "auto: go on where output_dir stopped; never; or the path of a checkpoint", decides=False
     )
-    plan_processes: int = _field(0, "processes that the plan is made for; 0: those that are started", at_most=1_000_000)
-    images_per_second: float = _field(0.0, "rate that the plan reckons hours with, as in metrics.jsonl after warm-up")
-    json: bool = _field(False, "print the result as JSON on a terminal as well; elsewhere it always is")
+    change_processes: bool = setting(
+        False,
+        "resume on another number of processes with the same images per step; the bits will differ",
+        decides=False,
+    )
+    plan: bool = setting(
+        False, "print what would be done and stop; of a published split this works without its data set", decides=False
+    )
+    plan_processes: int = setting(
+        0, "processes that the plan is made for; 0: those that are started", at_most=1_000_000, decides=False
+    )
+    images_per_second: float = setting(
+        0.0, "rate that the plan reckons hours with, as in metrics.jsonl after warm-up", decides=False
+    )
+    json: bool = setting(False, "print the result as JSON on a terminal as well; elsewhere it always is", decides=False)
 
-    def __post_init__(self):
-        self.unlabelled_batch_size = (
-            self.batch_size if self.unlabelled_batch_size is None else self.unlabelled_batch_size
-        )
-        self._check_values()
-        three = len(self.aspp_dilations) == 3 and min(self.aspp_dilations) >= 1
-        self._require(three, "aspp_dilations", "must be three positive numbers, such as 12 24 36")
-        self._check_output_stride()
-        self._check_initial_weights()
-        if self.batch_size == 1 and (self.method == "suponly" or self.warmup_steps or self.warmup_epochs):
-            raise InputError(
-                "--batch_size 1 gives BatchNorm no statistics while only labelled images are used: pass 2 or more"
-            )
-        if self.watch_pseudo_labels and (self.streaming or self.unlabelled_dataset or self.method == "suponly"):
-            raise InputError(
-                "--watch_pseudo_labels needs a method with pseudo-labels, and labels at hand: it goes neither with "
-                "--method suponly nor with --streaming nor with --unlabelled_dataset"
-            )
-        hub_options = [name for name in ("hub_revision", "hub_private", "hub_checkpoint") if getattr(self, name)]
-        if hub_options and self.push_to_hub is None:
-            raise InputError(f"--{hub_options[0]} needs --push_to_hub USER/NAME")
-        if self.compile and self.gradient_checkpointing:
-            raise InputError("--compile and --gradient_checkpointing do not go together: pass one of them")
-        self._check_method()
+    settings: InitVar[MethodSettings | None] = None
 
-    def _check_values(self) -> None:
-        """Numbers within the bounds beside their fields, and text that a file, class or repository can be called."""
-        for f in fields(self):
-            value = getattr(self, f.name)
-            for item in value if isinstance(value, list) else [value]:
-                if item is None or isinstance(item, bool):
-                    continue
-                rule = text_rule(item) if isinstance(item, str) else broken_rule(item, **f.metadata["bounds"])
-                if rule:
-                    raise InputError(f"--{f.name} {item} {rule}")
-
-    def _check_output_stride(self) -> None:
-        """Fill in the ResNets' default. Backbones of transformers have no choice, whatever a recipe says."""
-        if self.backbone in BACKBONES:
-            self.output_stride = 8 if self.output_stride is None else self.output_stride
-            self._require(self.output_stride in (8, 16), "output_stride", "must be 8 or 16 for a ResNet")
-        self._require(self.output_stride in (None, 8, 16, 32), "output_stride", "must be 8, 16 or, for timm's, 32")
-
-    def _check_method(self) -> None:
-        if self.method != "suponly":
-            self._require(self.representation_channels >= 1, "representation_channels", "must be at least 1 for u2pl")
-        if not any(getattr(self, name) for name in EPOCHS):
-            self.check_schedule()
-        if self.fixed_defects and self.variant != "official":
-            raise InputError("--fixed_defects needs --variant official, whose differences from the paper they are")
-        self.fixed_defects = sorted(set(self.fixed_defects))
-        self._require(set(self.fixed_defects) <= set(DEFECTS), "fixed_defects", "must be among 1 2 3 4 5 6")
-        if self.method == "u2pl_ael" and self.variant != "paper":
-            raise InputError(f"--variant {self.variant} goes with --method u2pl: pass one of them")
-
-    def check_schedule(self) -> None:
-        """Steps of a run and of its parts, once they are known.
-
-        Raises:
-            InputError: they leave nothing to do, or a part that never comes.
-        """
-        self._require(self.max_steps >= 1, "epochs", "is less than one step")
-        self._require(self.max_steps <= LARGEST, "epochs", f"is more than {LARGEST:,} steps")
-        self._require(self.eval_steps >= 1 or not self.eval_epochs, "eval_epochs", "is less than one step")
-        if self.method != "suponly":
-            self._require_in_time("warmup", "")
-        if self.method == "u2pl_ael" and self.contrastive_weight:
-            self._require_in_time("contrastive_start", "; to do without that loss, pass --contrastive_weight 0")
-
-    def _require_in_time(self, what: str, otherwise: str) -> None:
-        """That a part of the schedule, in epochs or in steps, begins before the end; in epochs, not with step 0."""
-        steps, epochs = getattr(self, f"{what}_steps"), getattr(self, f"{what}_epochs")
-        if not epochs:
-            self._require(
-                steps < self.max_steps, f"{what}_steps", f"must be below max_steps {self.max_steps}{otherwise}"
-            )
-        elif not 1 <= steps < self.max_steps:
-            raise InputError(
-                f"--{what}_epochs {epochs:g} are {steps} steps of {self.max_steps}: pass another number, or "
-                f"--{what}_steps{otherwise}"
-            )
-
-    def _check_initial_weights(self) -> None:
+    def __post_init__(self, settings: MethodSettings | None):
+        completed = {"settings": self.step_class.Settings() if settings is None else settings}
+        if self.unlabelled_batch_size is None:
+            completed["unlabelled_batch_size"] = self.batch_size
+        if self.output_stride is None and self.backbone in BACKBONES:
+            completed["output_stride"] = 8
         if self.backbone_weights == FRESH and self.initial_model:
-            self.backbone_weights = None
-        if self.backbone_weights is not None and self.initial_model is not None:
-            raise InputError("--backbone_weights and --initial_model both say where to start: pass one of them")
-        for name in ("backbone_weights", "initial_model"):
-            self._require(getattr(self, name) != "", name, "is empty: pass a Hub id, a folder or a file")
-            if getattr(self, f"{name}_revision") is not None and getattr(self, name) is None:
-                raise InputError(f"--{name}_revision needs --{name}, the Hub id that it belongs to")
+            completed["backbone_weights"] = None
+        for name, value in completed.items():
+            object.__setattr__(self, name, value)
+        self._check_values()
+        refuse(self._rules())
+        # How many steps epochs are, the data will say.
+        self.step_class.check(self.settings, total_steps=None if self.given_epochs else self.max_steps)
 
-    def _require(self, holds: bool, name: str, rule: str) -> None:
-        if not holds:
-            raise InputError(f"--{name} {getattr(self, name)} {rule}")
+    def __getattr__(self, name: str):
+        return getattr(self.settings, name)
 
-    def method_settings(self, num_labels: int) -> MethodSettings:
-        """The step's settings for a number of classes; checks that the rank window leaves negatives."""
-        shared = {f.name: getattr(self, f.name) for f in fields(MethodSettings) if hasattr(self, f.name)}
-        shared |= {"num_labels": num_labels, "fixed_defects": tuple(self.fixed_defects)}
-        shared["low_rank"] = default_low_rank(num_labels) if self.low_rank is None else self.low_rank
-        if self.method != "suponly" and not 1 <= shared["low_rank"] < min(self.high_rank, num_labels):
-            raise InputError(
-                f"--low_rank {shared['low_rank']} --high_rank {self.high_rank} leave no rank for negatives among "
-                f"{num_labels} classes: low_rank must lie in 1..{num_labels - 1} and below high_rank"
-            )
-        return MethodSettings(**shared)
+    @property
+    def step_class(self) -> type[Step]:
+        """The method."""
+        return find_method(self.method)
+
+    @property
+    def given_epochs(self) -> dict[str, str]:
+        """Fields that count epochs and are given -> the fields of steps that they win over."""
+        counts = steps_of_epochs(type(self), type(self.settings))
+        return {epochs: steps for epochs, steps in counts.items() if getattr(self, epochs)}
+
+    @property
+    def evaluation(self) -> dict:
+        """How the run evaluates: keyword arguments of `inference.segment`."""
+        return {"mode": self.eval_mode} | ({"window": self.eval_window} if self.eval_mode == "slide" else {})
+
+    def flat(self) -> dict:
+        """All fields, the method's settings among them."""
+        return asdict(self) | asdict(self.settings)
+
+    def changed(self, **values) -> "RunArguments":
+        """The same with other values."""
+        return run_arguments(**self.flat() | values)
 
     def recipe(self) -> dict:
         """The fields that decide the result; a run is resumed only where these are equal.
 
         Steps that follow from epochs are left out: they depend on the data, whose own check comes later.
         """
-        housekeeping = {"output_dir", "resume", "plan", "plan_processes", "images_per_second", "num_workers",
-                        "cpu_threads", "logging_steps", "save_steps", "watch_pseudo_labels", "keep_checkpoints",
-                        "change_processes", "trackers", "push_to_hub", "hub_revision", "hub_private",
-                        "hub_checkpoint", "json"}  # fmt: skip
-        follow = {steps for epochs, steps in EPOCHS.items() if getattr(self, epochs)}
-        return {name: value for name, value in asdict(self).items() if name not in housekeeping | follow}
+        own = {f.name: f.metadata["decides"] for f in (*fields(self), *fields(self.settings))}
+        follow = self.given_epochs.values()
+        return {name: value for name, value in self.flat().items() if own[name] and name not in follow}
+
+    def _check_values(self) -> None:
+        """Numbers within the bounds beside their fields, and text that a file, class or repository can be called."""
+        for f in (*fields(self), *fields(self.settings)):
+            value = getattr(self, f.name)
+            for item in value if isinstance(value, list) else [value]:
+                if item is None or isinstance(item, bool):
+                    continue
+                rule = text_rule(item) if isinstance(item, str) else broken_rule(item, **f.metadata["bounds"])
+                if choices := f.metadata.get("choices"):
+                    rule = rule or (None if item in choices else f"must be one of {', '.join(choices)}")
+                if rule:
+                    raise InputError(f"--{f.name} {item} {rule}")
+
+    def _rules(self) -> Iterator[tuple[bool, str]]:
+        """What may not be, and what is then said."""
+        method, resnet = self.step_class, self.backbone in BACKBONES
+        three = len(self.aspp_dilations) == 3 and min(self.aspp_dilations) >= 1
+        yield not three, f"--aspp_dilations {self.aspp_dilations} must be three positive numbers, such as 12 24 36"
+        stride = f"--output_stride {self.output_stride} must be 8"
+        yield resnet and self.output_stride not in (8, 16), f"{stride} or 16 for a ResNet"
+        yield self.output_stride not in (None, 8, 16, 32), f"{stride}, 16 or, for timm's, 32"
+        for name in ("backbone_weights", "initial_model"):
+            value, revision = getattr(self, name), getattr(self, f"{name}_revision")
+            yield value == "", f"--{name} is empty: pass a Hub id, a folder or a file"
+            yield revision is not None and value is None, f"--{name}_revision needs --{name}, the Hub id it belongs to"
+        both = self.backbone_weights is not None and self.initial_model is not None
+        yield both, "--backbone_weights and --initial_model both say where to start: pass one of them"
+        # How many steps epochs are, the data will say; one at least.
+        counted = {steps: 1 for steps in self.given_epochs.values() if hasattr(self.settings, steps)}
+        labels_alone = not method.uses_unlabelled or method.unlabelled_from(replace(self.settings, **counted)) > 0
+        yield (
+            self.batch_size == 1 and labels_alone,
+            "--batch_size 1 gives BatchNorm no statistics while only labelled images are used: pass 2 or more",
+        )
+        yield (
+            self.watch_pseudo_labels and bool(self.streaming or self.unlabelled_dataset or not method.uses_unlabelled),
+            "--watch_pseudo_labels needs a method with pseudo-labels, and labels at hand: it goes neither with "
+            "a method without, such as suponly, nor with --streaming nor with --unlabelled_dataset",
+        )
+        hub = [name for name in ("hub_revision", "hub_private", "hub_checkpoint") if getattr(self, name)]
+        yield bool(hub) and self.push_to_hub is None, f"--{hub[0] if hub else ''} needs --push_to_hub USER/NAME"
+        both = self.compile and self.gradient_checkpointing
+        yield both, "--compile and --gradient_checkpointing do not go together: pass one of them"
+        headless = method.uses_representation and self.representation_channels < 1
+        yield headless, f"--representation_channels 0 must be at least 1 for --method {self.method}"
 
 
-class _Parser(HfArgumentParser):
-    """Leaves bounds to RunArguments, and tells a wrong option in one line."""
-
-    def add_argument(self, *names, bounds=None, **options) -> argparse.Action:
-        return super().add_argument(*names, **options)
-
-    def error(self, message: str) -> typing.NoReturn:
-        raise InputError(f"{message} (--help lists all options)")
+def steps_of_epochs(*kinds: type) -> dict[str, str]:
+    """Fields of dataclasses that count epochs -> the fields of steps that they win over."""
+    return {f.name: counts for kind in kinds for f in fields(kind) if (counts := f.metadata["counts"])}
 
 
-def parse_arguments(argv: list[str], description: str) -> RunArguments:
-    """RECIPE.yaml [--field value ...] -> checked arguments.
+def find_method(name: str) -> type[Step]:
+    """A method by its name.
 
     Raises:
-        InputError: missing or malformed recipe, unknown field (with the nearest known name), value of the wrong type.
+        InputError: there is none; or its settings have names of the run's own fields.
     """
-    parser = _Parser(RunArguments, description=description, allow_abbrev=False)
-    parser.add_argument("recipe", help="YAML file with fields of this list; see training_scripts/recipes")
-    # Once to find the recipe, wherever it stands, and again with its values as defaults.
-    names = {name for rivals in DISPLACED.items() for name in (rivals[0], *rivals[1])}
-    told = vars(parser.parse_known_args(argv, argparse.Namespace(**dict.fromkeys(names)))[0])
-    rivals = {rival for name, rivals in DISPLACED.items() if told[name] is not None for rival in rivals}
-    recipe = read_recipe(Path(told["recipe"]), RunArguments)
-    parser.set_defaults(**{name: value for name, value in recipe.items() if name not in rivals})
-    namespace = vars(parser.parse_args(argv))
-    namespace.pop("recipe")
-    return RunArguments(**namespace)
+    if name not in METHODS:
+        near = difflib.get_close_matches(name, METHODS, n=1)
+        hint = f"did you mean {near[0]}?" if near else "--method_module FILE registers further ones"
+        raise InputError(f"--method {name} must be one of {', '.join(sorted(METHODS))}; {hint}")
+    taken = {f.name for f in fields(RunArguments)} & {f.name for f in fields(METHODS[name].Settings)}
+    if taken:
+        raise InputError(f"--method {name}: every run has a field {min(taken)}; call its setting otherwise")
+    return METHODS[name]
+
+
+def load_method_module(path: str) -> None:
+    """Run a file that registers methods.
+
+    Raises:
+        InputError: there is no such file, it fails, or registers nothing.
+    """
+    file = Path(path)
+    if not file.is_file() or file.suffix != ".py":
+        raise InputError(f"--method_module {path} is no Python file; pass one that registers a method")
+    name, source = f"u2pl_hf_method_{file.stem}", (file.resolve(), file.read_bytes())
+    if getattr(sys.modules.get(name), "source", None) == source:
+        return
+    spec = importlib.util.spec_from_file_location(name, file)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    module.source = source
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever is in there
+        raise InputError(f"--method_module {path} fails: {type(error).__name__}: {error}") from error
+    if not any(method.__module__ == name for method in METHODS.values()):
+        raise InputError(f"--method_module {path} registers no method; decorate its Step with u2pl_hf.method.register")
+
+
+def run_arguments(**values) -> RunArguments:
+    """Checked arguments from fields of the run and of its method: `run_arguments(method="u2pl", ema_decay=0.9)`.
+
+    Fields that only other methods have are left out: recipes share them.
+
+    Raises:
+        InputError: a field that nothing has, with the nearest known name, or a value that cannot be.
+    """
+    if values.get("method_module") is not None:
+        load_method_module(values["method_module"])
+    method = find_method(values.get("method", RunArguments.method))
+    own, settings = ({f.name for f in fields(kind)} for kind in (RunArguments, method.Settings))
+    known = {*own, *other_settings(method), *settings}
+    if unknown := [name for name in values if name not in known]:
+        raise InputError(f"{unknown[0]} is no field of a run{nearest(unknown[0], known)}")
+    chosen = method.Settings(**{name: value for name, value in values.items() if name in settings})
+    return RunArguments(**{name: value for name, value in values.items() if name in own}, settings=chosen)
+
+
+def other_settings(method: type[Step]) -> set[str]:
+    """Names of settings that only other methods have."""
+    names = {f.name for other in METHODS.values() for f in fields(other.Settings)}
+    return names - {f.name for f in fields(method.Settings)}

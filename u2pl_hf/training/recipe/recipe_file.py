@@ -3,6 +3,7 @@
 import difflib
 import reprlib
 import typing
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 
@@ -36,29 +37,49 @@ _Loader.yaml_implicit_resolvers = {
 }
 
 
-def read_recipe(path: Path, kind: type) -> dict:
-    """The fields of a dataclass `kind` that a recipe names.
+def read_recipe(path: str | Path) -> dict:
+    """Names and values of a recipe, as they are written.
 
     Raises:
-        InputError: missing or malformed file, unknown field (with the nearest known name), value of the wrong type.
+        InputError: missing or malformed file.
     """
-    content = _read(path)
+    content = _read(Path(path))
     if not isinstance(content, dict):
         raise InputError(f"recipe {path} must hold 'field: value' lines")
-    known = {f.name: f.metadata.get("choices") for f in fields(kind)}
-    # Not the fields' own types: the argument parser has changed them.
-    hints = typing.get_type_hints(kind)
-    for name, value in content.items():
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else "; --help lists all fields"
-            raise InputError(f"recipe {path} has an unknown field {_brief.repr(name)}{hint}")
-        try:
-            content[name] = _typed(value, hints[name], known[name])
-        except (TypeError, ValueError, KeyError):
-            takes = _takes(hints[name], known[name])
-            raise InputError(f"recipe {path}: field '{name}' must be {takes}, not {_brief.repr(value)}") from None
     return content
+
+
+def typed_fields(path: str | Path, content: dict, kinds: Iterable[type], others: Iterable[str] = ()) -> dict:
+    """A recipe's values as the fields of dataclasses take them.
+
+    Args:
+        path: of the recipe, for messages.
+        others: known names that no field of these dataclasses has; they are left out.
+
+    Raises:
+        InputError: unknown field (with the nearest known name), value of the wrong type.
+    """
+    # Not the fields' own types: the argument parser has changed them.
+    hints = {name: hint for kind in kinds for name, hint in typing.get_type_hints(kind).items()}
+    choices = {f.name: f.metadata.get("choices") for kind in kinds for f in fields(kind)}
+    typed = {}
+    for name, value in content.items():
+        if name in others:
+            continue
+        if name not in choices:
+            raise InputError(f"recipe {path} has an unknown field {_brief.repr(name)}{nearest(str(name), choices)}")
+        try:
+            typed[name] = _typed(value, hints[name], choices[name])
+        except (TypeError, ValueError, KeyError):
+            takes = _takes(hints[name], choices[name])
+            raise InputError(f"recipe {path}: field '{name}' must be {takes}, not {_brief.repr(value)}") from None
+    return typed
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """What to say of an unknown field."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean '{near[0]}'?" if near else "; --help lists all fields"
 
 
 def _read(path: Path):

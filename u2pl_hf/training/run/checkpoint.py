@@ -3,7 +3,7 @@
     checkpoints/step-000200/
       student.safetensors   parameters and buffers
       method.safetensors    teacher with its buffers, queues, banks
-      optimizer.safetensors momentum
+      optimizer.safetensors momentum and the like, by parameter
       state.json            step, recipe, data, processes, gradient scaler, best evaluation, seconds
       manifest.json         size and sha256 of the files above
 
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from u2pl_hf.errors import InputError
 from u2pl_hf.files import read_json, remove, sha256_of, write_atomically
 from u2pl_hf.hub.exported import Evaluation
+from u2pl_hf.training.optimizers import load_named_state, named_state
 
 logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
@@ -71,7 +72,7 @@ def save_checkpoint(
         path.mkdir()
         save_file(_contiguous(student.state_dict()), path / "student.safetensors")
         save_file(_contiguous(method.state_dict()), path / "method.safetensors")
-        save_file(_momentum(optimizer), path / "optimizer.safetensors")
+        save_file(_contiguous(named_state(optimizer, student)), path / "optimizer.safetensors")
         (path / "state.json").write_text(json.dumps(state, indent=2) + "\n")
         (path / MANIFEST).write_text(json.dumps(_describe(path), indent=2) + "\n")
 
@@ -85,10 +86,7 @@ def load_checkpoint(folder: Path, student: nn.Module, method: nn.Module, optimiz
     """Load a checkpoint into the given objects; returns its state.json."""
     student.load_state_dict(load_file(folder / "student.safetensors"))
     method.load_state_dict(load_file(folder / "method.safetensors"))
-    momentum = load_file(folder / "optimizer.safetensors")
-    content = optimizer.state_dict()
-    content["state"] = {int(index): {"momentum_buffer": tensor} for index, tensor in momentum.items()}
-    optimizer.load_state_dict(content)
+    load_named_state(optimizer, student, load_file(folder / "optimizer.safetensors"))
     return read_state(folder)
 
 
@@ -140,12 +138,6 @@ def _describe(folder: Path) -> dict[str, dict]:
     """Size and sha256 of each file but the manifest."""
     files = [path for path in sorted(folder.iterdir()) if path.name != MANIFEST]
     return {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in files}
-
-
-def _momentum(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """SGD's only state is one momentum buffer per parameter; learning rates are set anew at each step."""
-    state = optimizer.state_dict()["state"]
-    return _contiguous({str(i): s["momentum_buffer"] for i, s in state.items() if s["momentum_buffer"] is not None})
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

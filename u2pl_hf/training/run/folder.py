@@ -172,7 +172,7 @@ class RunFolder:
         state = read_state(path)
         self._compare(state.get("recipe", {}), path)
         self.check_data(path, state.get("data", {}), data)
-        recipe = RunArguments().recipe() | state.get("recipe", {})
+        recipe = RunArguments(method=self.args.method).recipe() | state.get("recipe", {})
         there, here = ({"processes": n} | {name: r[name] for name in LAYOUT} for n, r in (
             (state.get("processes", 1), recipe), (processes, self.args.recipe())))  # fmt: skip
         if there == here:
@@ -203,7 +203,7 @@ class RunFolder:
     def _compare(self, other: dict, where: Path) -> None:
         mine = self.args.recipe()
         # What a recipe of an older version does not name had no other value yet.
-        other = RunArguments().recipe() | other
+        other = RunArguments(method=self.args.method).recipe() | other
         skipped = LAYOUT if self.args.change_processes else ()
         changed = [name for name in mine if name not in skipped and mine[name] != other[name]]
         if changed:

@@ -6,6 +6,7 @@ import sys
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,16 +18,22 @@ from u2pl_hf.data.stream.transforms import normalize
 from u2pl_hf.evaluation.inference import describe_protocol
 from u2pl_hf.evaluation.loading import library_versions
 from u2pl_hf.hub.dataset_license import dataset_license
+from u2pl_hf.method import MethodSettings
 from u2pl_hf.method.pseudo_labels import (
     IGNORE,
-    default_low_rank,
     masked_quantile,
     pixel_entropy,
     resize_logits,
-    split_at,
+    split_by_entropy,
 )
-from u2pl_hf.method.step import MethodSettings
 from u2pl_hf.training.recipe.arguments import RunArguments
+from u2pl_hf.training.run.tracking import Clock
+
+if TYPE_CHECKING:
+    from u2pl_hf.training.build import Run
+
+# Of pixels that pictures show as unreliable, where the method has no such share.
+UNRELIABLE_SHARE = 0.2
 
 
 def hardware(device: torch.device, processes: int) -> dict:
@@ -43,13 +50,12 @@ def _processor() -> str:
     return next(names, platform.processor() or platform.machine())
 
 
-def describe_start(trainer, first: int) -> str:
+def describe_start(run: "Run", first: int) -> str:
     """Two lines about a run that begins at step `first`: what it computes on and with, and what comes when."""
-    args, data = trainer.args, trainer.data
-    place = hardware(trainer.accelerator.device, trainer.accelerator.num_processes)
-    semi = args.method != "suponly"
-    unlabelled = f", {len(data.unlabelled):,} unlabelled" if semi else ""
-    warm_up = f", {args.warmup_steps:,} of them warm-up" if semi and args.warmup_steps else ""
+    args, data, unlabelled_from = run.args, run.data, run.batches.unlabelled_from
+    place = hardware(run.accelerator.device, run.accelerator.num_processes)
+    unlabelled = f", {len(data.unlabelled):,} unlabelled" if run.size.unlabelled else ""
+    warm_up = f", {unlabelled_from:,} of them warm-up" if unlabelled_from else ""
     return (
         f"{args.method} on {place['device']} ({place['name']}), processes: {place['processes']}; images: "
         f"{len(data.labelled):,} labelled{unlabelled}, {len(data.evaluation.ids):,} to evaluate on; classes: "
@@ -78,30 +84,32 @@ def summary(args: RunArguments, results: dict) -> str:
 def _next_commands(args: RunArguments) -> list[str]:
     options = ("dataset_revision", "id_column", "image_column", "label_column")
     usual = RunArguments()
-    evaluate = ["evaluate.py", args.output_dir, "--dataset", args.dataset, "--subset", args.eval_subset]
+    evaluate = ["evaluate", args.output_dir, "--dataset", args.dataset, "--subset", args.eval_subset]
     evaluate += [w for o in options if (v := getattr(args, o)) != getattr(usual, o) for w in (f"--{o}", v)]
     evaluate += ["--streaming"] if args.streaming else []
     evaluate += ["--mode", "slide", "--window", str(args.eval_window)] if args.eval_mode == "slide" else []
-    predict = ["predict.py", args.output_dir, "PHOTO.jpg", "--output_dir", "predictions"]
-    scripts = Path(sys.argv[0]).parent
-    return [f"  python {shlex.join([str(scripts / name), *words])}" for name, *words in (evaluate, predict)]
+    predict = ["predict", args.output_dir, "PHOTO.jpg", "--output_dir", "predictions"]
+    return [f"  {shlex.join([*_started_like_this(name), *words])}" for name, *words in (evaluate, predict)]
 
 
-def segment_options(args: RunArguments) -> dict:
-    """How training evaluates, as the keyword arguments of `inference.segment`."""
-    return {"mode": args.eval_mode} | ({"window": args.eval_window} if args.eval_mode == "slide" else {})
+def _started_like_this(command: str) -> list[str]:
+    """How another command is started where this one was `python training_scripts/train_u2pl.py`, or `u2pl train`."""
+    script = Path(sys.argv[0])
+    return ["python", str(script.with_name(f"{command}.py"))] if script.suffix == ".py" else ["u2pl", command]
 
 
-def gather_results(trainer, last: dict | None) -> dict:
+def gather_results(run: "Run", clock: Clock, best: dict, last: dict | None) -> dict:
     """Everything results.json and the card say; every number comes from the run.
 
-    last: the last evaluation; None for the best model, whose own is `trainer.best`.
+    best, last: evaluations; of the best model, which is exported before the end, there is no last.
     """
-    args, data, processes = trainer.args, trainer.data, trainer.accelerator.num_processes
+    args, data, settings = run.args, run.data, run.args.settings
     return {
         "method": args.method,
-        "variant": args.variant if args.method != "suponly" else None,
-        "settings": _changed_settings(trainer.method.settings),
+        "method_title": args.step_class.title,
+        "method_about": args.step_class.about,
+        "variant": getattr(settings, "variant", None),
+        "settings": _changed_settings(settings),
         "dataset": args.dataset,
         "dataset_on_hub": args.dataset != "demo" and not Path(args.dataset).exists(),
         "dataset_revision": args.dataset_revision,
@@ -110,31 +118,33 @@ def gather_results(trainer, last: dict | None) -> dict:
         "split": args.split,
         "num_labelled": len(data.labelled),
         "num_unlabelled": len(data.unlabelled),
+        "uses_unlabelled": args.step_class.uses_unlabelled,
         "left_out_unlabelled": data.left_out,
         "num_evaluation": len(data.evaluation.ids),
         "seed": args.seed,
         "max_steps": args.max_steps,
         "epochs": args.epochs or None,
-        "warmup_steps": args.warmup_steps if args.method != "suponly" else None,
+        "warmup_steps": getattr(settings, "warmup_steps", None),
         "crop_size": args.crop_size,
-        "batch_size_labelled": trainer.images_per_step[0],
-        "batch_size_unlabelled": trainer.images_per_step[1] or None,
+        "batch_size_labelled": run.size.labelled,
+        "batch_size_unlabelled": run.size.unlabelled or None,
         "gradient_accumulation_steps": args.gradient_accumulation_steps,
-        "learning_rate": trainer.learning_rate,
-        **_backbone(trainer.student.config),
-        "parameters": sum(p.numel() for p in trainer.student.parameters()),
-        "initialised_with": trainer.initialised_with,
-        "seconds": round(trainer.seconds, 1),
-        "seconds_of": {what: round(seconds, 2) for what, seconds in trainer.seconds_of.items()},
-        "hardware": hardware(trainer.accelerator.device, processes),
+        "optimizer": args.optimizer,
+        "learning_rate": run.learning_rate,
+        **_backbone(run.student.config),
+        "parameters": sum(p.numel() for p in run.student.parameters()),
+        "initialised_with": run.initialised_with,
+        "seconds": round(clock.seconds, 1),
+        "seconds_of": {what: round(seconds, 2) for what, seconds in clock.seconds_of.items()},
+        "hardware": hardware(run.accelerator.device, run.accelerator.num_processes),
         "versions": library_versions(),
-        "protocol": describe_protocol(**segment_options(args)),
+        "protocol": describe_protocol(**args.evaluation),
         "class_names": data.class_names,
-        "command": shlex.join(["accelerate", "launch", "training_scripts/train_u2pl.py", *sys.argv[1:]]),
-        "skipped_unlabelled": len(trainer.batches.skipped),
+        "command": _command(),
+        "skipped_unlabelled": len(run.batches.skipped),
         "last": last,
-        "best": trainer.best,
-        "pictures": f"pictures/step-{(last or trainer.best)['step']:06d}.png" if args.picture_samples else None,
+        "best": best,
+        "pictures": f"pictures/step-{(last or best)['step']:06d}.png" if args.picture_samples else None,
         "curves": "curves.png",
         "output_dir": args.output_dir,
         "data": data.fingerprint,
@@ -142,14 +152,19 @@ def gather_results(trainer, last: dict | None) -> dict:
     }
 
 
+def _command() -> str | None:
+    """What started this run; None where that was Python, as in a notebook."""
+    name = Path(sys.argv[0]).name
+    if name == "train_u2pl.py":
+        return shlex.join(["accelerate", "launch", "training_scripts/train_u2pl.py", *sys.argv[1:]])
+    return shlex.join(["u2pl", *sys.argv[1:]]) if sys.argv[1:2] == ["train"] else None
+
+
 def _changed_settings(settings: MethodSettings) -> dict | None:
     """The method's settings that are not the default, besides those that are told by themselves."""
-    usual = MethodSettings(settings.num_labels, low_rank=default_low_rank(settings.num_labels))
-    told = {"num_labels", "variant", "warmup_steps", "rare_classes"}
+    told, usual = {"variant", "warmup_steps", "warmup_epochs"}, type(settings)()
     changed = {name: value for name, value in asdict(settings).items() if value != getattr(usual, name)}
-    # Lists, as they come back from the file.
-    lists = {name: list(value) if isinstance(value, tuple) else value for name, value in changed.items()}
-    return {name: value for name, value in lists.items() if name not in told} or None
+    return {name: value for name, value in changed.items() if name not in told} or None
 
 
 def _backbone(config: PreTrainedConfig) -> dict:
@@ -170,12 +185,12 @@ def score(evaluation: dict) -> float:
 
 
 @torch.no_grad()
-def picture_samples(model: nn.Module, source: Source, number: int, alpha: float) -> list[dict]:
+def picture_samples(model: nn.Module, source: Source, number: int, settings: MethodSettings) -> list[dict]:
     """Images spread over the evaluation set with prediction, pseudo-label and entropy, one dict per row of the grid.
 
     The border between reliable and unreliable is drawn at alpha_0 of each image, since alpha is 0 at the end of a run.
     """
-    device = next(model.parameters()).device
+    device, alpha = next(model.parameters()).device, getattr(settings, "unreliable_share", UNRELIABLE_SHARE)
     was_training = model.training
     model.eval()
     places = np.unique(np.linspace(0, len(source.ids) - 1, min(number, len(source.ids))).round().astype(int))
@@ -190,14 +205,13 @@ def _picture_sample(model: nn.Module, source: Source, index: int, alpha: float, 
     logits = resize_logits(model(pixels, output_representation=False, output_auxiliary=False).logits, pixels.shape[-2:])
     entropy = pixel_entropy(logits)
     valid = torch.ones_like(entropy, dtype=torch.bool)
-    gamma = masked_quantile(entropy, 1.0 - alpha, valid)
     prediction = logits.argmax(dim=1)
-    _, unreliable = split_at(entropy, valid, gamma)
+    _, unreliable = split_by_entropy(entropy, valid, alpha)
     return {
         "image": image,
         "ground_truth": source.read_label(index),
         "prediction": prediction[0].cpu().numpy(),
         "pseudo_label": prediction.masked_fill(unreliable, IGNORE)[0].cpu().numpy(),
         "entropy": entropy[0].cpu().numpy(),
-        "gamma": float(gamma),
+        "gamma": float(masked_quantile(entropy, 1.0 - alpha, valid)),
     }

@@ -4,6 +4,8 @@ import json
 import math
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -12,11 +14,40 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from u2pl_hf.method.step import StepOutput
+from u2pl_hf.method import StepOutput
 from u2pl_hf.training.run.trackers import ExperimentTrackers
 
 
-class Tracker:
+class Clock:
+    """A run's time in seconds, evaluations and earlier parts of a resumed run included.
+
+    Attributes:
+        seconds_of: what it spends besides training.
+    """
+
+    def __init__(self):
+        self.started = time.perf_counter()
+        self.seconds_of = {"evaluation": 0.0, "checkpoints": 0.0, "pictures": 0.0, "logging": 0.0}
+
+    @property
+    def seconds(self) -> float:
+        """All of it, until now."""
+        return time.perf_counter() - self.started
+
+    def go_on(self, seconds: float, seconds_of: dict[str, float]) -> None:
+        """Add what earlier parts took."""
+        self.started -= seconds
+        self.seconds_of |= seconds_of
+
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """Count what happens inside."""
+        start = time.perf_counter()
+        yield
+        self.seconds_of[what] += time.perf_counter() - start
+
+
+class Progress:
     """Progress bar (losses, learning rate, images/s, time left) and one JSON line per logged step or evaluation.
 
     Values stay on the device until a logged step, where their means over all processes are read in one transfer. As a
@@ -92,7 +123,7 @@ class Tracker:
         if self.file:
             self.file.close()
 
-    def __enter__(self) -> "Tracker":
+    def __enter__(self) -> "Progress":
         return self
 
     def __exit__(self, *_) -> None:
