@@ -11,7 +11,7 @@ from u2pl_hf.errors import InputError
 from u2pl_hf.measure.card_collection import render_collection, render_tables, write_collection
 from u2pl_hf.measure.queue import option_words
 from u2pl_hf.measure.tables import read_table, render_table
-from u2pl_hf.training.recipe.arguments import parse_arguments
+from u2pl_hf.training.recipe.command import parse_arguments
 
 ROOT = Path(__file__).parents[2]
 TABLES = sorted((ROOT / "training_scripts" / "tables").glob("*.yaml"))

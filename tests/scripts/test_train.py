@@ -16,10 +16,10 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 import u2pl_hf  # noqa: F401 (registers the model)
 from u2pl_hf.errors import InputError
+from u2pl_hf.training.build import build_run
 from u2pl_hf.training.recipe.arguments import run_arguments
 from u2pl_hf.training.recipe.command import parse_arguments
 from u2pl_hf.training.run.report import summary
-from u2pl_hf.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"base_width": 8, "head_channels": 8, "crop_size": 65, "batch_size": 2, "unlabelled_batch_size": 2}
@@ -191,7 +191,7 @@ def refused(tmp_path: Path, *options, message: str, recipe: Path = RECIPES / "de
     """One line that says `message`, and nothing written."""
     arguments = [recipe, *TINY, "--max_steps", "2", "--output_dir", tmp_path / "new", *options]
     with pytest.raises(InputError) as error:
-        Trainer(parse_arguments([str(a) for a in arguments], ""))
+        build_run(parse_arguments([str(a) for a in arguments], ""))
     assert message in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "new").exists()
 
