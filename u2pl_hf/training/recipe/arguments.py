@@ -299,7 +299,7 @@ def find_method(name: str) -> type[Step]:
 
 
 def load_method_module(path: str) -> None:
-    """Run a file that registers methods.
+    """Run a file that registers methods; once, unless it has changed.
 
     Raises:
         InputError: there is no such file, it fails, or registers nothing.
@@ -308,7 +308,8 @@ def load_method_module(path: str) -> None:
     if not file.is_file() or file.suffix != ".py":
         raise InputError(f"--method_module {path} is no Python file; pass one that registers a method")
     name, source = f"u2pl_hf_method_{file.stem}", (file.resolve(), file.read_bytes())
-    if getattr(sys.modules.get(name), "source", None) == source:
+    known = [method for method in METHODS.values() if method.__module__ == name]
+    if known and sys.modules[name].source == source:
         return
     spec = importlib.util.spec_from_file_location(name, file)
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
