@@ -20,3 +20,8 @@ def setting(
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def bookkeeping(default, help: str, **options):
+    """A setting that no result depends on."""
+    return setting(default, help, decides=False, **options)

@@ -13,11 +13,13 @@ from transformers import AutoModelForSemanticSegmentation
 
 from tests.training.test_trainer import make_trainer
 from u2pl_hf.errors import InputError
+from u2pl_hf.measure.queue import option_words
 from u2pl_hf.method import METHODS
 from u2pl_hf.training.plan import plan_run
 from u2pl_hf.training.recipe.command import parse_arguments
 
 ROOT = Path(__file__).parents[2]
+RECIPE = str(ROOT / "training_scripts" / "recipes" / "demo_u2pl.yaml")
 MODULE = Path(__file__).with_name("own_method.py")
 OWN = {"method_module": str(MODULE), "method": "confident", "confidence_threshold": 0.3, "max_steps": 6,
        "save_steps": 2, "representation_channels": 0}  # fmt: skip
@@ -56,9 +58,8 @@ def test_killed_it_goes_on_to_the_same_bits(tiny_data, tmp_path):
     whole = make_trainer(tiny_data, tmp_path / "whole", **OWN | {"max_steps": 40})
     whole.train()
     options = whole.args.recipe() | {"output_dir": str(tmp_path / "run"), "picture_samples": 0}
-    words = [str(part).lower() if isinstance(part, bool) else part for name, value in options.items()
-             if value not in (None, []) for part in (f"--{name}", *(value if isinstance(value, list) else [value]))]  # fmt: skip
-    command = [sys.executable, str(ROOT / "training_scripts" / "train_u2pl.py"), str(ROOT / "training_scripts/recipes/demo_suponly.yaml"), *map(str, words),
+    words = option_words({name: value for name, value in options.items() if value not in (None, [])})
+    command = [sys.executable, str(ROOT / "training_scripts" / "train_u2pl.py"), RECIPE, *words,
                "--num_workers", "0", "--cpu_threads", "1", "--save_steps", "2", "--trackers", "none"]  # fmt: skip
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
@@ -100,11 +101,11 @@ def test_modules_that_are_refused(tmp_path, content, message):
     if content is not None:
         path.write_text(content)
     with pytest.raises(InputError, match=message):
-        parse_arguments([str(ROOT / "training_scripts/recipes/demo_u2pl.yaml"), "--method_module", str(path)], "")
+        parse_arguments([RECIPE, "--method_module", str(path)], "")
 
 
 def test_settings_of_others_are_told_of_and_its_own_are_checked(tiny_data, tmp_path, caplog):
-    recipe = [str(ROOT / "training_scripts/recipes/demo_u2pl.yaml"), "--method_module", str(MODULE)]
+    recipe = [RECIPE, "--method_module", str(MODULE)]
     args = parse_arguments([*recipe, "--method", "confident", "--queue_length", "9"], "")
     assert "--queue_length has no meaning for --method confident" in caplog.text and "queue_length" not in args.flat()
     with pytest.raises(InputError, match=r"--confidence_threshold 2.0 must lie in \[0, 1\]"):

@@ -67,22 +67,16 @@ class U2PL(Step):
     class Settings(MethodSettings):
         """Symbols are the paper's."""
 
-        variant: str = setting(
-            "paper",
-            "anchors and negatives as in the paper, or as the published code has them",
-            choices=("paper", "official"),
-        )
+        variant: str = setting("paper", "as in the paper, or as in the published code", choices=("paper", "official"))
         fixed_defects: list[int] = setting(
-            [], "of --variant official: differences from the paper to put right, 1 to 6 as in docs/fidelity.md"
+            [], "of --variant official: differences to put right, 1 to 6 (docs/fidelity.md)"
         )
         warmup_steps: int = setting(0, "supervised steps before the teacher starts")
         warmup_epochs: float = setting(0.0, "the same in epochs", counts="warmup_steps")
         ema_decay: float = setting(0.99, "largest decay of the teacher's moving average", at_most=1)
         unreliable_share: float = setting(0.2, "alpha_0, share of pixels taken as unreliable at the start", at_most=1)
         unsupervised_weight: float = setting(1.0, "lambda_u")
-        contrastive_weight: float = setting(
-            0.1, "lambda_c; the published code's, for --variant official: 0.25 on VOC, 0.125 on Cityscapes"
-        )
+        contrastive_weight: float = setting(0.1, "lambda_c; published code: 0.25 on VOC, 0.125 on Cityscapes")
         strong_augmentation: str = setting("cutmix", "mixing of unlabelled images", choices=tuple(STRONG_AUGMENTATIONS))
         strong_probability: float = setting(0.5, "probability of mixing, one draw per batch", at_most=1)
         anchor_threshold: float = setting(0.3, "delta_p, least probability of an anchor's class", at_most=1)
@@ -95,7 +89,7 @@ class U2PL(Step):
         background_queue_length: int = setting(50_000, "negatives kept for class 0", at_least=1, at_most=100_000_000)
         new_keys_per_class: int = setting(
             256,
-            "negatives pushed per class, process and step, at most; the published code pushes all there are",
+            "most negatives pushed per class, process and step; published code: all",
             at_least=1,
             at_most=100_000_000,
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from u2pl_hf.command_line import broken_rule, text_rule
 from u2pl_hf.errors import InputError, refuse
-from u2pl_hf.fields import setting
+from u2pl_hf.fields import bookkeeping, setting
 from u2pl_hf.method import METHODS, MethodSettings, Step
 from u2pl_hf.training.recipe.recipe_file import nearest
 
@@ -46,38 +46,24 @@ class RunArguments:
     unlabelled_dataset: list[str] = setting([], "further data sets or folders of images, used as unlabelled")
     unlabelled_subset: str = setting("train", "subset of --unlabelled_dataset")
     streaming: bool = setting(False, "read parquet files where they lie (Hub or disk) instead of converting them first")
-    num_labels: int | None = setting(
-        None, "classes without 255; default: the number of class names", at_least=2, at_most=255
-    )
+    num_labels: int | None = setting(None, "classes without 255; default: one per name", at_least=2, at_most=255)
     class_names: list[str] = setting([], "one name per class; default: the data set's own, else numbers")
     crop_size: int = setting(513, "side of the square training crops, in pixels", at_least=33, at_most=4096)
-    num_workers: int = setting(2, "data loading processes per stream", at_most=1024, decides=False)
-    cpu_threads: int = setting(
-        0,
-        "threads per process when training on a CPU; 0: its cores shared by all processes",
-        at_most=1024,
-        decides=False,
-    )
+    num_workers: int = bookkeeping(2, "data loading processes per stream", at_most=1024)
+    cpu_threads: int = bookkeeping(0, "threads per process on a CPU; 0: its cores, shared by all", at_most=1024)
 
     # Model
     backbone: str = setting(
-        "resnet101",
-        "dilated ResNet (resnet18, resnet34, resnet50, resnet101), or folder or Hub id of a backbone of transformers "
-        "(ConvNeXt, Swin, DINOv2 ...)",
+        "resnet101", "resnet18, resnet34, resnet50, resnet101; timm/NAME; folder or Hub id of any AutoBackbone"
     )
     backbone_revision: str | None = setting(None, "revision of a backbone on the Hub")
     backbone_stages: list[str] = setting(
-        [], "stages that a backbone of transformers gives, such as stage1 stage3 stage4; default: four over its depth"
+        [], "stages of an AutoBackbone: stage1 stage3 ...; default: four over its depth"
     )
-    stem: str = setting(
-        "deep", "of a ResNet: three 3x3 convolutions (deep) or one 7x7 (plain)", choices=("deep", "plain")
-    )
-    base_width: int = setting(
-        64, "channels of a ResNet's first stage; 64 is the published one", at_least=1, at_most=1024
-    )
+    stem: str = setting("deep", "of a ResNet: three 3x3 convolutions, or one 7x7 (plain)", choices=("deep", "plain"))
+    base_width: int = setting(64, "channels of a ResNet's first stage; published: 64", at_least=1, at_most=1024)
     output_stride: int | None = setting(
-        None,
-        "stride of the last stage: 8 (default) or 16 for a ResNet; 8, 16 or 32 for one of timm (default: its own)",
+        None, "of the last stage: 8 or 16 for a ResNet (default 8); 8, 16, 32 for timm's"
     )
     head_channels: int = setting(256, "channels of ASPP, decoder and heads", at_least=1, at_most=8192)
     representation_channels: int = setting(256, "D, channels of the representation", at_most=8192)
@@ -86,9 +72,8 @@ class RunArguments:
     auxiliary_head: bool = setting(False, "second classifier on the last but one stage (Cityscapes)")
     backbone_weights: str | None = setting(
         None,
-        "weights that the backbone starts from: a Hub id, a folder or a file; for a ResNet those of timm or "
-        "torchvision (timm/resnet101s.gluon_in1k). Default: fresh ones for a ResNet, for others those where --backbone "
-        "is; none: fresh ones",
+        "weights that the backbone starts from: a Hub id, folder or file; for a ResNet timm's or torchvision's, such "
+        "as timm/resnet101s.gluon_in1k; none: fresh ones. Default: for a ResNet none, for others where --backbone is",
     )
     backbone_weights_revision: str | None = setting(None, "revision of --backbone_weights on the Hub")
     initial_model: str | None = setting(None, "trained U2PL model to start from: an exported folder or a Hub id")
@@ -102,22 +87,15 @@ class RunArguments:
     max_steps: int = setting(1000, "optimizer steps", at_least=1)
     epochs: float = setting(
         0.0,
-        "the same in passes over the list of images that takes more steps (without unlabelled ones the labelled one); "
-        "0: max_steps counts",
+        "the same in passes over the list, labelled or unlabelled, that takes more steps",
         counts="max_steps",
     )
     batch_size: int = setting(4, "labelled images per process and forward pass", at_least=1, at_most=4096)
-    unlabelled_batch_size: int | None = setting(
-        None, "unlabelled images per process and forward pass; default: batch_size", at_least=1, at_most=4096
-    )
-    gradient_accumulation_steps: int = setting(
-        1, "forward and backward passes per optimizer step", at_least=1, at_most=100_000
-    )
+    unlabelled_batch_size: int | None = setting(None, "unlabelled ones; default: as many", at_least=1, at_most=4096)
+    gradient_accumulation_steps: int = setting(1, "forward and backward passes per step", at_least=1, at_most=100_000)
     optimizer: str = setting("sgd", "what updates the weights", choices=("sgd", "adamw"))
     learning_rate: float = setting(0.001, "base learning rate, at step 0 of the poly schedule", above=0)
-    reference_batch_size: int | None = setting(
-        None, "labelled images per step, over all processes, that learning_rate is meant for", at_least=1
-    )
+    reference_batch_size: int | None = setting(None, "labelled images per step, in all, for learning_rate", at_least=1)
     scale_lr: bool = setting(False, "multiply learning_rate by labelled images per step / reference_batch_size")
     max_grad_norm: float = setting(0.0, "clip the gradient's norm over all parameters to this; 0: no clipping")
     head_lr_factor: float = setting(10.0, "learning rate of the heads over that of the backbone", above=0)
@@ -136,46 +114,28 @@ class RunArguments:
     eval_epochs: float = setting(0.0, "the same in epochs", counts="eval_steps")
     eval_mode: str = setting("whole", "whole image or sliding window", choices=("whole", "slide"))
     eval_window: int = setting(769, "side of the sliding window, in pixels", at_least=1, at_most=100_000)
-    eval_batch_size: int = setting(
-        1, "images per forward pass where neighbours have one size", at_least=1, at_most=4096
+    eval_batch_size: int = setting(1, "images per pass where neighbours have one size", at_least=1, at_most=4096)
+    watch_pseudo_labels: bool = bookkeeping(
+        False, "log how many pseudo-labels are right, where there are labels to see it"
     )
-    watch_pseudo_labels: bool = setting(
-        False,
-        "log how many pseudo-labels are right, where the unlabelled images have labels; nothing learns from them",
-        decides=False,
-    )
-    logging_steps: int = setting(10, "write losses to metrics.jsonl every n steps", at_least=1, decides=False)
-    trackers: list[str] = setting(
-        ["auto"],
-        "where curves go as well: wandb, trackio, mlflow ...; auto: TensorBoard where installed; none",
-        decides=False,
-    )
-    save_steps: int = setting(500, "checkpoint every n steps, besides at evaluations; 0: only there", decides=False)
-    keep_checkpoints: int = setting(2, "newest checkpoints to keep", at_least=1, decides=False)
+    logging_steps: int = bookkeeping(10, "write losses to metrics.jsonl every n steps", at_least=1)
+    trackers: list[str] = bookkeeping(["auto"], "wandb, trackio, mlflow ...; auto: TensorBoard where installed; none")
+    save_steps: int = bookkeeping(500, "checkpoint every n steps, besides at evaluations; 0: only there")
+    keep_checkpoints: int = bookkeeping(2, "newest checkpoints to keep", at_least=1)
     picture_samples: int = setting(4, "validation images in the picture grid; 0: no pictures", at_most=1000)
-    push_to_hub: str | None = setting(None, "USER/NAME on the Hub that the finished model is pushed to", decides=False)
-    hub_revision: str | None = setting(None, "branch for --push_to_hub; default: main", decides=False)
-    hub_private: bool = setting(False, "make the new repository private", decides=False)
-    hub_checkpoint: bool = setting(False, "push the last checkpoint as well, to a branch of its own", decides=False)
-    output_dir: str = setting("runs/u2pl", "run folder: finished model, metrics, pictures, checkpoints", decides=False)
-    resume: str = setting(
-        "auto", "auto: go on where output_dir stopped; never; or the path of a checkpoint", decides=False
+    push_to_hub: str | None = bookkeeping(None, "USER/NAME on the Hub that the finished model is pushed to")
+    hub_revision: str | None = bookkeeping(None, "branch for --push_to_hub; default: main")
+    hub_private: bool = bookkeeping(False, "make the new repository private")
+    hub_checkpoint: bool = bookkeeping(False, "push the last checkpoint as well, to a branch of its own")
+    output_dir: str = bookkeeping("runs/u2pl", "run folder: finished model, metrics, pictures, checkpoints")
+    resume: str = bookkeeping("auto", "auto: go on where output_dir stopped; never; or the path of a checkpoint")
+    change_processes: bool = bookkeeping(
+        False, "go on with other processes, same images per step; the bits will differ"
     )
-    change_processes: bool = setting(
-        False,
-        "resume on another number of processes with the same images per step; the bits will differ",
-        decides=False,
-    )
-    plan: bool = setting(
-        False, "print what would be done and stop; of a published split this works without its data set", decides=False
-    )
-    plan_processes: int = setting(
-        0, "processes that the plan is made for; 0: those that are started", at_most=1_000_000, decides=False
-    )
-    images_per_second: float = setting(
-        0.0, "rate that the plan reckons hours with, as in metrics.jsonl after warm-up", decides=False
-    )
-    json: bool = setting(False, "print the result as JSON on a terminal as well; elsewhere it always is", decides=False)
+    plan: bool = bookkeeping(False, "print what would be done and stop; published splits need no data for it")
+    plan_processes: int = bookkeeping(0, "processes that the plan is for; 0: those started", at_most=1_000_000)
+    images_per_second: float = bookkeeping(0.0, "rate that the plan reckons hours with, as in metrics.jsonl")
+    json: bool = bookkeeping(False, "print the result as JSON on a terminal as well; elsewhere it always is")
 
     settings: InitVar[MethodSettings | None] = None
 
@@ -243,7 +203,7 @@ class RunArguments:
                 if rule:
                     raise InputError(f"--{f.name} {item} {rule}")
 
-    def _rules(self) -> Iterator[tuple[bool, str]]:
+    def _rules(self) -> Iterator[tuple[object, str]]:
         """What may not be, and what is then said."""
         method, resnet = self.step_class, self.backbone in BACKBONES
         three = len(self.aspp_dilations) == 3 and min(self.aspp_dilations) >= 1
@@ -260,15 +220,11 @@ class RunArguments:
         # How many steps epochs are, the data will say; one at least.
         counted = {steps: 1 for steps in self.given_epochs.values() if hasattr(self.settings, steps)}
         labels_alone = not method.uses_unlabelled or method.unlabelled_from(replace(self.settings, **counted)) > 0
-        yield (
-            self.batch_size == 1 and labels_alone,
-            "--batch_size 1 gives BatchNorm no statistics while only labelled images are used: pass 2 or more",
-        )
-        yield (
-            self.watch_pseudo_labels and bool(self.streaming or self.unlabelled_dataset or not method.uses_unlabelled),
-            "--watch_pseudo_labels needs a method with pseudo-labels, and labels at hand: it goes neither with "
-            "a method without, such as suponly, nor with --streaming nor with --unlabelled_dataset",
-        )
+        without = "--batch_size 1 gives BatchNorm no statistics while only labelled images are used: pass 2 or more"
+        yield self.batch_size == 1 and labels_alone, without
+        unwatched = not method.uses_unlabelled or self.streaming or self.unlabelled_dataset
+        watch = "--watch_pseudo_labels goes with no method without them, nor with --streaming or --unlabelled_dataset"
+        yield self.watch_pseudo_labels and unwatched, watch
         hub = [name for name in ("hub_revision", "hub_private", "hub_checkpoint") if getattr(self, name)]
         yield bool(hub) and self.push_to_hub is None, f"--{hub[0] if hub else ''} needs --push_to_hub USER/NAME"
         both = self.compile and self.gradient_checkpointing
