@@ -12,8 +12,7 @@ from u2pl_hf.errors import InputError
 from u2pl_hf.fields import setting
 from u2pl_hf.method import equalization as eq
 from u2pl_hf.method import pseudo_labels as pl
-from u2pl_hf.method.base import Batch, ImagePools, StepOutput, register, require_in_time
-from u2pl_hf.method.pools import ImagePool
+from u2pl_hf.method.base import Batch, ImagePool, ImagePools, StepOutput, register, require_in_time
 from u2pl_hf.method.teacher import batch_statistics
 from u2pl_hf.method.u2pl import U2PL, PseudoLabelled
 

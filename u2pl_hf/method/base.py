@@ -4,6 +4,7 @@
 valid_u bool (B_u,H,W) without padding.
 """
 
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
@@ -12,7 +13,6 @@ from torch import Tensor, nn
 from u2pl_hf.errors import InputError
 from u2pl_hf.fields import setting
 from u2pl_hf.method import losses
-from u2pl_hf.method.pools import ImagePool
 from u2pl_hf.method.pseudo_labels import resize_logits
 
 
@@ -62,6 +62,27 @@ class StepOutput:
     total: Tensor
     named: dict[str, Tensor]
     stats: dict[str, Tensor | float] = field(default_factory=dict)
+
+
+class ImagePool(Protocol):
+    """Images by row.
+
+    size: rows of the pool, over all processes.
+    """
+
+    size: int
+
+    def reachable(self) -> tuple[int, int]:
+        """The rows, from the first up to but without the last, that this process may ask for now."""
+
+    def add(self, loaded: dict) -> Tensor:
+        """Take note of the images of a batch, as its loader gave them; their rows, int64 (B,)."""
+
+    def request(self, rows: Tensor, seeds: Tensor) -> Future:
+        """Begin to read rows (K,), augmented with seeds (K,), beside the computation; -1 stands for an empty image."""
+
+    def receive(self, requested: Future) -> tuple[Tensor, Tensor | None, Tensor]:
+        """What was requested: images (K,3,H,W), labels (K,H,W) where the pool has any, and valid bool (K,H,W)."""
 
 
 class ImagePools(Protocol):
