@@ -21,8 +21,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from u2pl_hf.data.stream.transforms import normalize
 from u2pl_hf.errors import InputError, exits_on_input_error
-from u2pl_hf.evaluation.curves import FONT_SIZE, INK, PAPER, Line, draw_panel, read_metrics
-from u2pl_hf.evaluation.pictures import colour_mask, entropy_map, overlay
+from u2pl_hf.evaluation.curves import as_image, draw_panels, read_metrics
+from u2pl_hf.evaluation.pictures import FONT_SIZE, INK, PAPER, colour_mask, entropy_map, overlay
 from u2pl_hf.method import pseudo_labels as pl
 from u2pl_hf.method.build import build_step
 from u2pl_hf.method.mixing import cutmix
@@ -234,8 +234,8 @@ def draw_queues(run: Path, names: list[str], warmup: int) -> tuple[Image.Image, 
     full = {name: next((step for step, share in points if share >= 100), None) for name, points in fill.items()}
     # Class 0 has the longest queue; of the others the first one to be full shows them all.
     first = min(names[1:], key=lambda name: full[name] or math.inf)
-    curves = [Line(name, [(warmup, 0), *fill[name]]) for name in (first, names[0])]
-    return draw_panel("queues, per cent filled", curves, lines[-1]["step"]), full
+    curves = {name: [(warmup, 0), *fill[name]] for name in (first, names[0])}
+    return as_image(draw_panels({"queues, per cent filled": curves}, lines[-1]["step"])), full
 
 
 def save(canvas: Image.Image, path: Path) -> int:

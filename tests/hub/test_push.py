@@ -151,9 +151,7 @@ def test_missing_or_wrong_token_is_one_line(hub, monkeypatch, token):
     assert "\n" not in str(error.value) and "wrong" not in str(error.value)
 
 
-def test_wrong_arguments(hub, tmp_path):
-    with pytest.raises(InputError, match="not one of model, dataset, space"):
-        check_can_push("user/noise", "bucket")
+def test_a_folder_that_is_not_there(hub, tmp_path):
     with pytest.raises(InputError, match="is not a folder"):
         push_folder(tmp_path / "nowhere", "user/noise")
 

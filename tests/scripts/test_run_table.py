@@ -103,12 +103,14 @@ def test_finished_runs_are_passed_over_and_failed_ones_are_named(tiny_data, tmp_
         "table": "tiny", "finished": ["tiny_suponly_seed0", "tiny_ael_seed0"], "to_do": []
     }  # fmt: skip
     assert "tiny_suponly_seed0: begun" not in errors and "tiny_ael_seed0: done" in errors
-    results = json.loads((tmp_path / "cards" / "tiny_ael_seed0" / "results.json").read_text())
+    lines = (tmp_path / "cards" / "records" / "tiny.jsonl").read_text().splitlines()
+    results = json.loads(lines[1])
     score = f"{100 * results['last']['mean_iou']:.2f}"
     assert f"| U2PL + AEL | 6 | 4 | 0 | {score} |" in errors
     # A table of one's own is rendered as the project's are.
     assert f"| {score} |" in (tmp_path / "cards" / "tiny.md").read_text()
-    assert results["method"] == "u2pl_ael" and (tmp_path / "cards" / "tiny_ael_seed0" / "README.md").exists()
+    assert results["method"] == "u2pl_ael" and results["run"] == "tiny_ael_seed0" and len(lines) == 2
+    assert sorted(path.name for path in (tmp_path / "cards").iterdir()) == ["records", "tiny.md"]
 
     table.write_text(TABLE.format(data=tiny_data, steps=5).replace('["0"]', '["no_such_class"]'))
     code, out, errors = finish(start(table, "--output_dir", tmp_path / "other", "--model_cards", tmp_path / "kept"))
@@ -125,7 +127,7 @@ def test_finished_runs_are_passed_over_and_failed_ones_are_named(tiny_data, tmp_
         (
             "title: A\nrows:\n  - {id: a, name: A, recipe: demo_suponly.yaml}",
             ["--jobs", "0"],
-            "--jobs 0 must be at least 1",
+            "--jobs is 0: it must be at least 1",
         ),
         (
             "title: A\nrows:\n  - {id: a, name: A, recipe: demo_suponly.yaml, options: {trackers: [none]}}",

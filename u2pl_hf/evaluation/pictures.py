@@ -6,6 +6,7 @@ Shapes: ids are class ids (H,W) uint8 with 255 = ignore; images are RGB (H,W,3) 
 import math
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -26,13 +27,11 @@ def default_palette(num_labels: int) -> list[list[int]]:
 
     The bits of the class id are dealt in turn to red, green and blue, lowest bits to the highest place.
     """
-    palette = []
-    for class_id in range(num_labels):
-        colour = [0, 0, 0]
-        for bit in range(class_id.bit_length()):
-            colour[bit % 3] |= (class_id >> bit & 1) << (7 - bit // 3)
-        palette.append(colour)
-    return palette
+
+    def channel(class_id: int, bit: int) -> int:
+        return sum((class_id >> 3 * place + bit & 1) << 7 - place for place in range(8))
+
+    return [[channel(class_id, bit) for bit in range(3)] for class_id in range(num_labels)]
 
 
 def colour_table(palette: Sequence[Sequence[int]]) -> np.ndarray:
@@ -99,25 +98,16 @@ def entropy_map(
         border_width: of the red line in pixels, measured into the unreliable region.
     """
     level = np.clip(np.nan_to_num(entropy) / max(math.log(num_labels), 1e-12), 0, 1) * (len(ENTROPY_COLOURS) - 1)
-    low = np.minimum(level.astype(int), len(ENTROPY_COLOURS) - 2)
-    part = (level - low)[..., None]
-    colours = ((1 - part) * ENTROPY_COLOURS[low] + part * ENTROPY_COLOURS[low + 1]).round().astype(np.uint8)
+    channels = [np.interp(level, range(len(ENTROPY_COLOURS)), channel) for channel in ENTROPY_COLOURS.T]
+    colours = np.stack(channels, axis=-1).round().astype(np.uint8)
     valid = np.ones(entropy.shape, bool) if valid is None else valid
     if gamma is not None and not math.isnan(gamma):
-        inside = (entropy >= gamma) & valid
-        for _ in range(border_width):
-            border = _inner_border(inside)
-            colours[border] = BORDER_COLOUR
-            inside &= ~border
+        inside = ((entropy >= gamma) & valid).astype(np.uint8)
+        # What erosion takes away has a neighbour outside; the image's edge is no border.
+        kernel = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+        colours[inside > cv2.erode(inside, kernel, iterations=border_width)] = BORDER_COLOUR
     colours[~valid] = IGNORE_COLOUR
     return colours
-
-
-def _inner_border(region: np.ndarray) -> np.ndarray:
-    """Pixels of a bool region (H,W) that have a neighbour outside it; the image's edge is no border."""
-    padded = np.pad(region, 1, mode="edge")
-    inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return region & ~inside
 
 
 def picture_grid(
@@ -154,15 +144,12 @@ def picture_grid(
 
 def _cells(sample: dict, palette: Sequence[Sequence[int]], num_labels: int, cell_width: int) -> list[Image.Image]:
     image, entropy = sample["image"], sample.get("entropy")
-    pictures = [image]
-    for key in ("ground_truth", "prediction", "pseudo_label"):
-        ids = sample.get(key)
-        pictures.append(None if ids is None else colour_mask(ids, palette))
+    masks = [sample.get(key) for key in ("ground_truth", "prediction", "pseudo_label")]
+    pictures = [image, *(None if ids is None else colour_mask(ids, palette) for ids in masks)]
     if entropy is not None:
         entropy = entropy_map(entropy, sample.get("gamma"), sample.get("valid"), num_labels=num_labels)
-    pictures.append(entropy)
     size = (cell_width, max(1, round(cell_width * image.shape[0] / image.shape[1])))
-    return [_fit(picture, size) for picture in pictures]
+    return [_fit(picture, size) for picture in (*pictures, entropy)]
 
 
 def _fit(picture: np.ndarray | None, size: tuple[int, int]) -> Image.Image:

@@ -1,7 +1,6 @@
 """Runs one after the other, or a few beside each other: finished ones are passed over, an interruption reaches all."""
 
 import logging
-import os
 import signal
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from u2pl_hf.errors import InputError, TrainingError
+from u2pl_hf.hub.results import TableResults, finished_results
 from u2pl_hf.training.recipe.arguments import parse_arguments
 from u2pl_hf.training.run.folder import RunFolder
 from u2pl_hf.training.run.stopping import SIGNALS
@@ -26,15 +26,15 @@ def option_words(options: Mapping) -> list[str]:
     return words
 
 
-def is_finished(arguments: Sequence[str]) -> bool:
-    """Whether a run with these arguments of train_u2pl.py is complete.
+def results_of(arguments: Sequence[str]) -> dict | None:
+    """The results of a run with these arguments of train_u2pl.py; None where it is not complete.
 
     Raises:
         InputError: wrong arguments, or a folder that holds something else.
     """
     folder = RunFolder(parse_arguments(list(arguments), ""))
     folder.check()
-    return folder.finished_results() is not None
+    return finished_results(folder.path, TableResults) if folder.results_path.is_file() else None
 
 
 def run_all(command: Sequence[str], runs: Mapping[str, Sequence[str]], logs: Path, jobs: int = 1) -> None:
@@ -44,35 +44,29 @@ def run_all(command: Sequence[str], runs: Mapping[str, Sequence[str]], logs: Pat
     left behind, however this ends.
 
     Raises:
-        InputError: fewer than one job, or logs cannot be written.
+        InputError: logs cannot be written.
         TrainingError: runs failed; the others were done nevertheless.
         SystemExit: a signal came.
     """
-    if jobs < 1:
-        raise InputError(f"--jobs {jobs} must be at least 1")
-    waiting, going, failed, caught = list(runs), {}, [], []
-
-    def note(number: int, frame) -> None:
-        caught.append(number)
-        for process, _ in going.values():
-            process.send_signal(number)
-
-    before = {number: signal.signal(number, note) for number in SIGNALS}
+    waiting, going, failed, caught, passed_on = list(runs), {}, [], [], 0
+    before = {number: signal.signal(number, lambda number, _: caught.append(number)) for number in SIGNALS}
     try:
         logs.mkdir(parents=True, exist_ok=True)
         while going or (waiting and not caught):
             while waiting and len(going) < jobs and not caught:
                 name = waiting.pop(0)
-                going[name] = (_start([*command, *runs[name]], logs / f"{name}.log"), time.monotonic())
-                if caught:  # It came while the run was not yet in the list.
-                    going[name][0].send_signal(caught[0])
+                going[name] = _start([*command, *runs[name]], logs / f"{name}.log"), time.monotonic()
                 logger.info("%s: begun, %s", name, logs / f"{name}.log")
-            for name in [name for name, (process, _) in going.items() if process.poll() is not None]:
-                process, since = going.pop(name)
-                how = "failed" if process.returncode else "done"
-                how = "stopped" if process.returncode and caught else how
-                logger.info("%s: %s after %.1f minutes", name, how, (time.monotonic() - since) / 60)
-                failed += [name] if how == "failed" else []
+            for number in caught[passed_on:]:
+                passed_on += 1
+                for process, _ in going.values():
+                    process.send_signal(number)
+            for name, (process, since) in list(going.items()):
+                if (code := process.poll()) is not None:
+                    del going[name]
+                    how = "done" if code == 0 else "stopped" if caught else "failed"
+                    logger.info("%s: %s after %.1f minutes", name, how, (time.monotonic() - since) / 60)
+                    failed += [name] if how == "failed" else []
             time.sleep(0.2)
     except OSError as error:
         if error.filename is None:  # No file: the system starts no process.
@@ -95,6 +89,4 @@ def run_all(command: Sequence[str], runs: Mapping[str, Sequence[str]], logs: Pat
 def _start(command: Sequence[str], log: Path) -> subprocess.Popen:
     with open(log, "a") as file:
         # In a group of its own: a Ctrl-C at the terminal is passed on once, by us.
-        return subprocess.Popen(
-            [sys.executable, *command], stdout=file, stderr=file, start_new_session=True, env=os.environ.copy()
-        )
+        return subprocess.Popen([sys.executable, *command], stdout=file, stderr=file, start_new_session=True)
