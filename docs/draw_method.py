@@ -10,6 +10,7 @@ time, is always there. The last line of stdout is one JSON object with the numbe
 """
 
 import argparse
+import io
 import json
 import logging
 import math
@@ -21,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from u2pl_hf.data.stream.transforms import normalize
 from u2pl_hf.errors import InputError, exits_on_input_error
-from u2pl_hf.evaluation.curves import as_image, draw_panels, read_metrics
+from u2pl_hf.evaluation.curves import draw_panels, read_metrics
 from u2pl_hf.evaluation.pictures import FONT_SIZE, INK, PAPER, colour_mask, entropy_map, overlay
 from u2pl_hf.method import pseudo_labels as pl
 from u2pl_hf.method.build import build_step
@@ -235,7 +236,9 @@ def draw_queues(run: Path, names: list[str], warmup: int) -> tuple[Image.Image, 
     # Class 0 has the longest queue; of the others the first one to be full shows them all.
     first = min(names[1:], key=lambda name: full[name] or math.inf)
     curves = {name: [(warmup, 0), *fill[name]] for name in (first, names[0])}
-    return as_image(draw_panels({"queues, per cent filled": curves}, lines[-1]["step"])), full
+    figure, drawn = draw_panels({"queues, per cent filled": curves}, lines[-1]["step"]), io.BytesIO()
+    figure.savefig(drawn, format="png")
+    return Image.open(drawn).convert("RGB"), full
 
 
 def save(canvas: Image.Image, path: Path) -> int:

@@ -12,11 +12,11 @@ from tests.hub.test_model_card import RESULTS
 from u2pl_hf.data.prepare.convert import Plan
 from u2pl_hf.data.prepare.shards import Report
 from u2pl_hf.errors import InputError, TrainingError
-from u2pl_hf.evaluation.curves import as_image, draw_curves, read_metrics
+from u2pl_hf.evaluation.curves import save_curves
 from u2pl_hf.evaluation.loading import load_model
 from u2pl_hf.files import read_json
 from u2pl_hf.hub.exported import exported_files
-from u2pl_hf.hub.results import TableResults, finished_results
+from u2pl_hf.hub.results import finished_results
 from u2pl_hf.measure.collection import add_run, read_records
 from u2pl_hf.measure.tables import Table, TableRow, read_table, render_table
 from u2pl_hf.training.recipe.arguments import RunArguments
@@ -79,7 +79,7 @@ def one_line_or_success(act) -> bool:
 
 def table_of(path: Path) -> str:
     return render_table(
-        Table("t", "T", "", (TableRow("a", "A", "a.yaml"),)), {"t_a_seed0": finished_results(path, TableResults)}
+        Table("t", "T", "", [TableRow("a", "A", "a.yaml", {}, [0])]), {"t_a_seed0": finished_results(path)}
     )
 
 
@@ -103,7 +103,7 @@ def records(folder: Path, content: bytes) -> list:
 def metrics(folder: Path, content: bytes) -> list:
     lines = [json.dumps(line).encode() for line in METRICS]
     (folder / "metrics.jsonl").write_bytes(b"\n".join([lines[0], content, lines[2]]) + b"\n")
-    return [lambda: as_image(draw_curves(read_metrics(folder / "metrics.jsonl")))]
+    return [lambda: save_curves(folder / "metrics.jsonl", folder / "curves.png")]
 
 
 def recipe(folder: Path, content: bytes) -> list:
@@ -193,7 +193,7 @@ def test_the_field_is_named(tmp_path, text, told):
 def test_more_fields_and_a_byte_order_mark_pass(tmp_path):
     content = RUN | {"of_a_later_version": {"x": [1]}, "seed": 2**64 - 1}
     (tmp_path / "results.json").write_text("\ufeff" + json.dumps(content), encoding="utf-8")
-    assert finished_results(tmp_path, TableResults) == content
+    assert finished_results(tmp_path) == content
     (tmp_path / "results.json").write_bytes(json.dumps(content).encode("utf-16"))
     with pytest.raises(InputError, match=r"results\.json is no text"):
         finished_results(tmp_path)

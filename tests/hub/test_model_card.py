@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard, hf_hub_download
 
 from u2pl_hf.hub.dataset_license import dataset_license
 from u2pl_hf.hub.model_card import TEMPLATE, render_model_card
-from u2pl_hf.hub.push import push_folder
+from u2pl_hf.hub.push import push_files
 
 RESULTS = {
     "method": "u2pl",
@@ -232,7 +232,8 @@ def test_licence_of_data_on_the_hub(tmp_path, hub, monkeypatch, caplog):
     from_here = functools.partial(hf_hub_download, cache_dir=tmp_path / "cache")
     monkeypatch.setattr("u2pl_hf.hub.dataset_license.hf_hub_download", from_here)
     (tmp_path / "README.md").write_text("---\nlicense: [cc0-1.0, mit]\n---\n")
-    push_folder(tmp_path, "user/streets", repo_type="dataset", allow_patterns=["README.md"], revision="v2")
+    card = {"README.md": tmp_path / "README.md"}
+    push_files(card, "user/streets", repo_type="dataset", revision="v2", commit_message="x", later="")
     assert dataset_license("user/streets", "v2") == "cc0-1.0, mit"
     assert dataset_license("user/streets") is None and not caplog.messages
     assert dataset_license("user/nowhere") is None and "licence of user/nowhere" in caplog.text

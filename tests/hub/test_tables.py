@@ -51,7 +51,7 @@ def test_the_text_has_means_and_deviations_over_seeds(table):
     assert text.startswith("# Two ways\n\nA sentence.\n")
     assert "| First way | 7 | 4 | 3 4 | 51.00 | 1.41 | 61.00 | 50.00 52.00 | 2 |" in text
     assert "| sky | 50.0 |" in text and "| road | 50.0 |" in text
-    assert "Measured on X, 1 process with 1 thread; torch 9; 2026-01-03 to 2026-01-04." in text
+    assert "Measured on X, processes 1, threads 1; torch 9; 2026-01-03 to 2026-01-04." in text
     assert "Not run: ways_two_seed4." in text and "Second way" not in text
     one = render_table(table, {"ways_two_seed4": facts(4, 0.52, 0.62, None)})
     assert "| Second way | 7 | 4 | 4 | 52.00 |  | 62.00 | 52.00 | 2 |" in one and "| sky | - |" in one

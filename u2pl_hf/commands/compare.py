@@ -10,11 +10,12 @@ from pathlib import Path
 
 from u2pl_hf.command_line import ScriptParser, print_result
 from u2pl_hf.errors import exits_on_input_error
-from u2pl_hf.hub.results import TableResults, finished_results
+from u2pl_hf.hub.results import finished_results
 from u2pl_hf.markdown import one_line
 from u2pl_hf.measure.side_by_side import aligned, class_rows, rows_of
 
-COLUMNS = ("method", "labelled", "unlabelled", "seed", "steps", "seconds", "mIoU, best", "best at step", "mIoU, last")
+FACTS = ("method", "num_labelled", "num_unlabelled", "seed", "max_steps", "seconds")
+COLUMNS = (*FACTS, "mIoU, best", "best at step", "mIoU, last")
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -32,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     names = [folder.resolve().name for folder in folders]
     # By their paths where two folders have one name.
     named = {str(f) if names.count(f.resolve().name) > 1 else f.resolve().name: f for f in folders}
-    runs = {name: finished_results(folder, TableResults) for name, folder in named.items()}
+    runs = {name: finished_results(folder) for name, folder in named.items()}
     groups = {name: [results] for name, results in runs.items()}
     classes = [[f"  {one_line(name)}", *ious] for name, *ious in class_rows(groups, 2)]
     told = [f"\n{aligned([*zip(*rows_of(groups, COLUMNS), strict=True), *classes])}\n"]

@@ -7,7 +7,6 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Required, TypedDict
 
 import numpy as np
-from PIL import Image
 
 from u2pl_hf.files import read_json_lines
 
@@ -45,9 +44,8 @@ def metrics_lines(path: Path) -> list[tuple[str, dict]]:
 
 
 def save_curves(metrics_path: Path, path: Path) -> None:
-    """Draw a metrics.jsonl into a PNG of few colours."""
-    picture = as_image(draw_curves(read_metrics(metrics_path)))
-    picture.quantize(64, dither=Image.Dither.NONE).save(path, "PNG", optimize=True)
+    """Draw a metrics.jsonl into a PNG."""
+    draw_curves(read_metrics(metrics_path)).savefig(path, format="png")
 
 
 def draw_curves(metrics: Sequence[dict]) -> "Figure":
@@ -64,8 +62,7 @@ def draw_curves(metrics: Sequence[dict]) -> "Figure":
     figure = draw_panels(
         {"mean IoU of the evaluation set, per cent": {"mean IoU": scores}, "losses": losses}, last_step
     )
-    for line in figure.axes[0].lines:
-        line.set_marker("o")
+    figure.axes[0].lines[0].set_marker("o")
     # A loss starts from 0; a mean IoU shows more if it does not.
     figure.axes[1].set_ylim(bottom=0)
     return figure
@@ -84,8 +81,7 @@ def draw_panels(panels: Mapping[str, Mapping[str, Points]], last_step: int) -> "
     for axes, (title, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         axes.set_prop_cycle(color=COLOURS)
         for name, points in lines.items():
-            steps, values = zip(*points, strict=True) if points else ((), ())
-            axes.plot(steps, values, label=name, marker="o" if len(points) == 1 else None)
+            axes.plot(*np.reshape(points, (-1, 2)).T, label=name, marker="o" if len(points) == 1 else None)
         axes.set_title(title, loc="left", fontsize="medium")
         axes.set_xlim(0, last_step * 1.02)
         axes.set_xlabel("step", loc="right")
@@ -96,15 +92,6 @@ def draw_panels(panels: Mapping[str, Mapping[str, Points]], last_step: int) -> "
             # Beside the title, so that it hides no curve.
             axes.legend(loc="lower right", bbox_to_anchor=(1, 0.98), ncols=len(lines), frameon=False, fontsize="small")
     return figure
-
-
-def as_image(figure: "Figure") -> Image.Image:
-    """The pixels of a figure."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
 def _points(lines: Sequence[dict], name: str) -> list[tuple[float, float]]:

@@ -17,7 +17,6 @@ INK, PAPER = (20, 20, 20), (255, 255, 255)
 # Dark blue (certain) over green to yellow (uncertain): lightness grows with entropy, so it reads in grey as well.
 ENTROPY_COLOURS = np.array([(24, 20, 72), (34, 86, 140), (38, 146, 132), (130, 200, 82), (250, 226, 60)], float)
 COLUMNS = ("image", "ground truth", "prediction", "pseudo-label", "entropy")
-BAND = 256  # rows whose colours are mixed at a time: doubles of a whole photograph would be a gigabyte
 LINE_SHARE = 600  # pixels of the longest side for each pixel of a contour
 GAP, TITLE_HEIGHT, FONT_SIZE = 6, 22, 13
 
@@ -61,11 +60,8 @@ def overlay(
     table = colour_table(palette)
     is_bare = ~table.any(axis=1)
     is_bare[IGNORE] = True
-    mixed = np.empty_like(image)
-    for first in range(0, len(image), BAND):
-        rows = slice(first, first + BAND)
-        colours = (1 - opacity) * image[rows] + opacity * table[ids[rows]]
-        mixed[rows] = np.where(is_bare[ids[rows]][..., None], image[rows], colours.round().astype(np.uint8))
+    mixed = cv2.addWeighted(image, 1 - opacity, table[ids], opacity, 0)
+    mixed = np.where(is_bare[ids][..., None], image, mixed)
     if contour:
         for step in range(1, max(1, round(max(ids.shape) / LINE_SHARE)) + 1):
             mixed[:, :-step][ids[:, :-step] != ids[:, step:]] = PAPER
@@ -165,22 +161,19 @@ def _fit(picture: np.ndarray | None, size: tuple[int, int]) -> Image.Image:
 def _legend(
     entries: Sequence[tuple[str, Sequence[int]]], width: int, notes: Sequence[str] = (), font_size: int = FONT_SIZE
 ) -> Image.Image:
-    """Names with their colours, as many per line as fit into `width` or the longest; then the notes, a line each."""
+    """Names with their colours, as many per line as fit into `width`; then the notes, a line each."""
     font, swatch, gap = ImageFont.load_default(font_size), font_size + 1, GAP * font_size // FONT_SIZE
     line_height = swatch + gap + 2
-    widths = [swatch + math.ceil(font.getlength(name)) + 3 * gap for name, _ in entries]
-    width = max([width, *(gap + wide for wide in widths)])
-    places, x, y = [], gap, 4
-    for wide in widths:
-        if x + wide > width and x > gap:
-            x, y = gap, y + line_height
-        places.append((x, y))
-        x += wide
-    canvas = Image.new("RGB", (width, y + line_height * (1 + len(notes)) + 2), PAPER)
+    column = swatch + 3 * gap + math.ceil(max((font.getlength(name) for name, _ in entries), default=0))
+    width = max(width, gap + column)
+    per_line = (width - gap) // column
+    lines = math.ceil(len(entries) / per_line)
+    canvas = Image.new("RGB", (width, 6 + line_height * (lines + len(notes))), PAPER)
     draw = ImageDraw.Draw(canvas)
-    for (x, top), (name, colour) in zip(places, entries, strict=True):
-        draw.rectangle((x, top, x + swatch, top + swatch), fill=tuple(colour), outline=INK)
-        draw.text((x + swatch + gap - 2, top), name, fill=INK, font=font)
-    for line, note in enumerate(notes, 1):
-        draw.text((gap, y + line * line_height), note, fill=INK, font=font)
+    for number, (name, colour) in enumerate(entries):
+        x, y = gap + number % per_line * column, 4 + number // per_line * line_height
+        draw.rectangle((x, y, x + swatch, y + swatch), fill=tuple(colour), outline=INK)
+        draw.text((x + swatch + gap - 2, y), name, fill=INK, font=font)
+    for line, note in enumerate(notes, lines):
+        draw.text((gap, 4 + line * line_height), note, fill=INK, font=font)
     return canvas

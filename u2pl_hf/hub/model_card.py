@@ -11,28 +11,14 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardDat
 from u2pl_hf.hub.paper import paper_row
 from u2pl_hf.hub.results import public_facts, with_method
 from u2pl_hf.markdown import escaped, markdown_table, one_line
-from u2pl_hf.measure.side_by_side import beside, percent, words
+from u2pl_hf.measure.side_by_side import beside, label, percent, words
 
 # Beside this file, so that an installed package has it; model_cards/template.md is a link to it.
 TEMPLATE = Path(__file__).with_name("template.md")
-TRAINING_FACTS = {
-    "method": "method",
-    "variant": "variant",
-    "settings": "settings that are not the default",
-    "split": "split",
-    "seed": "seed",
-    "initialised_with": "started from",
-    "max_steps": "steps",
-    "warmup_steps": "of these, supervised only",
-    "crop_size": "crop, pixels",
-    "batch_size_labelled": "labelled images per step",
-    "batch_size_unlabelled": "unlabelled images per step",
-    "learning_rate": "learning rate",
-    "seconds": "seconds",
-    "hardware": "hardware",
-    "versions": "versions",
-    "date": "finished",
-}
+TRAINING_FACTS = (
+    "method", "variant", "settings", "split", "seed", "initialised_with", "max_steps", "warmup_steps", "crop_size",
+    "batch_size_labelled", "batch_size_unlabelled", "learning_rate", "seconds", "hardware", "versions", "date",
+)  # fmt: skip
 # What stands in the card for the model's place; `addressed_card` knows it.
 PLACE = '"PATH_OR_ID_OF_THIS_FOLDER"'
 
@@ -63,13 +49,10 @@ def render_model_card(results: dict, *, others: Sequence[dict] = ()) -> str:
         "place": _place(known["repo_id"], known.get("revision")) if "repo_id" in known else PLACE,
         "runs": markdown_table(runs[0], runs[1:], str) if runs else None,
         "published": paper_row(told),
-        **_results_section(told),
-        "architecture_words": words(told.get("architecture", {})).replace("_", " "),
-        "training": [
-            (label, words(told[key]))
-            for key, label in TRAINING_FACTS.items()
-            if told.get(key) not in (None, {}, 0) or (key == "seed" and key in told)
-        ],
+        "scored": _scored(told),
+        "training": [(label(key), words(told[key])) for key in TRAINING_FACTS if told.get(key) not in (None, {})],
+        "percent": percent,
+        "words": words,
     }
     card = str(ModelCard.from_template(_metadata(known, name), template_path=str(TEMPLATE), **context))
     # Parts that were left out leave their blank lines behind.
@@ -144,27 +127,6 @@ def _metadata(known: dict, name: str) -> ModelCardData:
         model_name=name,
         eval_results=evaluations or None,
     )
-
-
-def _results_section(told: dict) -> dict:
-    """What the template prints of the evaluations; numbers are formatted here."""
-    scored = _scored(told)
-    where = [str(told[key]) for key in ("dataset", "subset") if told.get(key)]
-    where += [f"{told['num_evaluation']} images"] if told.get("num_evaluation") else []
-    with_classes = any("per_class_iou" in scores for scores in scored.values())
-    return {
-        "evaluated_on": ", ".join(where),
-        "protocol_words": words(told.get("protocol", {})),
-        "scores": [
-            (which, scores.get("step", ""), percent([scores["mean_iou"]]), percent([scores.get("accuracy")]))
-            for which, scores in scored.items()
-        ],
-        "last_is_scored": "last" in scored,
-        "per_class": [
-            (name, [percent([scores.get("per_class_iou", {}).get(name)]) for scores in scored.values()])
-            for name in (told.get("class_names", []) if with_classes else [])
-        ],
-    }
 
 
 def _default_name(known: dict) -> str:

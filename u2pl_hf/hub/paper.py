@@ -4,17 +4,11 @@ import json
 from pathlib import Path
 
 from u2pl_hf.hub.results import OLD_METHODS
+from u2pl_hf.measure.side_by_side import label
 
 PUBLISHED = json.loads(Path(__file__).with_name("published.json").read_text())
 # Steps that differ by less are the same schedule, rounded differently.
 STEPS_TOLERANCE = 0.02
-WORDS = {
-    "num_labelled": "labelled images",
-    "num_unlabelled": "unlabelled images",
-    "num_evaluation": "evaluation images",
-    "batch_size_labelled": "labelled images per step",
-    "base_width": "channels of the backbone's first stage",
-}
 
 
 def paper_row(results: dict) -> dict | None:
@@ -34,7 +28,7 @@ def paper_row(results: dict) -> dict | None:
     data = PUBLISHED["datasets"][name.partition("_")[0]]
     return {
         "split": f"{data['name']}, split {name}/{labelled}",
-        "mean_iou": {OLD_METHODS[method]["method_title"]: f"{score:.2f}" for method, score in scores.items()},
+        "mean_iou": {OLD_METHODS[method][0]: f"{score:.2f}" for method, score in scores.items()},
         "source": PUBLISHED["source"],
         "differences": _differences(results, data, int(labelled)),
     }
@@ -50,11 +44,7 @@ def _differences(results: dict, data: dict, labelled: int) -> list[tuple[str, ob
         "num_unlabelled": unlabelled,
     }
     here = results | (results.get("architecture") or {})
-    rows = [
-        (WORDS.get(key, key.replace("_", " ")), here[key], value)
-        for key, value in there.items()
-        if here.get(key) not in (None, value)
-    ]
+    rows = [(label(key), here[key], value) for key, value in there.items() if here.get(key) not in (None, value)]
     # An epoch is one pass over the list with more steps; the supervised baseline has only one.
     expected = round(data["epochs"] * max(labelled, unlabelled) / data["images_per_step"])
     steps = results.get("max_steps", expected)

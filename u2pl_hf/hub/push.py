@@ -1,14 +1,13 @@
 """Pushing a folder to the Hub."""
 
 import logging
-import os
 import re
 import shlex
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects, validate_repo_id
 
@@ -68,17 +67,9 @@ def check_names(repo_id: str, revision: str | None = None) -> None:
 
 
 def push_folder(
-    folder: str | os.PathLike,
-    repo_id: str,
-    *,
-    repo_type: str = "model",
-    private: bool = False,
-    commit_message: str | None = None,
-    revision: str | None = None,
-    allow_patterns: list[str] | None = None,
-    ignore_patterns: list[str] | None = None,
+    folder: Path, repo_id: str, *, repo_type: str = "model", private: bool = False, revision: str | None = None
 ) -> str:
-    """Upload the files of a folder as `push_files` does, to a repository of any type.
+    """Upload all files of a folder as `push_files` does.
 
     Returns:
         The web address of the commit.
@@ -86,25 +77,16 @@ def push_folder(
     Raises:
         InputError: no such folder, or the push failed for good: what to do about it.
     """
-    folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; pass the folder to push")
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    ignored = [*DEFAULT_IGNORE_PATTERNS, *(ignore_patterns or [])]
-    chosen = filter_repo_objects(files, allow_patterns=allow_patterns, ignore_patterns=ignored)
-    flags = {"--repo-type": [repo_type], "--revision": [revision] if revision else [],
-             "--include": allow_patterns or [], "--exclude": ignore_patterns or []}  # fmt: skip
-    words = ["hf", "upload", repo_id, str(folder), ".", *(["--private"] if private else [])]
-    words += [word for flag, values in flags.items() for value in values for word in (flag, value)]
-    return push_files(
-        {name: files[name] for name in chosen},
-        repo_id,
-        repo_type=repo_type,
-        private=private,
-        commit_message=commit_message or f"Files of {folder.resolve().name}",
-        revision=revision,
-        later=f"{folder} is kept, to push it later run `{shlex.join(words)}`",
-    )
+    names = filter_repo_objects(files, ignore_patterns=DEFAULT_IGNORE_PATTERNS)
+    words = ["hf", "upload", repo_id, str(folder), ".", "--repo-type", repo_type]
+    words += ["--private"] * private + (["--revision", revision] if revision else [])
+    options = {"repo_type": repo_type, "private": private, "revision": revision}
+    later = f"{folder} is kept, to push it later run `{shlex.join(words)}`"
+    message = f"Files of {folder.resolve().name}"
+    return push_files({name: files[name] for name in names}, repo_id, commit_message=message, later=later, **options)
 
 
 def push_files(
@@ -136,9 +118,9 @@ def push_files(
         InputError: the push failed for good, or would make public what was to be private.
     """
     api, target = HfApi(), {"repo_id": repo_id, "repo_type": repo_type}
+    sdk = {"space_sdk": "gradio"} if repo_type == "space" else {}
 
-    def upload() -> str:
-        sdk = {"space_sdk": "gradio"} if repo_type == "space" else {}
+    def upload() -> CommitInfo:
         api.create_repo(**target, **sdk, private=private, exist_ok=True)
         if private and not api.repo_info(**target).private:
             # The Hub leaves a repository that is there as it is.
@@ -149,11 +131,10 @@ def push_files(
         if nothing_else:
             there = api.list_repo_files(**target, revision=revision)
             operations += [CommitOperationDelete(name) for name in there if name not in (*files, ".gitattributes")]
-        options = {"operations": operations, "commit_message": commit_message, "revision": revision}
-        return api.create_commit(**target, **options).commit_url
+        return api.create_commit(**target, operations=operations, commit_message=commit_message, revision=revision)
 
     try:
-        return _persistent(upload)
+        return _persistent(upload).commit_url
     except InputError:
         raise
     except PUSH_ERRORS as error:
@@ -181,9 +162,8 @@ def _cause(error: BaseException) -> BaseException:
 def _may_pass(error: BaseException) -> bool:
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code >= 500 or error.response.status_code == 429
-    if isinstance(error, OfflineModeIsEnabled) or _is_about_token(error):
-        return False
-    return isinstance(error, HTTPError | ConnectionError | TimeoutError | RuntimeError)
+    is_of_network = isinstance(error, HTTPError | ConnectionError | TimeoutError | RuntimeError)
+    return is_of_network and not isinstance(error, OfflineModeIsEnabled) and not _is_about_token(error)
 
 
 def _is_about_token(error: BaseException) -> bool:

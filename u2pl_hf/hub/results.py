@@ -22,15 +22,11 @@ U2PL = (
     "them as negatives, in a contrastive loss, for the classes they almost surely do not belong to."
 )
 AEL = "AEL (Hu et al., NeurIPS 2021) shows classes that the student knows badly more often."
-# What results of before do not say of their method.
+# Title and text of methods, for results of before, which do not have them.
 OLD_METHODS = {
-    "suponly": {
-        "method_title": "SupOnly",
-        "method_about": "A supervised baseline: it learns from the labelled images only.",
-        "num_unlabelled": 0,
-    },
-    "u2pl": {"method_title": "U2PL", "method_about": U2PL},
-    "u2pl_ael": {"method_title": "U2PL + AEL", "method_about": f"{U2PL} {AEL}"},
+    "suponly": ("SupOnly", "A supervised baseline: it learns from the labelled images only."),
+    "u2pl": ("U2PL", U2PL),
+    "u2pl_ael": ("U2PL + AEL", f"{U2PL} {AEL}"),
 }
 
 
@@ -74,51 +70,17 @@ Results = TypedDict(
 )
 
 
-class Measured(Evaluation):
-    """An evaluation with its classes."""
-
-    per_class_iou: Required[dict[str, float | None]]
-
-
-class Hardware(TypedDict):
-    """What a run was computed on."""
-
-    name: str
-    processes: int
-    threads: int
-
-
-class Versions(TypedDict):
-    """Of libraries."""
-
-    torch: str
-
-
-class TableResults(Results):
-    """With what a table of runs shows."""
-
-    num_labelled: Required[int]
-    seed: Required[int]
-    max_steps: Required[int]
-    seconds: Required[float]
-    hardware: Required[Hardware]
-    versions: Required[Versions]
-    class_names: Required[list[str]]
-    last: Required[Measured]
-    best: Required[Evaluation]
-
-
-def read_results(folder: Path, kind: type = Results) -> dict | None:
+def read_results(folder: Path) -> dict | None:
     """results.json of an exported folder, if there is one.
 
     Raises:
         InputError: it is not what a run wrote.
     """
     path = file_in(folder, "results.json")
-    return read_json(path, kind) if path else None
+    return read_json(path, Results) if path else None
 
 
-def finished_results(folder: Path, kind: type = Results) -> dict:
+def finished_results(folder: Path) -> dict:
     """results.json of a finished run.
 
     Raises:
@@ -131,13 +93,17 @@ def finished_results(folder: Path, kind: type = Results) -> dict:
         best = "no finished run but its best model; pass the run's own folder"
         what = best if results.get("best") else "no results of a run (no last evaluation); restore it, or remove it"
         raise InputError(f"{folder / 'results.json'} holds {what}")
-    return read_results(folder, kind)
+    return results
 
 
 def with_method(results: dict) -> dict:
     """Results with what their method is, which those of before lack."""
-    known = results.get("method_title") is not None
-    return results if known else results | OLD_METHODS.get(results.get("method"), {})
+    method = results.get("method")
+    if results.get("method_title") is not None or method not in OLD_METHODS:
+        return results
+    title, about = OLD_METHODS[method]
+    unused = {"num_unlabelled": 0} if method == "suponly" else {}
+    return results | {"method_title": title, "method_about": about} | unused
 
 
 def public_facts(facts: dict) -> dict:

@@ -6,26 +6,28 @@ model_cards/demo.md              the table
 model_cards/demo_u2pl_seed0/     a run that is shown: README.md, its card, and curves.png pictures/
 """
 
+import functools
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Required
 
 from PIL import Image
 
 from u2pl_hf.errors import InputError
-from u2pl_hf.files import read_json_lines, read_text, write_atomically, write_text
+from u2pl_hf.files import read_json_lines, read_text, remove, write_atomically, write_text
 from u2pl_hf.hub.exported import picture_in
 from u2pl_hf.hub.model_card import render_model_card
-from u2pl_hf.hub.results import TableResults, finished_results, public_facts
+from u2pl_hf.hub.results import Results, finished_results, public_facts
 from u2pl_hf.measure.tables import Table, render_table
 
 OTHER = "other"
 
 
-class Record(TableResults):
+class Record(Results):
     """A line of records/TABLE.jsonl: results of a run, and its name."""
 
-    run: str
+    run: Required[str]
 
 
 def read_records(collection: Path, name: str = "*") -> dict[str, dict]:
@@ -52,7 +54,7 @@ def add_run(run: Path, collection: Path, tables: Iterable[Table] = (), *, pictur
     Raises:
         InputError: the run is not finished, or a path of the collection leads elsewhere.
     """
-    results, name = finished_results(run, TableResults), run.resolve().name
+    results, name = finished_results(run), run.resolve().name
     table = next((table for table in tables if name in table.runs()), None)
     records, folder = collection / "records" / f"{table.name if table else OTHER}.jsonl", collection / name
     for place in (records.parent, folder):
@@ -64,9 +66,8 @@ def add_run(run: Path, collection: Path, tables: Iterable[Table] = (), *, pictur
     order = list(table.runs()) if table else []
     known = read_records(collection, records.stem) | {name: public_facts(results)}
     names = sorted(known, key=lambda name: (order.index(name) if name in order else len(order), name))
-    lines = [json.dumps({"run": name} | known[name]) for name in names]
     records.parent.mkdir(parents=True, exist_ok=True)
-    write_text(records, "\n".join(lines) + "\n")
+    write_text(records, "".join(json.dumps({"run": name} | known[name]) + "\n" for name in names))
 
 
 def render_collection(collection: Path, tables: Iterable[Table] = ()) -> dict[Path, str]:
@@ -108,15 +109,15 @@ def _require_inside(collection: Path, folder: Path) -> None:
 
 def _copy_pictures(run: Path, folder: Path, names: Sequence[str]) -> None:
     """In place of the ones that are there."""
-    before = {*folder.glob("pictures/*.png"), *folder.glob("curves.png")}
-    folder.mkdir(parents=True, exist_ok=True)
+    remove(folder / "pictures")
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        try:
-            # With 256 colours, which is a third of the bytes in a repository that keeps them for ever.
-            picture = Image.open(run / name).convert("RGB").quantize(256, dither=Image.Dither.NONE)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise InputError(f"{run / name} cannot be shown ({error}); restore it, or remove it") from error
-        write_atomically(folder / name, lambda path, picture=picture: picture.save(path, "PNG", optimize=True))
-    for old in before - {folder / name for name in names}:
-        old.unlink()
+        write_atomically(folder / name, functools.partial(_reduce, run / name))
+
+
+def _reduce(source: Path, target: Path) -> None:
+    """With 256 colours, which is a third of the bytes in a repository that keeps them for ever."""
+    try:
+        Image.open(source).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(target, "PNG", optimize=True)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"{source} cannot be shown ({error}); restore it, or remove it") from error

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from u2pl_hf.errors import InputError, TrainingError
-from u2pl_hf.hub.results import TableResults, finished_results
 from u2pl_hf.training.recipe.arguments import parse_arguments
 from u2pl_hf.training.run.folder import RunFolder
 from u2pl_hf.training.run.stopping import SIGNALS
@@ -34,7 +33,7 @@ def results_of(arguments: Sequence[str]) -> dict | None:
     """
     folder = RunFolder(parse_arguments(list(arguments), ""))
     folder.check()
-    return finished_results(folder.path, TableResults) if folder.results_path.is_file() else None
+    return folder.finished_results()
 
 
 def run_all(command: Sequence[str], runs: Mapping[str, Sequence[str]], logs: Path, jobs: int = 1) -> None:

@@ -16,11 +16,21 @@ SETTING = ("method", "variant", "settings", "split", "num_labelled", "num_unlabe
 # What two runs cannot share: times and names may differ between two copies of one.
 IDENTITY = (*SAME_TASK, *SETTING, "seed", "best", "last")
 # Shown by `beside` where the rows differ in them.
-TOLD = ("method", "variant", "settings", "split", "labelled images", "backbone", "steps", "learning rate", "crop")
-# The fact that a column shows, where it is not called so.
-FACTS = {"labelled": "num_labelled", "labelled images": "num_labelled", "unlabelled": "num_unlabelled",
-         "steps": "max_steps", "learning rate": "learning_rate", "crop": "crop_size"}  # fmt: skip
-# Of columns that are no fact but computed from the runs of a group.
+TOLD = ("method", "variant", "settings", "split", "num_labelled", "backbone", "max_steps", "learning_rate", "crop_size")
+# Facts in words, where their names do not say it.
+LABELS = {
+    "num_labelled": "labelled images",
+    "num_unlabelled": "unlabelled images",
+    "num_evaluation": "evaluation images",
+    "max_steps": "steps",
+    "warmup_steps": "of these, supervised only",
+    "batch_size_labelled": "labelled images per step",
+    "batch_size_unlabelled": "unlabelled images per step",
+    "base_width": "channels of the backbone's first stage",
+    "initialised_with": "started from",
+    "date": "finished",
+}
+# Columns that are no fact but computed from the runs of a group.
 COMPUTED = {
     "seeds": lambda runs: " ".join(words(run.get("seed")) for run in runs),
     "last": lambda runs: percent(mean_iou(runs, "last")),
@@ -29,10 +39,14 @@ COMPUTED = {
     "each seed, last": lambda runs: " ".join(percent([value]) for value in mean_iou(runs, "last")),
     "mIoU, last": lambda runs: with_deviation(mean_iou(runs, "last")),
     "mIoU, best": lambda runs: with_deviation(mean_iou(runs, "best")),
-    "best at step": lambda runs: words([run["best"].get("step") for run in runs]),
-    "minutes": lambda runs: f"{statistics.mean(run['seconds'] for run in runs) / 60:.0f}",
-    "seconds": lambda runs: f"{statistics.mean(run['seconds'] for run in runs):.0f}",
+    "best at step": lambda runs: words([(run.get("best") or {}).get("step") for run in runs]),
+    "minutes": lambda runs: f"{statistics.mean(run.get('seconds') or 0 for run in runs) / 60:.0f}",
 }
+
+
+def label(name: str) -> str:
+    """A fact in words."""
+    return LABELS.get(name, name.replace("_", " "))
 
 
 def grouped(runs: Iterable[dict], facts: Sequence[str] = SETTING) -> list[list[dict]]:
@@ -43,24 +57,25 @@ def grouped(runs: Iterable[dict], facts: Sequence[str] = SETTING) -> list[list[d
     return list(groups.values())
 
 
+def rows_of(groups: Mapping[str, Sequence[dict]], columns: Sequence[str]) -> list[list[str]]:
+    """A head, and a row for each group: its name, and of each fact or computed column what the group has."""
+    head = ["", *map(label, columns)]
+    return [head] + [[name, *(cell(column, runs) for column in columns)] for name, runs in groups.items()]
+
+
 def cell(column: str, runs: Sequence[dict]) -> str:
     """What a column says of a group; several values where its runs do not agree."""
     if column in COMPUTED:
         return COMPUTED[column](runs)
-    return " / ".join(dict.fromkeys(words(run.get(FACTS.get(column, column))) for run in runs))
-
-
-def rows_of(groups: Mapping[str, Sequence[dict]], columns: Sequence[str]) -> list[list[str]]:
-    """A head, and a row for each group: its name and its cells."""
-    return [["", *columns]] + [[name, *(cell(column, runs) for column in columns)] for name, runs in groups.items()]
+    return " / ".join(dict.fromkeys(words(run.get(column)) for run in runs))
 
 
 def class_rows(groups: Mapping[str, Sequence[dict]], digits: int) -> list[list[str]]:
     """A row for each class: its name, and each group's mean IoU of it at the last step, in per cent."""
-    names = dict.fromkeys(name for runs in groups.values() for name in runs[0]["class_names"])
+    names = dict.fromkeys(name for runs in groups.values() for name in runs[0].get("class_names") or [])
 
     def mean(name: str, runs: Sequence[dict]) -> str:
-        return percent([run["last"]["per_class_iou"].get(name) for run in runs], digits)
+        return percent([run["last"].get("per_class_iou", {}).get(name) for run in runs], digits)
 
     return [[name, *(mean(name, runs) for runs in groups.values())] for name in names]
 
@@ -76,15 +91,14 @@ def beside(run: dict, others: Sequence[dict]) -> list[list[str]] | None:
         Markdown; the seed of this run is bold.
     """
     distinct = [same[0] for same in grouped([run, *others], IDENTITY)]
-    scored = [r for r in distinct if None not in ((r.get(which) or {}).get("mean_iou") for which in ("best", "last"))]
+    scored = [r for r in distinct if None not in (*mean_iou([r], "best"), *mean_iou([r], "last"))]
     same_task = next((runs for runs in grouped(scored, SAME_TASK) if runs[0] is run), [])
     if len(same_task) < 2:
         return None
     marked = [r | {"seed": f"**{words(r.get('seed'))}**"} if r is run else r for r in same_task]
-    groups = grouped(marked)
-    shown = [column for column in TOLD if len({cell(column, runs) for runs in groups}) > 1] or ["method"]
-    columns = [*shown, "seeds", "mIoU, best", "mIoU, last"]
-    return [columns] + [[cell(column, runs) for column in columns] for runs in groups]
+    groups = dict(enumerate(grouped(marked)))
+    differing = [name for name in TOLD if len({cell(name, runs) for runs in groups.values()}) > 1] or ["method"]
+    return [row[1:] for row in rows_of(groups, [*differing, "seeds", "mIoU, best", "mIoU, last"])]
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
@@ -97,7 +111,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 def mean_iou(runs: Sequence[dict], which: str) -> list[float | None]:
     """Of the `last` or the `best` evaluation of each run, as fractions."""
-    return [run[which]["mean_iou"] for run in runs]
+    return [(run.get(which) or {}).get("mean_iou") for run in runs]
 
 
 def percent(fractions: Sequence[float | None], digits: int = 2) -> str:

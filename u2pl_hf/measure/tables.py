@@ -2,16 +2,17 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from u2pl_hf.errors import InputError
-from u2pl_hf.files import read_yaml
+from u2pl_hf.files import misfit, read_yaml
 from u2pl_hf.markdown import escaped, markdown_table, one_line
-from u2pl_hf.measure.side_by_side import class_rows, rows_of
+from u2pl_hf.measure.side_by_side import class_rows, rows_of, words
 
 SLUG = re.compile(r"[a-z0-9_]+")
-COLUMNS = ("labelled", "steps", "seeds", "last", "± over seeds", "best", "each seed, last", "minutes")
+HINT = "pass a title and rows with id, name, recipe, as in training_scripts/tables"
+COLUMNS = ("num_labelled", "max_steps", "seeds", "last", "± over seeds", "best", "each seed, last", "minutes")
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class TableRow:
     id: str
     name: str
     recipe: str
-    options: dict = field(default_factory=dict)
-    seeds: tuple[int, ...] = (0,)
+    options: dict
+    seeds: list[int]
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Table:
     name: str
     title: str
     text: str
-    rows: tuple[TableRow, ...]
+    rows: list[TableRow]
     pictures: bool = False
 
     def runs(self) -> dict[str, tuple[TableRow, int]]:
@@ -73,20 +74,13 @@ def read_table(path: Path) -> Table:
         InputError: it cannot be read, or lacks something; names what.
     """
     try:
-        content = read_yaml(path, "pass a title and rows with id, name, recipe, as in training_scripts/tables")
-        if not isinstance(content, dict):
-            raise TypeError("it holds no fields")
-        shared, seeds = content.get("options") or {}, content.get("seeds") or [0]
-        rows = tuple(
-            TableRow(
-                *(str(row[key]) for key in ("id", "name", "recipe")),
-                shared | (row.get("options") or {}),
-                tuple(map(int, row.get("seeds", seeds))),
-            )
-            for row in content["rows"]
-        )
-        text, pictures = str(content.get("text") or "").strip(), bool(content.get("pictures", False))
-        table = Table(path.stem, str(content["title"]), text, rows, pictures)
+        told = {key: value for key, value in read_yaml(path, HINT).items() if value is not None}
+        content = {"text": "", "options": {}, "seeds": [0]} | told
+        shared, seeds, rows = (content.pop(key) for key in ("options", "seeds", "rows"))
+        rows = [TableRow(**{"seeds": seeds} | row | {"options": shared | (row.get("options") or {})}) for row in rows]
+        table = Table(name=path.stem, rows=rows, **content)
+        if wrong := misfit(asdict(table), Table):
+            raise ValueError(wrong)
     except InputError as error:
         raise InputError(f"table {error}") from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -113,7 +107,7 @@ def render_table(table: Table, found: Mapping[str, dict]) -> str:
         groups[row.id] += [found[name]] if name in found else []
     measured = {row.name: groups[row.id] for row in table.rows if groups[row.id]}
     missing = [name for name in table.runs() if name not in found]
-    parts = [f"# {one_line(table.title)}", table.text]
+    parts = [f"# {one_line(table.title)}", table.text.strip()]
     if measured:
         head, *rows = rows_of(measured, COLUMNS)
         parts += [
@@ -131,11 +125,10 @@ def _circumstances(runs: Iterable[dict]) -> str:
     """Hardware, versions and dates, of each kind once."""
     hardware, versions, dates = set(), set(), set()
     for run in runs:
-        name, processes, threads = (run["hardware"][key] for key in ("name", "processes", "threads"))
-        counts = f"{processes} process{'es' * (processes != 1)} with {threads} thread{'s' * (threads != 1)}"
-        hardware.add(f"{name}, {counts}")
-        versions.add(f"torch {run['versions']['torch']}")
+        place, libraries = run.get("hardware") or {}, run.get("versions") or {}
+        hardware.add(f"{place.get('name')}, {words({key: place.get(key) for key in ('processes', 'threads')})}")
+        versions.add(f"torch {libraries.get('torch')}")
         dates.add(run.get("date") or "")
     when = sorted(dates - {""})
-    told = [*sorted(hardware), ", ".join(sorted(versions)), " to ".join(dict.fromkeys([*when[:1], *when[-1:]]))]
+    told = [*sorted(hardware), *sorted(versions), " to ".join(dict.fromkeys([*when[:1], *when[-1:]]))]
     return f"Measured on {escaped('; '.join(filter(None, told)))}."
