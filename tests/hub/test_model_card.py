@@ -71,7 +71,7 @@ def test_every_fact_is_printed():
         "12,345,678 parameters",
         "mode slide, window 769, stride 513, scales 1, flip False",
         "- seed: 3",
-        "- labelled images per step: 8",
+        "- batch size labelled: 8",
         "- seconds: 1234",
         "- hardware: device cpu, name X, threads 2, processes 1",
         RESULTS["command"],
@@ -199,7 +199,7 @@ def test_what_differs_from_the_paper_is_told():
     assert rows == [
         ("output stride", "16", "8"),
         ("crop size", "321", "513"),
-        ("unlabelled images", "1000", "10216"),
+        ("unlabelled", "1000", "10216"),
         ("weights to start from", "timm/resnet101s.gluon_in1k", "of ImageNet"),
     ]
     assert ModelCard(card).data.base_model == "timm/resnet101s.gluon_in1k"

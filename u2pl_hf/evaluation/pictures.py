@@ -75,10 +75,7 @@ def with_legend(
     """The picture (H,W,3) with the colours and names of the classes that occur in `ids` below it, at least as wide."""
     entries = [(class_names[c], palette[c]) for c in np.unique(ids) if c != IGNORE]
     legend = _legend(entries, picture.shape[1], font_size=max(FONT_SIZE, picture.shape[1] // 36))
-    canvas = Image.new("RGB", (legend.width, picture.shape[0] + legend.height), PAPER)
-    canvas.paste(Image.fromarray(picture), (0, 0))
-    canvas.paste(legend, (0, picture.shape[0]))
-    return np.asarray(canvas)
+    return _below(picture, legend)
 
 
 def entropy_map(
@@ -119,33 +116,26 @@ def picture_grid(
         class_names: C names for the legend.
         cell_width: width of one picture in pixels; its height keeps the sample's proportions.
     """
-    rows = [_cells(sample, palette, len(class_names), cell_width) for sample in samples]
     width = len(COLUMNS) * (cell_width + GAP) + GAP
-    entries = [*zip(class_names, palette, strict=False), ("ignored or unreliable", IGNORE_COLOUR)]
-    notes = ["entropy: dark = certain, yellow = log C; red line = border of the unreliable pixels (entropy >= gamma)"]
-    legend = _legend(entries, width, notes)
-    height = TITLE_HEIGHT + sum(row[0].height + GAP for row in rows) + legend.height
-    canvas = Image.new("RGB", (width, height), PAPER)
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(FONT_SIZE)
+    titles = Image.new("RGB", (width, TITLE_HEIGHT), PAPER)
     for column, title in enumerate(COLUMNS):
-        draw.text((GAP + column * (cell_width + GAP), 3), title, fill=INK, font=font)
-    top = TITLE_HEIGHT
-    for row in rows:
-        for column, cell in enumerate(row):
-            canvas.paste(cell, (GAP + column * (cell_width + GAP), top))
-        top += row[0].height + GAP
-    canvas.paste(legend, (0, top))
-    return canvas
+        place = GAP + column * (cell_width + GAP), 3
+        ImageDraw.Draw(titles).text(place, title, fill=INK, font=ImageFont.load_default(FONT_SIZE))
+    rows = [_row(sample, palette, len(class_names), cell_width) for sample in samples]
+    entries = [*zip(class_names, palette, strict=False), ("ignored or unreliable", IGNORE_COLOUR)]
+    note = "entropy: dark = certain, yellow = log C; red line = border of the unreliable pixels (entropy >= gamma)"
+    return Image.fromarray(_below(np.asarray(titles), *rows, _legend(entries, width, [note])))
 
 
-def _cells(sample: dict, palette: Sequence[Sequence[int]], num_labels: int, cell_width: int) -> list[Image.Image]:
+def _row(sample: dict, palette: Sequence[Sequence[int]], num_labels: int, cell_width: int) -> np.ndarray:
     image, entropy = sample["image"], sample.get("entropy")
     masks = [sample.get(key) for key in ("ground_truth", "prediction", "pseudo_label")]
     pictures = [image, *(None if ids is None else colour_mask(ids, palette) for ids in masks)]
     if entropy is not None:
         entropy = entropy_map(entropy, sample.get("gamma"), sample.get("valid"), num_labels=num_labels)
     size = (cell_width, max(1, round(cell_width * image.shape[0] / image.shape[1])))
-    return [_fit(picture, size) for picture in (*pictures, entropy)]
+    cells = [_fit(picture, size) for picture in (*pictures, entropy)]
+    return np.hstack([np.pad(cell, ((0, GAP), (GAP, 0), (0, 0)), constant_values=PAPER[0]) for cell in cells])
 
 
 def _fit(picture: np.ndarray | None, size: tuple[int, int]) -> Image.Image:
@@ -158,9 +148,16 @@ def _fit(picture: np.ndarray | None, size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(picture).resize(size, method)
 
 
+def _below(*parts: np.ndarray) -> np.ndarray:
+    """Pictures below each other, the narrow ones with white to their right."""
+    width = max(part.shape[1] for part in parts)
+    wide = [((0, 0), (0, width - part.shape[1]), (0, 0)) for part in parts]
+    return np.vstack([np.pad(part, pad, constant_values=PAPER[0]) for part, pad in zip(parts, wide, strict=True)])
+
+
 def _legend(
     entries: Sequence[tuple[str, Sequence[int]]], width: int, notes: Sequence[str] = (), font_size: int = FONT_SIZE
-) -> Image.Image:
+) -> np.ndarray:
     """Names with their colours, as many per line as fit into `width`; then the notes, a line each."""
     font, swatch, gap = ImageFont.load_default(font_size), font_size + 1, GAP * font_size // FONT_SIZE
     line_height = swatch + gap + 2
@@ -176,4 +173,4 @@ def _legend(
         draw.text((x + swatch + gap - 2, y), name, fill=INK, font=font)
     for line, note in enumerate(notes, lines):
         draw.text((gap, 4 + line * line_height), note, fill=INK, font=font)
-    return canvas
+    return np.asarray(canvas)

@@ -45,7 +45,7 @@ def render_model_card(results: dict, *, others: Sequence[dict] = ()) -> str:
     context = told | {
         "title": escaped(name),
         "command": None if "```" in command else one_line(command),
-        "file": one_line(known.get("converted_from", {}).get("file", "")).replace("`", "'"),
+        "file": one_line(str(known.get("converted_from", {}).get("file"))).replace("`", "'"),
         "place": _place(known["repo_id"], known.get("revision")) if "repo_id" in known else PLACE,
         "runs": markdown_table(runs[0], runs[1:], str) if runs else None,
         "published": paper_row(told),
@@ -130,9 +130,8 @@ def _metadata(known: dict, name: str) -> ModelCardData:
 
 
 def _default_name(known: dict) -> str:
-    dataset = known.get("dataset", "").rpartition("/")[2] or None
-    parts = [known.get("method"), known.get("backbone"), dataset, known.get("num_labelled")]
-    return "-".join(str(part) for part in parts if part is not None) or "u2pl"
+    parts = [known.get(key) for key in ("method", "backbone", "dataset", "num_labelled")]
+    return "-".join(str(part).rpartition("/")[2] for part in parts if part is not None) or "u2pl"
 
 
 def _place(repo_id: str, revision: str | None) -> str:

@@ -15,7 +15,7 @@ TEXTS = ("method", "method_title", "method_about", "variant", "dataset", "datase
          "subset", "split", "date", "command", "pictures", "curves", "output_dir", "backbone",
          "model_name")  # fmt: skip
 COUNTS = ("num_labelled", "num_unlabelled", "num_evaluation", "seed", "max_steps", "warmup_steps", "parameters")
-OBJECTS = ("settings", "hardware", "versions", "protocol", "architecture")
+OBJECTS = ("settings", "hardware", "versions", "protocol", "architecture", "converted_from")
 
 U2PL = (
     "U2PL (Wang et al., CVPR 2022) also learns from pixels whose pseudo-labels are too uncertain to train on: it uses "
@@ -39,19 +39,6 @@ class Evaluation(TypedDict, total=False):
     per_class_iou: dict[str, float | None]
 
 
-class Origin(TypedDict):
-    """What a converted checkpoint was."""
-
-    file: str
-    sha256: str
-    weights: str
-    epoch: int | None
-    best_miou: float | None
-    class_names_of: str | None
-    output_stride: int
-    aspp_dilations: list[int]
-
-
 # What a card is made of. Fields that are not there are left out of it.
 Results = TypedDict(
     "Results",
@@ -64,7 +51,6 @@ Results = TypedDict(
         "dataset_on_hub": bool | None,
         "class_names": list[str] | None,
         "initialised_with": dict[str, str | None] | None,
-        "converted_from": Origin | None,
     },
     total=False,
 )

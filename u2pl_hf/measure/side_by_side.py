@@ -17,19 +17,6 @@ SETTING = ("method", "variant", "settings", "split", "num_labelled", "num_unlabe
 IDENTITY = (*SAME_TASK, *SETTING, "seed", "best", "last")
 # Shown by `beside` where the rows differ in them.
 TOLD = ("method", "variant", "settings", "split", "num_labelled", "backbone", "max_steps", "learning_rate", "crop_size")
-# Facts in words, where their names do not say it.
-LABELS = {
-    "num_labelled": "labelled images",
-    "num_unlabelled": "unlabelled images",
-    "num_evaluation": "evaluation images",
-    "max_steps": "steps",
-    "warmup_steps": "of these, supervised only",
-    "batch_size_labelled": "labelled images per step",
-    "batch_size_unlabelled": "unlabelled images per step",
-    "base_width": "channels of the backbone's first stage",
-    "initialised_with": "started from",
-    "date": "finished",
-}
 # Columns that are no fact but computed from the runs of a group.
 COMPUTED = {
     "seeds": lambda runs: " ".join(words(run.get("seed")) for run in runs),
@@ -45,8 +32,8 @@ COMPUTED = {
 
 
 def label(name: str) -> str:
-    """A fact in words."""
-    return LABELS.get(name, name.replace("_", " "))
+    """A fact in words: num_labelled as "labelled", max_steps as "steps", crop_size as "crop size"."""
+    return name.removeprefix("num_").removeprefix("max_").replace("_", " ")
 
 
 def grouped(runs: Iterable[dict], facts: Sequence[str] = SETTING) -> list[list[dict]]:
