@@ -164,7 +164,7 @@ def test_a_collection_of_runs(folder, tmp_path):
     add_run(second, collection, pictures=True)
     assert len(write_collection(collection)) == 2 and write_collection(collection) == []
     card = (first / "README.md").read_text()
-    assert "| u2pl | **3** 4 | 43.00 ± 0.00 | 45.62 ± 6.20 |" in card
+    assert "| u2pl | **3** 4 | 45.62 | 6.20 | 43.00 |" in card
     assert "curves.png" in card and "step-001200.png" not in card and not (first / "pictures").exists()
     assert (collection / "other" / "pictures" / "step-001200.png").is_file()
     assert read_records(collection)["other"] == public_facts(other) and list(read_records(collection)) == [

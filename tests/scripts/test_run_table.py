@@ -12,7 +12,6 @@ import pytest
 
 from u2pl_hf.commands.table import main
 from u2pl_hf.errors import InputError, TrainingError
-from u2pl_hf.measure import queue as run_queue
 from u2pl_hf.measure.queue import run_all
 
 ROOT = Path(__file__).parents[2]
@@ -221,14 +220,14 @@ def test_every_signal_reaches_all_that_are_going(tmp_path):
 def test_no_run_is_left_behind(tmp_path, monkeypatch):
     """The log of the second one cannot be written: the first must not train on."""
     (tmp_path / "logs" / "b.log").mkdir(parents=True)
-    started, start_process = [], run_queue._start
+    started, start_process = [], subprocess.Popen
 
-    def note(*arguments) -> subprocess.Popen:
-        started.append(start_process(*arguments))
+    def note(*arguments, **options) -> subprocess.Popen:
+        started.append(start_process(*arguments, **options))
         return started[-1]
 
-    monkeypatch.setattr(run_queue, "_start", note)
-    with pytest.raises(InputError, match=r"b\.log cannot be written to"):
+    monkeypatch.setattr(subprocess, "Popen", note)
+    with pytest.raises(InputError, match=r"no run can be started .*b\.log"):
         queue("ab", tmp_path / "logs", jobs=2, code="import time; time.sleep(60)")
     assert [process.poll() for process in started] == [-signal.SIGTERM]
 

@@ -15,7 +15,7 @@ from u2pl_hf.markdown import one_line
 from u2pl_hf.measure.side_by_side import aligned, class_rows, rows_of
 
 FACTS = ("method", "num_labelled", "num_unlabelled", "seed", "max_steps", "seconds")
-COLUMNS = (*FACTS, "mIoU, best", "best at step", "mIoU, last")
+COLUMNS = (*FACTS, "last", "best", "best at step")
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:

@@ -26,11 +26,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = ScriptParser(description=__doc__)
     parser.add_argument("table", type=Path, help="YAML file; see training_scripts/tables")
     parser.add_argument("--dataset", help="data set in place of the recipes' own")
-    parser.add_argument(
-        "--output_dir", type=Path, default=Path("runs/tables"), metavar="DIR", help="default: runs/tables"
-    )
-    parser.add_argument("--jobs", type=number(int, at_least=1), default=1, metavar="N",
-                        help="runs beside each other (default: 1)")  # fmt: skip
+    folder = Path("runs/tables")
+    parser.add_argument("--output_dir", type=Path, default=folder, metavar="DIR", help="default: runs/tables")
+    at_least_one = number(int, at_least=1)
+    parser.add_argument("--jobs", type=at_least_one, default=1, metavar="N", help="runs at a time (default: 1)")
     parser.add_argument("--only", nargs="+", default=[], metavar="ID", help="rows to run (default: all)")
     parser.add_argument("--list", action="store_true", help="start nothing: show what is finished and say what is left")
     parser.add_argument("--model_cards", type=Path, metavar="DIR", help="collection to add finished runs to")
@@ -77,9 +76,8 @@ def check_options(args: argparse.Namespace, table: Table) -> None:
         InputError: what to pass instead.
     """
     ids = [row.id for row in table.rows]
-    for name in args.only:
-        if name not in ids:
-            raise InputError(f"--only {name} is no row of {args.table}, whose rows are {' '.join(ids)}")
+    if unknown := [name for name in args.only if name not in ids]:
+        raise InputError(f"--only {unknown[0]} is no row of {args.table}, whose rows are {' '.join(ids)}")
     if args.options and not args.options[0].startswith("--"):
         raise InputError(f"-- {args.options[0]} is no option: pass some of train_u2pl.py's, such as -- --max_steps 500")
 

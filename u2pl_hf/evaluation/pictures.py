@@ -94,11 +94,10 @@ def entropy_map(
     channels = [np.interp(level, range(len(ENTROPY_COLOURS)), channel) for channel in ENTROPY_COLOURS.T]
     colours = np.stack(channels, axis=-1).round().astype(np.uint8)
     valid = np.ones(entropy.shape, bool) if valid is None else valid
-    if gamma is not None and not math.isnan(gamma):
-        inside = ((entropy >= gamma) & valid).astype(np.uint8)
-        # What erosion takes away has a neighbour outside; the image's edge is no border.
-        kernel = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
-        colours[inside > cv2.erode(inside, kernel, iterations=border_width)] = BORDER_COLOUR
+    inside = ((entropy >= (math.nan if gamma is None else gamma)) & valid).astype(np.uint8)
+    # What erosion takes away has a neighbour outside; the image's edge is no border.
+    kernel = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+    colours[inside > cv2.erode(inside, kernel, iterations=border_width)] = BORDER_COLOUR
     colours[~valid] = IGNORE_COLOUR
     return colours
 

@@ -27,8 +27,7 @@ def dataset_license(dataset: str, revision: str | None = None) -> str | None:
     except (HTTPError, OSError, ValueError, yaml.YAMLError) as error:
         logger.warning("the licence of %s is not known: its card cannot be read (%s)", dataset, type(error).__name__)
         return None
-    found, own = data.get("license"), data.get("license_name")
-    if found in ("other", ["other"]):
-        found = own
+    found = data.get("license")
+    found = data.get("license_name") if found in ("other", ["other"]) else found
     names = found if isinstance(found, list) else [found]
     return ", ".join(name for name in names if isinstance(name, str)) or None

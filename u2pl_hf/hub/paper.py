@@ -28,7 +28,7 @@ def paper_row(results: dict) -> dict | None:
     data = PUBLISHED["datasets"][name.partition("_")[0]]
     return {
         "split": f"{data['name']}, split {name}/{labelled}",
-        "mean_iou": {OLD_METHODS[method][0]: f"{score:.2f}" for method, score in scores.items()},
+        "mean_iou": {OLD_METHODS[method]["method_title"]: f"{score:.2f}" for method, score in scores.items()},
         "source": PUBLISHED["source"],
         "differences": _differences(results, data, int(labelled)),
     }

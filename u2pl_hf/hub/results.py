@@ -22,11 +22,12 @@ U2PL = (
     "them as negatives, in a contrastive loss, for the classes they almost surely do not belong to."
 )
 AEL = "AEL (Hu et al., NeurIPS 2021) shows classes that the student knows badly more often."
-# Title and text of methods, for results of before, which do not have them.
+SUPERVISED = "A supervised baseline: it learns from the labelled images only."
+# What results of before do not say of their method.
 OLD_METHODS = {
-    "suponly": ("SupOnly", "A supervised baseline: it learns from the labelled images only."),
-    "u2pl": ("U2PL", U2PL),
-    "u2pl_ael": ("U2PL + AEL", f"{U2PL} {AEL}"),
+    "suponly": {"method_title": "SupOnly", "method_about": SUPERVISED, "num_unlabelled": 0},
+    "u2pl": {"method_title": "U2PL", "method_about": U2PL},
+    "u2pl_ael": {"method_title": "U2PL + AEL", "method_about": f"{U2PL} {AEL}"},
 }
 
 
@@ -84,12 +85,8 @@ def finished_results(folder: Path) -> dict:
 
 def with_method(results: dict) -> dict:
     """Results with what their method is, which those of before lack."""
-    method = results.get("method")
-    if results.get("method_title") is not None or method not in OLD_METHODS:
-        return results
-    title, about = OLD_METHODS[method]
-    unused = {"num_unlabelled": 0} if method == "suponly" else {}
-    return results | {"method_title": title, "method_about": about} | unused
+    known = results.get("method_title") is not None
+    return results if known else results | OLD_METHODS.get(results.get("method"), {})
 
 
 def public_facts(facts: dict) -> dict:

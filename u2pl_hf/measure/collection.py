@@ -63,8 +63,8 @@ def add_run(run: Path, collection: Path, tables: Iterable[Table] = (), *, pictur
         allowed = pictures or (table is not None and table.pictures)
         shown = [picture_in(run, results.get(what)) for what in ("curves", "pictures")[: 1 + allowed]]
         _copy_pictures(run, folder, list(filter(None, shown)))
-    order = list(table.runs()) if table else []
     known = read_records(collection, records.stem) | {name: public_facts(results)}
+    order = list(table.runs()) if table else []
     names = sorted(known, key=lambda name: (order.index(name) if name in order else len(order), name))
     records.parent.mkdir(parents=True, exist_ok=True)
     write_text(records, "".join(json.dumps({"run": name} | known[name]) + "\n" for name in names))

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from u2pl_hf.errors import InputError, TrainingError
@@ -47,35 +48,38 @@ def run_all(command: Sequence[str], runs: Mapping[str, Sequence[str]], logs: Pat
         TrainingError: runs failed; the others were done nevertheless.
         SystemExit: a signal came.
     """
-    waiting, going, failed, caught, passed_on = list(runs), {}, [], [], 0
+    caught: list[int] = []
+
+    def fails(name: str) -> bool:
+        if caught:
+            return False
+        log, since, passed_on = logs / f"{name}.log", time.monotonic(), 0
+        try:
+            with open(log, "a") as file:
+                # In a group of its own: a Ctrl-C at the terminal is passed on once, by us.
+                words = [sys.executable, *command, *runs[name]]
+                process = subprocess.Popen(words, stdout=file, stderr=file, start_new_session=True)
+        except BaseException:
+            caught.append(signal.SIGTERM)  # The others must not go on.
+            raise
+        logger.info("%s: begun, %s", name, log)
+        while process.poll() is None:
+            for number in caught[passed_on:]:
+                process.send_signal(number)
+                passed_on += 1
+            time.sleep(0.2)
+        how = "done" if process.returncode == 0 else "stopped" if caught else "failed"
+        logger.info("%s: %s after %.1f minutes", name, how, (time.monotonic() - since) / 60)
+        return how == "failed"
+
     before = {number: signal.signal(number, lambda number, _: caught.append(number)) for number in SIGNALS}
     try:
         logs.mkdir(parents=True, exist_ok=True)
-        while going or (waiting and not caught):
-            while waiting and len(going) < jobs and not caught:
-                name = waiting.pop(0)
-                going[name] = _start([*command, *runs[name]], logs / f"{name}.log"), time.monotonic()
-                logger.info("%s: begun, %s", name, logs / f"{name}.log")
-            for number in caught[passed_on:]:
-                passed_on += 1
-                for process, _ in going.values():
-                    process.send_signal(number)
-            for name, (process, since) in list(going.items()):
-                if (code := process.poll()) is not None:
-                    del going[name]
-                    how = "done" if code == 0 else "stopped" if caught else "failed"
-                    logger.info("%s: %s after %.1f minutes", name, how, (time.monotonic() - since) / 60)
-                    failed += [name] if how == "failed" else []
-            time.sleep(0.2)
+        with ThreadPoolExecutor(jobs) as pool:
+            failed = [name for name, failing in zip(runs, pool.map(fails, runs), strict=True) if failing]
     except OSError as error:
-        if error.filename is None:  # No file: the system starts no process.
-            raise
-        raise InputError(f"{error.filename} cannot be written to ({error.strerror}); pass another folder") from error
+        raise InputError(f"no run can be started ({error}); pass another --output_dir, or fewer --jobs") from error
     finally:
-        for process, _ in going.values():
-            process.terminate()
-        for process, _ in going.values():
-            process.wait()
         for number, handler in before.items():
             signal.signal(number, handler)
     if caught:
@@ -83,9 +87,3 @@ def run_all(command: Sequence[str], runs: Mapping[str, Sequence[str]], logs: Pat
         sys.exit(128 + caught[0])
     if failed:
         raise TrainingError(f"{', '.join(failed)} failed; see {logs / (failed[0] + '.log')}; the same command goes on")
-
-
-def _start(command: Sequence[str], log: Path) -> subprocess.Popen:
-    with open(log, "a") as file:
-        # In a group of its own: a Ctrl-C at the terminal is passed on once, by us.
-        return subprocess.Popen([sys.executable, *command], stdout=file, stderr=file, start_new_session=True)

@@ -24,8 +24,6 @@ COMPUTED = {
     "best": lambda runs: percent(mean_iou(runs, "best")),
     "± over seeds": lambda runs: deviation(mean_iou(runs, "last")),
     "each seed, last": lambda runs: " ".join(percent([value]) for value in mean_iou(runs, "last")),
-    "mIoU, last": lambda runs: with_deviation(mean_iou(runs, "last")),
-    "mIoU, best": lambda runs: with_deviation(mean_iou(runs, "best")),
     "best at step": lambda runs: words([(run.get("best") or {}).get("step") for run in runs]),
     "minutes": lambda runs: f"{statistics.mean(run.get('seconds') or 0 for run in runs) / 60:.0f}",
 }
@@ -85,7 +83,7 @@ def beside(run: dict, others: Sequence[dict]) -> list[list[str]] | None:
     marked = [r | {"seed": f"**{words(r.get('seed'))}**"} if r is run else r for r in same_task]
     groups = dict(enumerate(grouped(marked)))
     differing = [name for name in TOLD if len({cell(name, runs) for runs in groups.values()}) > 1] or ["method"]
-    return [row[1:] for row in rows_of(groups, [*differing, "seeds", "mIoU, best", "mIoU, last"])]
+    return [row[1:] for row in rows_of(groups, [*differing, "seeds", "last", "± over seeds", "best"])]
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
@@ -111,11 +109,6 @@ def deviation(fractions: Sequence[float | None]) -> str:
     """The standard deviation of the sample in per cent; nothing for less than two values."""
     known = [100 * fraction for fraction in fractions if fraction is not None]
     return f"{statistics.stdev(known):.2f}" if len(known) > 1 else ""
-
-
-def with_deviation(fractions: Sequence[float | None]) -> str:
-    """Mean ± deviation, this from two values on."""
-    return " ± ".join(filter(None, (percent(fractions), deviation(fractions))))
 
 
 def words(value) -> str:
