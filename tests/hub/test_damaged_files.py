@@ -79,7 +79,7 @@ def one_line_or_success(act) -> bool:
 
 def table_of(path: Path) -> str:
     return render_table(
-        Table("t", "T", "", [TableRow("a", "A", "a.yaml", {}, [0])]), {"t_a_seed0": finished_results(path)}
+        Table("t", "T", "", [TableRow("a", "A", "a.yaml", {}, [0])], False), {"t_a_seed0": finished_results(path)}
     )
 
 

@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     # By their paths where two folders have one name.
     named = {str(f) if names.count(f.resolve().name) > 1 else f.resolve().name: f for f in folders}
     runs = {name: finished_results(folder) for name, folder in named.items()}
-    groups = {name: [results] for name, results in runs.items()}
+    groups = [(name, [results]) for name, results in runs.items()]
     classes = [[f"  {one_line(name)}", *ious] for name, *ious in class_rows(groups, 2)]
     told = [f"\n{aligned([*zip(*rows_of(groups, COLUMNS), strict=True), *classes])}\n"]
     told += [f"pictures: {named[name] / run['pictures']}" for name, run in runs.items() if run.get("pictures")]

@@ -1,12 +1,13 @@
 """Runs side by side: grouped by their setting over the seeds, in columns, for Markdown or as aligned text.
 
-A group is a list of runs' facts that differ in the seed alone; rows are lists of text, the head first.
+A group is a name and the facts of runs that differ in the seed alone; rows are lists of text, the head first.
 """
 
 import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
+Groups = Sequence[tuple[str, Sequence[dict]]]
 # Runs with other data, classes or evaluation are not comparable at all.
 SAME_TASK = ("dataset", "dataset_revision", "subset", "class_names", "protocol")
 # Runs that agree in these too differ in the seed alone.
@@ -42,10 +43,10 @@ def grouped(runs: Iterable[dict], facts: Sequence[str] = SETTING) -> list[list[d
     return list(groups.values())
 
 
-def rows_of(groups: Mapping[str, Sequence[dict]], columns: Sequence[str]) -> list[list[str]]:
+def rows_of(groups: Groups, columns: Sequence[str]) -> list[list[str]]:
     """A head, and a row for each group: its name, and of each fact or computed column what the group has."""
     head = ["", *map(label, columns)]
-    return [head] + [[name, *(cell(column, runs) for column in columns)] for name, runs in groups.items()]
+    return [head] + [[name, *(cell(column, runs) for column in columns)] for name, runs in groups]
 
 
 def cell(column: str, runs: Sequence[dict]) -> str:
@@ -55,14 +56,14 @@ def cell(column: str, runs: Sequence[dict]) -> str:
     return " / ".join(dict.fromkeys(words(run.get(column)) for run in runs))
 
 
-def class_rows(groups: Mapping[str, Sequence[dict]], digits: int) -> list[list[str]]:
+def class_rows(groups: Groups, digits: int) -> list[list[str]]:
     """A row for each class: its name, and each group's mean IoU of it at the last step, in per cent."""
-    names = dict.fromkeys(name for runs in groups.values() for name in runs[0].get("class_names") or [])
+    names = dict.fromkeys(name for _, runs in groups for name in runs[0].get("class_names") or [])
 
     def mean(name: str, runs: Sequence[dict]) -> str:
         return percent([run["last"].get("per_class_iou", {}).get(name) for run in runs], digits)
 
-    return [[name, *(mean(name, runs) for runs in groups.values())] for name in names]
+    return [[name, *(mean(name, runs) for _, runs in groups)] for name in names]
 
 
 def beside(run: dict, others: Sequence[dict]) -> list[list[str]] | None:
@@ -81,8 +82,8 @@ def beside(run: dict, others: Sequence[dict]) -> list[list[str]] | None:
     if len(same_task) < 2:
         return None
     marked = [r | {"seed": f"**{words(r.get('seed'))}**"} if r is run else r for r in same_task]
-    groups = dict(enumerate(grouped(marked)))
-    differing = [name for name in TOLD if len({cell(name, runs) for runs in groups.values()}) > 1] or ["method"]
+    groups = [("", runs) for runs in grouped(marked)]
+    differing = [name for name in TOLD if len({cell(name, runs) for _, runs in groups}) > 1] or ["method"]
     return [row[1:] for row in rows_of(groups, [*differing, "seeds", "last", "± over seeds", "best"])]
 
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from u2pl_hf.errors import InputError
@@ -49,7 +49,7 @@ class Table:
     title: str
     text: str
     rows: list[TableRow]
-    pictures: bool = False
+    pictures: bool
 
     def runs(self) -> dict[str, tuple[TableRow, int]]:
         """Name of a run -> its row and seed: the first seed of all rows, then the second ones."""
@@ -74,20 +74,23 @@ def read_table(path: Path) -> Table:
         InputError: it cannot be read, or lacks something; names what.
     """
     try:
-        told = {key: value for key, value in read_yaml(path, HINT).items() if value is not None}
-        content = {"text": "", "options": {}, "seeds": [0]} | told
+        content = read_yaml(path, HINT)
+        if not isinstance(content, dict):
+            raise TypeError("it holds no fields")
+        defaults = {"text": "", "options": {}, "seeds": [0], "pictures": False}
+        content = {"name": path.stem} | defaults | {key: value for key, value in content.items() if value is not None}
         shared, seeds, rows = (content.pop(key) for key in ("options", "seeds", "rows"))
-        rows = [TableRow(**{"seeds": seeds} | row | {"options": shared | (row.get("options") or {})}) for row in rows]
-        table = Table(name=path.stem, rows=rows, **content)
-        if wrong := misfit(asdict(table), Table):
+        rows = [{"seeds": seeds} | row | {"options": shared | (row.get("options") or {})} for row in rows]
+        if wrong := misfit(content | {"rows": rows}, Table):
             raise ValueError(wrong)
+        table = Table(**content, rows=[TableRow(**row) for row in rows])
     except InputError as error:
         raise InputError(f"table {error}") from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         told = " ".join(str(error).split())
         raise InputError(f"table {path} is not a title and rows with id, name, recipe: {told}") from error
-    ids = [row.id for row in rows]
-    wrong = [f"row {row.id} has no seeds" for row in rows if not row.seeds]
+    ids = [row.id for row in table.rows]
+    wrong = [f"row {row.id} has no seeds" for row in table.rows if not row.seeds]
     if not ids or len(set(ids)) < len(ids) or not all(map(SLUG.fullmatch, ids)):
         wrong.append(f"ids must be different and of a-z, 0-9, _: {' '.join(ids)}")
     if wrong:
@@ -105,7 +108,7 @@ def render_table(table: Table, found: Mapping[str, dict]) -> str:
     groups: dict[str, list[dict]] = {row.id: [] for row in table.rows}
     for name, (row, _) in table.runs().items():
         groups[row.id] += [found[name]] if name in found else []
-    measured = {row.name: groups[row.id] for row in table.rows if groups[row.id]}
+    measured = [(row.name, groups[row.id]) for row in table.rows if groups[row.id]]
     missing = [name for name in table.runs() if name not in found]
     parts = [f"# {one_line(table.title)}", table.text.strip()]
     if measured:
@@ -113,8 +116,8 @@ def render_table(table: Table, found: Mapping[str, dict]) -> str:
         parts += [
             markdown_table(head, rows),
             "Mean IoU and IoU per class in per cent, means over the seeds.",
-            markdown_table(["class", *measured], class_rows(measured, 1)),
-            _circumstances(run for runs in measured.values() for run in runs),
+            markdown_table(["class", *(name for name, _ in measured)], class_rows(measured, 1)),
+            _circumstances(run for _, runs in measured for run in runs),
         ]
     if missing:
         parts.append(f"Not run: {', '.join(missing)}.")
