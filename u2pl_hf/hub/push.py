@@ -32,16 +32,13 @@ def check_can_push(repo_id: str, repo_type: str = "model", *, revision: str | No
             not accept it.
     """
     check_names(repo_id, revision)
-    user, name = repo_id.split("/")
     try:
         account = _persistent(HfApi().whoami)
-    except LocalTokenNotFoundError as error:
-        raise InputError(f"no token to push {name} to {user}: run `hf auth login`, or set HF_TOKEN") from error
     except PUSH_ERRORS as error:
         raise InputError(f"cannot log in to push to {repo_id}: {_reason(error)}") from error
     if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise InputError(f"the token can only read, so {repo_id} cannot be pushed: make one that can write")
-    if user not in {account.get("name"), *(group.get("name") for group in account.get("orgs", []))}:
+    if repo_id.split("/")[0] not in {account.get("name"), *(group.get("name") for group in account.get("orgs", []))}:
         # A warning, since tokens may be limited in what they tell.
         log.warning("the token belongs to %s, who may not be allowed to push to %s", account.get("name"), repo_id)
 
@@ -174,6 +171,8 @@ def _is_about_token(error: BaseException) -> bool:
 def _reason(error: BaseException) -> str:
     """One line, without any token."""
     error = _cause(error)
+    if isinstance(error, LocalTokenNotFoundError):
+        return "there is no token; run `hf auth login`, or set HF_TOKEN"
     if _is_about_token(error):
         return "the token is not one word of plain letters"
     if isinstance(error, HfHubHTTPError) and error.response.status_code == 401:
