@@ -96,8 +96,11 @@ def results(folder: Path, content: bytes) -> list:
 
 def records(folder: Path, content: bytes) -> list:
     (folder / "records").mkdir(exist_ok=True)
-    (folder / "records" / "t.jsonl").write_bytes(json.dumps({"run": "a"} | RUN).encode() + b"\n" + content + b"\n")
-    return [lambda: read_records(folder)]
+    (folder / "records" / "t.jsonl").write_bytes(
+        json.dumps({"run": "t_a_seed0"} | RUN).encode() + b"\n" + content + b"\n"
+    )
+    rows = [TableRow(name, name, "a.yaml", {}, [0]) for name in "ab"]
+    return [lambda: render_table(Table("t", "T", "", rows, False), read_records(folder))]
 
 
 def metrics(folder: Path, content: bytes) -> list:
@@ -147,7 +150,7 @@ REPORT = {
 
 @pytest.mark.parametrize(
     ("read", "content", "number"),
-    [(results, RUN, 50), (records, {"run": "b"} | RUN, 50), (metrics, METRICS[1], 20),
+    [(results, RUN, 50), (records, {"run": "t_b_seed0"} | RUN, 50), (metrics, METRICS[1], 20),
      (recipe, RunArguments().recipe(), 60), (state, STATE, 300),
      (manifest, {"a": {"bytes": 1, "sha256": "x"}}, 100), (table, TABLE, 60), (work(Plan), {"fingerprint": "x"}, 50),
      (work(Report), REPORT, 100)],

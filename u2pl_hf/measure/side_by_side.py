@@ -61,7 +61,7 @@ def class_rows(groups: Groups, digits: int) -> list[list[str]]:
     names = dict.fromkeys(name for _, runs in groups for name in runs[0].get("class_names") or [])
 
     def mean(name: str, runs: Sequence[dict]) -> str:
-        return percent([run["last"].get("per_class_iou", {}).get(name) for run in runs], digits)
+        return percent([(run.get("last") or {}).get("per_class_iou", {}).get(name) for run in runs], digits)
 
     return [[name, *(mean(name, runs) for _, runs in groups)] for name in names]
 
