@@ -10,6 +10,7 @@ time, is always there. The last line of stdout is one JSON object with the numbe
 """
 
 import argparse
+import io
 import json
 import logging
 import math
@@ -21,8 +22,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from u2pl_hf.data.stream.transforms import normalize
 from u2pl_hf.errors import InputError, exits_on_input_error
-from u2pl_hf.evaluation.curves import FONT_SIZE, INK, PAPER, Line, draw_panel, read_metrics
-from u2pl_hf.evaluation.pictures import colour_mask, entropy_map, overlay
+from u2pl_hf.evaluation.curves import draw_panels, read_metrics
+from u2pl_hf.evaluation.pictures import FONT_SIZE, INK, PAPER, colour_mask, entropy_map, overlay
 from u2pl_hf.method import pseudo_labels as pl
 from u2pl_hf.method.mixing import cutmix
 from u2pl_hf.method.schedules import unreliable_share
@@ -231,8 +232,10 @@ def draw_queues(run: Path, names: list[str], warmup: int) -> tuple[Image.Image, 
     full = {name: next((step for step, share in points if share >= 100), None) for name, points in fill.items()}
     # Class 0 has the longest queue; of the others the first one to be full shows them all.
     first = min(names[1:], key=lambda name: full[name] or math.inf)
-    curves = [Line(name, [(warmup, 0), *fill[name]]) for name in (first, names[0])]
-    return draw_panel("queues, per cent filled", curves, lines[-1]["step"]), full
+    curves = {name: [(warmup, 0), *fill[name]] for name in (first, names[0])}
+    figure, drawn = draw_panels({"queues, per cent filled": curves}, lines[-1]["step"]), io.BytesIO()
+    figure.savefig(drawn, format="png")
+    return Image.open(drawn).convert("RGB"), full
 
 
 def save(canvas: Image.Image, path: Path) -> int:

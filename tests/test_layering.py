@@ -14,6 +14,7 @@ FORBIDDEN = {
                "huggingface_hub", "datasets"],
     "evaluation": ["u2pl_hf.training", "u2pl_hf.hub", "u2pl_hf.method", "accelerate"],
     "hub": ["u2pl_hf.training", "u2pl_hf.method", "u2pl_hf.data", "accelerate"],
+    "measure": ["u2pl_hf.model", "u2pl_hf.method", "u2pl_hf.data", "u2pl_hf.app", "u2pl_hf.commands"],
     "app": ["u2pl_hf.training", "u2pl_hf.hub", "u2pl_hf.model", "accelerate", "datasets"],
 }  # fmt: skip
 # The one rule for pixels goes to the Hub with the image processor, and training has to read files by it.

@@ -78,7 +78,7 @@ def exits_on_input_error(main: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
         logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
-        for library in ("httpx", "httpx2", "datasets", "transformers", "accelerate"):
+        for library in ("httpx", "httpx2", "datasets", "transformers", "accelerate", "matplotlib"):
             logging.getLogger(library).setLevel(logging.ERROR)
         # It has a handler of its own: with ours as well, each line would come twice.
         logging.getLogger("huggingface_hub").propagate = False

@@ -5,6 +5,7 @@ What a file holds is described by a type, mostly a TypedDict beside the code tha
 
 import hashlib
 import json
+import logging
 import math
 import os
 import shutil
@@ -16,6 +17,8 @@ from pathlib import Path
 import yaml
 
 from u2pl_hf.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 # What a writer that was killed leaves behind has names of this form.
 TEMPORARY = ".*.partial"
@@ -158,6 +161,29 @@ def read_json(path: Path, kind=dict, hint: str = HINT, *, strict: bool = True):
         raise
     except ValueError as error:
         raise InputError(f"{path} {error}; {hint}") from error
+
+
+def read_json_lines(path: Path, kind=dict, *, strict: bool = True, unfinished: bool = False) -> list[tuple[str, dict]]:
+    """The lines of a JSON Lines file, each with its text.
+
+    Args:
+        kind, strict: of each line, see `parse_json`.
+        unfinished: the writer may have been killed: a last line that was cut or is damaged is left out.
+
+    Raises:
+        InputError: another line is damaged.
+    """
+    texts = read_text(path).split("\n")
+    # Behind the last line break is nothing, or a line that was not finished.
+    texts, lines = texts[:-1] if unfinished or not texts[-1] else texts, []
+    for number, text in enumerate(texts, 1):
+        try:
+            lines.append((text, parse_json(text, kind, strict=strict)))
+        except ValueError as error:
+            if not unfinished or number < len(texts):
+                raise InputError(f"{path}, line {number} {error}; restore the file, or remove the line") from error
+            logger.warning("%s: its last line is damaged and is left out", path)
+    return lines
 
 
 def parse_json(text: str, kind=dict, *, strict: bool = True):

@@ -1,7 +1,7 @@
 """Words of others in Markdown: names of classes, data sets and files may hold what means something there."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 SPECIAL = re.compile(r"([\\`|*\[\]])")
 
@@ -22,7 +22,7 @@ def escaped(value):
     return SPECIAL.sub(r"\\\1", one_line(value)).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence]) -> str:
-    """A table of cells as they are to be shown."""
-    lines = [[escaped(str(cell)) for cell in cells] for cells in (head, *rows)]
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence], shown: Callable[[str], str] = escaped) -> str:
+    """A table of cells as they are to be shown; `shown` is str for cells that are Markdown already."""
+    lines = [[shown(str(cell)) for cell in cells] for cells in (head, *rows)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (lines[0], ["---"] * len(head), *lines[1:]))

@@ -11,7 +11,7 @@ from u2pl_hf.app import facts, markup
 from u2pl_hf.app.examples import find_examples
 from u2pl_hf.data.stream.transforms import IMAGE_MEAN, IMAGE_STD
 from u2pl_hf.errors import InputError
-from u2pl_hf.hub.model_card import render_card
+from u2pl_hf.hub.model_card import render_model_card
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (37, 53, 3)).astype(np.uint8)
 
@@ -138,7 +138,7 @@ def test_facts_come_from_configuration_and_card(tmp_path):
     scores = {"best": {"step": 3, "mean_iou": 0.6125}, "last": {"step": 5, "mean_iou": 0.5}}
     results = {"dataset": "town/streets", "subset": "validation", "class_names": NAMES, "method": "u2pl", **scores}
     assert facts.card_scores(str(tmp_path)) == []
-    (tmp_path / "README.md").write_text(render_card(results))
+    (tmp_path / "README.md").write_text(render_model_card(results))
     assert facts.card_scores(str(tmp_path)) == [
         "50.0 % mIoU (last, step 5) on town/streets, validation",
         "61.3 % mIoU (best, step 3) on town/streets, validation",

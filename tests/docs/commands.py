@@ -23,7 +23,8 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Of these the comments and docstrings hold commands as well.
 FILES_WITH_COMMANDS = [
-    *sorted((ROOT / "training_scripts").rglob("*.py")), *sorted((ROOT / "training_scripts").rglob("*.yaml")),
+    *sorted((ROOT / "training_scripts").rglob("*.py")), *sorted((ROOT / "u2pl_hf" / "commands").glob("*.py")),
+    *sorted((ROOT / "training_scripts").rglob("*.yaml")),
     *sorted((ROOT / "benchmarks").glob("*.py")), *sorted((ROOT / "docs").glob("*.py")),
     ROOT / "training_scripts" / "launch" / "slurm.sh",
 ]  # fmt: skip
@@ -141,7 +142,9 @@ def read_arguments(script: str, arguments: list[str]):
         patch.setattr(sys, "path", [str(path.parent), *sys.path])
         patch.setattr(sys, "argv", [str(path), *arguments])
         spec.loader.exec_module(module)
-        return module.parse_arguments()
+        # Of a wrapper it is its command's.
+        found = module if hasattr(module, "parse_arguments") else sys.modules[module.main.__module__]
+        return found.parse_arguments()
 
 
 def check_make(words: list[str]) -> None:

@@ -15,7 +15,7 @@ TABLE = ROOT / "docs" / "licences.md"
 # Of SPDX; what a work under Apache-2.0 may depend on. MPL-2.0 holds for its own files only.
 COMPATIBLE = {
     "Apache-2.0", "Apache-2.0 WITH LLVM-exception", "MIT", "MIT-CMU", "BSD", "BSD-2-Clause", "BSD-3-Clause", "0BSD",
-    "BSL-1.0", "Zlib", "CC0-1.0", "MPL-2.0", "PSF-2.0", "ISC",
+    "BSL-1.0", "Zlib", "CC0-1.0", "MPL-2.0", "PSF-2.0", "ISC", "Python Software Foundation License",
 }  # fmt: skip
 
 

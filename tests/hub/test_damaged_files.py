@@ -12,12 +12,13 @@ from tests.hub.test_model_card import RESULTS
 from u2pl_hf.data.prepare.convert import Plan
 from u2pl_hf.data.prepare.shards import Report
 from u2pl_hf.errors import InputError, TrainingError
-from u2pl_hf.evaluation.curves import draw_curves, read_metrics
+from u2pl_hf.evaluation.curves import save_curves
 from u2pl_hf.evaluation.loading import load_model
 from u2pl_hf.files import read_json
-from u2pl_hf.hub.exported import TableResults, exported_files, finished_results
-from u2pl_hf.measure.card_collection import add_run
-from u2pl_hf.measure.tables import Row, Table, read_table, render_table
+from u2pl_hf.hub.exported import exported_files
+from u2pl_hf.hub.results import finished_results
+from u2pl_hf.measure.collection import add_run, read_records
+from u2pl_hf.measure.tables import Table, TableRow, read_table, render_table
 from u2pl_hf.training.recipe.arguments import RunArguments
 from u2pl_hf.training.run.checkpoint import RunState, damage, read_state
 from u2pl_hf.training.run.folder import RunFolder
@@ -78,7 +79,7 @@ def one_line_or_success(act) -> bool:
 
 def table_of(path: Path) -> str:
     return render_table(
-        Table("t", "T", "", (Row("a", "A", "a.yaml"),)), {"t_a_seed0": finished_results(path, TableResults)}
+        Table("t", "T", "", [TableRow("a", "A", "a.yaml", {}, [0])], False), {"t_a_seed0": finished_results(path)}
     )
 
 
@@ -93,10 +94,19 @@ def results(folder: Path, content: bytes) -> list:
     ]
 
 
+def records(folder: Path, content: bytes) -> list:
+    (folder / "records").mkdir(exist_ok=True)
+    (folder / "records" / "t.jsonl").write_bytes(
+        json.dumps({"run": "t_a_seed0"} | RUN).encode() + b"\n" + content + b"\n"
+    )
+    rows = [TableRow(name, name, "a.yaml", {}, [0]) for name in "ab"]
+    return [lambda: render_table(Table("t", "T", "", rows, False), read_records(folder))]
+
+
 def metrics(folder: Path, content: bytes) -> list:
     lines = [json.dumps(line).encode() for line in METRICS]
     (folder / "metrics.jsonl").write_bytes(b"\n".join([lines[0], content, lines[2]]) + b"\n")
-    return [lambda: draw_curves(read_metrics(folder / "metrics.jsonl"))]
+    return [lambda: save_curves(folder / "metrics.jsonl", folder / "curves.png")]
 
 
 def recipe(folder: Path, content: bytes) -> list:
@@ -140,10 +150,11 @@ REPORT = {
 
 @pytest.mark.parametrize(
     ("read", "content", "number"),
-    [(results, RUN, 50), (metrics, METRICS[1], 20), (recipe, RunArguments().recipe(), 60), (state, STATE, 300),
-     (manifest, {"a": {"bytes": 1, "sha256": "x"}}, 100), (table, TABLE, 150), (work(Plan), {"fingerprint": "x"}, 50),
+    [(results, RUN, 50), (records, {"run": "t_b_seed0"} | RUN, 50), (metrics, METRICS[1], 20),
+     (recipe, RunArguments().recipe(), 60), (state, STATE, 300),
+     (manifest, {"a": {"bytes": 1, "sha256": "x"}}, 100), (table, TABLE, 60), (work(Plan), {"fingerprint": "x"}, 50),
      (work(Report), REPORT, 100)],
-    ids=["results", "metrics", "recipe", "state", "manifest", "table", "plan", "report"],
+    ids=["results", "records", "metrics", "recipe", "state", "manifest", "table", "plan", "report"],
 )  # fmt: skip
 def test_damaged_files_are_one_line(tmp_path, read, content, number):
     done = [one_line_or_success(act) for seed in range(number)
@@ -185,7 +196,7 @@ def test_the_field_is_named(tmp_path, text, told):
 def test_more_fields_and_a_byte_order_mark_pass(tmp_path):
     content = RUN | {"of_a_later_version": {"x": [1]}, "seed": 2**64 - 1}
     (tmp_path / "results.json").write_text("\ufeff" + json.dumps(content), encoding="utf-8")
-    assert finished_results(tmp_path, TableResults) == content
+    assert finished_results(tmp_path) == content
     (tmp_path / "results.json").write_bytes(json.dumps(content).encode("utf-16"))
     with pytest.raises(InputError, match=r"results\.json is no text"):
         finished_results(tmp_path)

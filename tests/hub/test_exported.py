@@ -1,6 +1,7 @@
 """Which files go to the Hub, and what they say."""
 
 import json
+import shutil
 
 import pytest
 import yaml
@@ -11,9 +12,9 @@ from tests.hub.test_model_card import RESULTS
 from u2pl_hf.errors import InputError
 from u2pl_hf.files import sha256_of
 from u2pl_hf.hub.exported import exported_files
-from u2pl_hf.hub.model_card import render_card
-from u2pl_hf.hub.public_facts import public_facts
-from u2pl_hf.measure.card_collection import add_run, render_collection, write_collection
+from u2pl_hf.hub.model_card import render_model_card
+from u2pl_hf.hub.results import public_facts
+from u2pl_hf.measure.collection import add_run, read_records, write_collection
 from u2pl_hf.training.run.upload import RunPush
 
 
@@ -35,7 +36,7 @@ def folder(tmp_path):
     recipe = {"dataset": "someone/streets", "output_dir": str(folder), "unlabelled_dataset": [str(tmp_path / "more")]}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"seed": 3}))
     (folder / "results.json").write_text(json.dumps(results))
-    (folder / "README.md").write_text(render_card(results))
+    (folder / "README.md").write_text(render_model_card(results))
     return folder
 
 
@@ -101,7 +102,7 @@ def test_a_converted_model(tmp_path):
         exported_files(tmp_path, "user/net")
     origin = {"file": "best.pth", "sha256": "ab" * 32, "weights": "teacher", "epoch": 79, "best_miou": 73.5,
               "class_names_of": "voc", "output_stride": 8, "aspp_dilations": [12, 24, 36]}  # fmt: skip
-    (tmp_path / "README.md").write_text(render_card({"class_names": ["a", "b"], "converted_from": origin}))
+    (tmp_path / "README.md").write_text(render_model_card({"class_names": ["a", "b"], "converted_from": origin}))
     files = exported_files(tmp_path, "user/net")
     card = files["README.md"].decode()
     assert set(files) == {"config.json", "model.safetensors", "README.md"} and '"user/net", trust' in card
@@ -151,24 +152,33 @@ def test_a_folder_that_looks_like_a_hub_id(tmp_path, monkeypatch):
     assert public_facts({"dataset": "data/camvid", "dataset_on_hub": True})["dataset"] == "data/camvid"
 
 
-def test_a_collection_of_cards(folder, tmp_path):
+def test_a_collection_of_runs(folder, tmp_path):
     for name in ("curves.png", "pictures/step-001200.png"):
         Image.new("RGB", (20, 10), (200, 30, 90)).save(folder / name)
     collection = tmp_path / "cards"
-    first = add_run(folder, collection)
-    second = folder.with_name("other")
+    add_run(folder, collection)
+    first, second = collection / "run", folder.with_name("other")
     folder.rename(second)
     other = json.loads((second / "results.json").read_text()) | {"seed": 4, "last": RESULTS["last"] | {"mean_iou": 0.5}}
     (second / "results.json").write_text(json.dumps(other))
-    add_run(second, collection)
+    add_run(second, collection, pictures=True)
     assert len(write_collection(collection)) == 2 and write_collection(collection) == []
     card = (first / "README.md").read_text()
-    assert "| u2pl | **3** 4 | 43.00 ± 0.00 | 45.62 ± 6.20 |" in card
+    assert "| u2pl | **3** 4 | 45.62 | 6.20 | 43.00 |" in card
+    assert "curves.png" in card and "step-001200.png" not in card and not (first / "pictures").exists()
+    assert (collection / "other" / "pictures" / "step-001200.png").is_file()
+    assert read_records(collection)["other"] == public_facts(other) and list(read_records(collection)) == [
+        "other",
+        "run",
+    ]
     assert all(str(tmp_path) not in path.read_text() for path in collection.rglob("*.[jm]*"))
     assert Image.open(first / "curves.png").convert("RGB").getpixel((5, 5)) == (200, 30, 90)
-    assert render_collection(collection)[first / "README.md"] == card
     with pytest.raises(InputError, match="no finished run"):
         add_run(tmp_path, collection)
+    # Again, and this time without pictures: what is shown is what the run has now.
+    (second / "results.json").write_text(json.dumps(other | {"pictures": None}))
+    add_run(second, collection)
+    assert not list(collection.glob("other/pictures/*")) and (collection / "other" / "curves.png").is_file()
 
 
 @pytest.mark.parametrize("outside", ["/etc/passwd", "../secret.png", "pictures/../../secret.png", "linked.png"])
@@ -179,7 +189,7 @@ def test_pictures_of_elsewhere_do_not_go(folder, tmp_path, field, outside):
     Image.new("RGB", (2, 2)).save(folder / "curves.png")
     results = json.loads((folder / "results.json").read_text())
     (folder / "results.json").write_text(json.dumps(results | {field: outside}))
-    for act in (lambda: exported_files(folder, "user/net"), lambda: add_run(folder, tmp_path / "cards")):
+    for act in (lambda: exported_files(folder, "user/net"), lambda: add_run(folder, tmp_path / "cards", pictures=True)):
         with pytest.raises(InputError, match=r"leads out of .*: put the file itself there"):
             act()
     assert not list(tmp_path.glob("cards/**/*.png"))
@@ -197,8 +207,9 @@ def test_only_pictures_are_shown(folder, tmp_path):
 
 
 def test_a_picture_that_is_none_is_one_line(folder, tmp_path):
-    with pytest.raises(InputError, match=r"step-001200\.png cannot be shown"):
-        add_run(folder, tmp_path / "cards")
+    with pytest.raises(InputError, match=r"curves\.png cannot be shown"):
+        add_run(folder, tmp_path / "cards", pictures=True)
+    assert not read_records(tmp_path / "cards")
 
 
 @pytest.mark.parametrize("name", ["README.md", "metrics.jsonl", "recipe.yaml", "model.safetensors", "labeled.txt",
@@ -233,13 +244,18 @@ def test_nothing_of_elsewhere_goes_with_a_checkpoint(folder):
         push.checkpoint_files()
 
 
-def test_cards_are_not_written_through_links(folder, tmp_path):
+@pytest.mark.parametrize("linked", ["run", "records"])
+def test_nothing_is_written_through_links(folder, tmp_path, linked):
     collection, elsewhere = tmp_path / "cards", tmp_path / "elsewhere"
+    (elsewhere / "run").mkdir(parents=True)
     collection.mkdir()
-    elsewhere.mkdir()
-    (collection / folder.name).symlink_to(elsewhere)
-    (elsewhere / "results.json").write_text((folder / "results.json").read_text())
-    for act in (lambda: add_run(folder, collection, ()), lambda: write_collection(collection)):
+    (collection / linked).symlink_to(elsewhere)
+    (elsewhere / "other.jsonl").write_text(json.dumps({"run": "run"} | RESULTS) + "\n")
+    with pytest.raises(InputError, match=r"leads out of .*; remove the link"):
+        add_run(folder, collection)
+    if linked == "run":
+        (collection / "records").mkdir()
+        shutil.copy(elsewhere / "other.jsonl", collection / "records")
         with pytest.raises(InputError, match=r"leads out of .*; remove the link"):
-            act()
-    assert [path.name for path in elsewhere.iterdir()] == ["results.json"]
+            write_collection(collection)
+    assert sorted(path.name for path in elsewhere.rglob("*")) == ["other.jsonl", "run"]

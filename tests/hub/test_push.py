@@ -23,7 +23,8 @@ def folder(tmp_path):
     table = pyarrow.table({"id": [f"im_{i}" for i in range(ROWS)], "value": noise})
     pyarrow.parquet.write_table(table, folder / "data" / "train-00000-of-00001.parquet", row_group_size=4000)
     (folder / "README.md").write_text("---\nlicense: mit\n---\nNoise.\n")
-    (folder / "notes.tmp").write_text("not for others")
+    (folder / ".cache" / "huggingface").mkdir(parents=True)
+    (folder / ".cache" / "huggingface" / "notes").write_text("not for others")
     return folder
 
 
@@ -37,11 +38,11 @@ def client(hub, home, program):
 
 
 def push_dataset(folder, **options):
-    return push_folder(folder, "user/noise", repo_type="dataset", ignore_patterns=["*.tmp"], **options)
+    return push_folder(folder, "user/noise", repo_type="dataset", **options)
 
 
 def test_pushed_folder_is_there(hub, folder):
-    url = push_dataset(folder, private=True, commit_message="First")
+    url = push_dataset(folder, private=True)
     repo = hub.repos["dataset", "user/noise"]
     commit = repo.branches["main"]
     assert url == f"{hub.url}/datasets/user/noise/commit/{commit}" and repo.private
@@ -58,7 +59,7 @@ def test_pushed_folder_is_there(hub, folder):
 
 def test_push_to_a_branch(hub, folder):
     for _ in range(2):
-        push_folder(folder, "user/net", revision="step-10", allow_patterns=["README.md"])
+        push_files({"README.md": folder / "README.md"}, "user/net", revision="step-10", commit_message="x", later="")
     repo = hub.repos["model", "user/net"]
     assert list(repo.commits[repo.branches["step-10"]]) == ["README.md"]
     assert repo.commits[repo.branches["main"]] == {} and not repo.private
@@ -118,7 +119,7 @@ def test_lasting_failure_says_how_to_push_later(hub, folder):
     with pytest.raises(InputError, match=r"cannot push to user/noise: .*503.*told to fail; ") as error:
         push_dataset(folder, private=True, revision="v1")
     assert "\n" not in str(error.value) and len(hub.requests) == 4
-    assert str(error.value).endswith(f"{folder} . --private --repo-type dataset --revision v1 --exclude '*.tmp'`")
+    assert str(error.value).endswith(f"{folder} . --repo-type dataset --private --revision v1`")
 
 
 def test_unreachable_hub(hub, folder, monkeypatch):
@@ -151,9 +152,7 @@ def test_missing_or_wrong_token_is_one_line(hub, monkeypatch, token):
     assert "\n" not in str(error.value) and "wrong" not in str(error.value)
 
 
-def test_wrong_arguments(hub, tmp_path):
-    with pytest.raises(InputError, match="not one of model, dataset, space"):
-        check_can_push("user/noise", "bucket")
+def test_a_folder_that_is_not_there(hub, tmp_path):
     with pytest.raises(InputError, match="is not a folder"):
         push_folder(tmp_path / "nowhere", "user/noise")
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from u2pl_hf.errors import InputError
-from u2pl_hf.measure.card_collection import render_collection, render_tables, write_collection
+from u2pl_hf.measure.collection import add_run, read_records, render_collection, write_collection
 from u2pl_hf.measure.queue import option_words
-from u2pl_hf.measure.tables import read_table, render_table
+from u2pl_hf.measure.tables import project_tables, read_table, render_table
 from u2pl_hf.training.recipe.command import parse_arguments
 
 ROOT = Path(__file__).parents[2]
@@ -51,7 +51,7 @@ def test_the_text_has_means_and_deviations_over_seeds(table):
     assert text.startswith("# Two ways\n\nA sentence.\n")
     assert "| First way | 7 | 4 | 3 4 | 51.00 | 1.41 | 61.00 | 50.00 52.00 | 2 |" in text
     assert "| sky | 50.0 |" in text and "| road | 50.0 |" in text
-    assert "Measured on X, 1 process with 1 thread; torch 9; 2026-01-03 to 2026-01-04." in text
+    assert "Measured on X, processes 1, threads 1; torch 9; 2026-01-03 to 2026-01-04." in text
     assert "Not run: ways_two_seed4." in text and "Second way" not in text
     one = render_table(table, {"ways_two_seed4": facts(4, 0.52, 0.62, None)})
     assert "| Second way | 7 | 4 | 4 | 52.00 |  | 62.00 | 52.00 | 2 |" in one and "| sky | - |" in one
@@ -88,9 +88,23 @@ def test_rows_of_the_projects_tables_are_runs_that_differ(path):
     assert len(set(recipes)) == len(recipes) > 1
 
 
-def test_committed_cards_and_tables_are_those_of_their_json():
-    texts = render_collection(ROOT / "model_cards") | render_tables(ROOT / "model_cards", list(map(read_table, TABLES)))
-    assert all(path.read_text() == text for path, text in texts.items()) and texts
+def test_committed_cards_and_tables_are_those_of_their_records():
+    collection = ROOT / "model_cards"
+    texts = render_collection(collection, project_tables())
+    assert {path.name for path in texts} == {"README.md", *(f"{path.stem}.md" for path in TABLES)}
+    for path, text in texts.items():
+        assert path.read_text() == text, f"{path}: run training_scripts/render_cards.py"
+        for picture in re.findall(r"!\[.*\]\((.+)\)", text):
+            assert (path.parent / picture).is_file()
+    for path in (collection / "records").iterdir():
+        # Each run stands in its table's file once, and tells nothing of the machine it ran on.
+        lines = path.read_text().splitlines()
+        assert list(read_records(collection, path.stem)) == [json.loads(line)["run"] for line in lines]
+        assert (
+            read_table(ROOT / "training_scripts" / "tables" / f"{path.stem}.yaml").runs().keys()
+            >= read_records(collection, path.stem).keys()
+        )
+        assert not re.search(r"(?<![\w:/])/(home|root|tmp|Users)/", path.read_text())
 
 
 def test_the_numbers_in_the_readme_are_those_of_the_tables():
@@ -124,10 +138,24 @@ def test_photographs_of_others_are_not_in_the_collection():
     assert [path.stem for path in TABLES if read_table(path).pictures] == ["demo"]
 
 
-def test_tables_are_written_beside_the_cards(tmp_path, table):
-    folder = tmp_path / "cards" / "ways_one_seed3"
-    folder.mkdir(parents=True)
-    (folder / "results.json").write_text(json.dumps(facts(3, 0.5, 0.6, 0.25)))
-    changed = write_collection(tmp_path / "cards", [table])
-    assert sorted(path.name for path in changed) == ["README.md", "ways.md"]
-    assert write_collection(tmp_path / "cards", [table]) == []
+def test_a_new_run_touches_its_line_and_its_table(tmp_path, table):
+    collection = tmp_path / "cards"
+
+    def measure(seed: int, last: float) -> None:
+        run = tmp_path / f"ways_one_seed{seed}"
+        run.mkdir(exist_ok=True)
+        (run / "results.json").write_text(json.dumps(facts(seed, last, 0.6, 0.25) | {"output_dir": str(run)}))
+        add_run(run, collection, [table])
+
+    measure(4, 0.5)
+    assert write_collection(collection, [table]) == [collection / "ways.md"]
+    before = (collection / "records" / "ways.jsonl").read_text()
+    measure(3, 0.7)
+    lines = (collection / "records" / "ways.jsonl").read_text().splitlines()
+    # In the table's order, whichever came first.
+    assert json.loads(lines[0])["run"] == "ways_one_seed3" and f"{lines[1]}\n" == before
+    assert "| First way | 7 | 4 | 3 4 | 60.00 |" in render_collection(collection, [table])[collection / "ways.md"]
+    write_collection(collection, [table])
+    measure(3, 0.7)
+    assert write_collection(collection, [table]) == []
+    assert sorted(path.name for path in collection.rglob("*")) == ["records", "ways.jsonl", "ways.md"]

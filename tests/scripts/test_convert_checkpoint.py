@@ -340,7 +340,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, narrow, monkeypatch):
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("u2pl_hf.training.run.export.render_card", full)
+    monkeypatch.setattr("u2pl_hf.training.run.export.render_model_card", full)
     with pytest.raises(InputError, match="No space left on device"):
         convert_checkpoint(tmp_path / "ckpt.pth", tmp_path / "out")
     assert [entry.name for entry in tmp_path.iterdir()] == ["ckpt.pth"]

@@ -286,6 +286,8 @@ def test_cards_of_runs_are_collected(run, tmp_path, here):
     assert code == 0 and told == {"cards": ["tiny"], "changed": ["tiny"]}
     assert (tmp_path / "tiny" / "README.md").is_file() and (tmp_path / "tiny" / "curves.png").is_file()
     assert here("render_cards.py", "--model_cards", tmp_path)[1] == {"cards": ["tiny"], "changed": []}
+    record = json.loads((tmp_path / "records" / "other.jsonl").read_text())
+    assert record["run"] == "tiny" and record["last"] == json.loads((run / "results.json").read_text())["last"]
     code, _, stderr = here("render_cards.py", run / "best", "--model_cards", tmp_path)
     assert code == 2 and "no finished run" in stderr
     code, _, stderr = here("compare.py", run / "best")

@@ -2,22 +2,19 @@
 
 import json
 import os
-import runpy
 import signal
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from u2pl_hf.commands.table import main
 from u2pl_hf.errors import InputError, TrainingError
-from u2pl_hf.measure import queue as run_queue
 from u2pl_hf.measure.queue import run_all
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "training_scripts" / "run_table.py"
 TABLE = """
 title: Tiny
 options: {{dataset: "{data}", split: 1/4, base_width: 8, head_channels: 8, representation_channels: 8, crop_size: 65,
@@ -29,42 +26,46 @@ rows:
 """
 
 
-def start(*arguments) -> subprocess.Popen:
-    env = os.environ | {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def finish(process: subprocess.Popen) -> tuple[int, str, str]:
-    out, errors = process.communicate(timeout=300)
-    return process.returncode, out, errors
-
-
 def here(monkeypatch, capsys, *arguments) -> tuple[int, str, str]:
-    """The script in this process: exit code, stdout, stderr."""
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
+    """The command in this process, its runs in others: exit code, stdout, stderr."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     code = 0
     try:
-        runpy.run_path(str(SCRIPT), run_name="__main__")
+        main(list(map(str, arguments)))
     except SystemExit as ended:
         code = ended.code
     told = capsys.readouterr()
     return code, told.out, told.err
 
 
-def test_a_table_is_interrupted_goes_on_and_is_rendered(tiny_data, tmp_path, monkeypatch, capsys):
-    table = tmp_path / "tiny.yaml"
+def signal_when(ready, number: int) -> None:
+    """Send a signal to this process once `ready()` is true."""
+
+    def wait() -> None:
+        while not ready():
+            time.sleep(0.05)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def logged(run: Path) -> int:
+    path = run / "metrics.jsonl"
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def test_a_table_is_interrupted_and_goes_on(tiny_data, tmp_path, monkeypatch, capsys, caplog):
+    caplog.set_level("INFO")
+    table, runs = tmp_path / "tiny.yaml", [tmp_path / "runs" / f"tiny_{row}_seed0" for row in ("suponly", "ael")]
     table.write_text(TABLE.format(data=tiny_data, steps=4000))
-    options = [table, "--output_dir", tmp_path / "runs", "--model_cards", tmp_path / "cards"]
-    running, metrics = start(*options), tmp_path / "runs" / "tiny_suponly_seed0" / "metrics.jsonl"
-    while not (metrics.exists() and metrics.read_text().count("\n") > 1):
-        assert running.poll() is None
-        time.sleep(0.05)
-    running.send_signal(signal.SIGTERM)
-    code, out, errors = finish(running)
-    assert code == 128 + signal.SIGTERM and not out and "the same command goes on" in errors
-    assert any((tmp_path / "runs" / "tiny_suponly_seed0" / "checkpoints").iterdir())
-    assert not (tmp_path / "runs" / "tiny_ael_seed0").exists()
+    options = [table, "--output_dir", tmp_path / "runs"]
+    # Two beside each other, and a signal reaches both.
+    signal_when(lambda: all(logged(run) > 1 for run in runs), signal.SIGTERM)
+    code, out, errors = here(monkeypatch, capsys, *options, "--jobs", "2")
+    assert code == 128 + signal.SIGTERM and not out and "the same command goes on" in caplog.text
+    assert all(any((run / "checkpoints").iterdir()) and not (run / "results.json").exists() for run in runs)
 
     code, out, errors = here(monkeypatch, capsys, *options, "--list")
     assert code == 0 and json.loads(out)["to_do"] == ["tiny_suponly_seed0", "tiny_ael_seed0"]
@@ -74,48 +75,44 @@ def test_a_table_is_interrupted_goes_on_and_is_rendered(tiny_data, tmp_path, mon
     table.write_text(TABLE.format(data=tiny_data, steps=5))
     code, out, errors = here(monkeypatch, capsys, *options, "--only", "ael")
     assert code == 2 and "table tiny, row suponly:" in errors and "max_steps is 4000 there and 5 here" in errors
-    # Two beside each other, and a signal reaches both.
     table.write_text(TABLE.format(data=tiny_data, steps=4000))
-    running, runs = start(*options, "--jobs", "2"), [tmp_path / "runs" / f"tiny_{m}_seed0" for m in ("suponly", "ael")]
-    there = metrics.read_text().count("\n")
-    while not ((runs[1] / "metrics.jsonl").exists() and (runs[1] / "metrics.jsonl").read_text().count("\n")
-               and metrics.read_text().count("\n") > there):  # fmt: skip
-        assert running.poll() is None
-        time.sleep(0.05)
-    running.send_signal(signal.SIGINT)
-    assert finish(running)[0] == 128 + signal.SIGINT
-    assert all(any((run / "checkpoints").iterdir()) and not (run / "results.json").exists() for run in runs)
+    there = logged(runs[0])
+    signal_when(lambda: logged(runs[0]) > there, signal.SIGINT)
+    assert here(monkeypatch, capsys, *options)[0] == 128 + signal.SIGINT
     assert "resuming from" in (tmp_path / "runs" / "logs" / "tiny_suponly_seed0.log").read_text()
+    assert "resuming from" not in (tmp_path / "runs" / "logs" / "tiny_ael_seed0.log").read_text()
 
 
-def test_finished_runs_are_passed_over_and_failed_ones_are_named(tiny_data, tmp_path):
+def test_finished_runs_are_passed_over_and_failed_ones_are_named(tiny_data, tmp_path, monkeypatch, capsys):
     table = tmp_path / "tiny.yaml"
-    table.write_text(TABLE.format(data=tiny_data, steps=5))
+    wrong = (
+        '  - {id: wrong, name: W, recipe: demo_u2pl.yaml, options: {method: u2pl_ael, frequent_classes: ["no_class"]}}'
+    )
+    table.write_text(TABLE.format(data=tiny_data, steps=5) + wrong)
     options = [table, "--output_dir", tmp_path / "runs", "--model_cards", tmp_path / "cards"]
-    code, out, errors = finish(start(*options, "--only", "suponly", "--", "--max_steps", "4", "--seed", "7"))
+    last = ["--", "--max_steps", "4", "--seed", "7"]
+    code, out, errors = here(monkeypatch, capsys, *options, "--only", "suponly", *last)
     assert code == 0 and json.loads(out)["finished"] == ["tiny_suponly_seed0"]
     told = json.loads((tmp_path / "runs" / "tiny_suponly_seed0" / "results.json").read_text())
     # They win over the table's own, but not over what tells the runs apart.
     assert (told["max_steps"], told["seed"]) == (4, 0)
-    options += ["--jobs", "2", "--", "--max_steps", "4"]
-    code, out, errors = finish(start(*options))
+
+    code, out, errors = here(monkeypatch, capsys, *options, "--jobs", "2", *last)
+    assert code == 1 and not out and "error: tiny_wrong_seed0 failed; see" in errors.splitlines()[-1]
+    assert "no_class is no class" in (tmp_path / "runs" / "logs" / "tiny_wrong_seed0.log").read_text()
+    assert (tmp_path / "runs" / "logs" / "tiny_suponly_seed0.log").read_text().count("from step 0 to 4") == 1
+    # What did not fail is kept: a line for each run, and a table of one's own as the project's are.
+    lines = (tmp_path / "cards" / "records" / "tiny.jsonl").read_text().splitlines()
+    results = json.loads(lines[1])
+    assert results["method"] == "u2pl_ael" and results["run"] == "tiny_ael_seed0" and len(lines) == 2
+    assert sorted(path.name for path in (tmp_path / "cards").iterdir()) == ["records", "tiny.md"]
+    score = f"{100 * results['last']['mean_iou']:.2f}"
+    assert f"| U2PL + AEL | 6 | 4 | 0 | {score} |" in errors
+    assert f"| U2PL + AEL | 6 | 4 | 0 | {score} |" in (tmp_path / "cards" / "tiny.md").read_text()
+    code, out, errors = here(monkeypatch, capsys, *options, "--only", "suponly", "ael", *last)
     assert code == 0 and json.loads(out) == {
         "table": "tiny", "finished": ["tiny_suponly_seed0", "tiny_ael_seed0"], "to_do": []
     }  # fmt: skip
-    assert "tiny_suponly_seed0: begun" not in errors and "tiny_ael_seed0: done" in errors
-    results = json.loads((tmp_path / "cards" / "tiny_ael_seed0" / "results.json").read_text())
-    score = f"{100 * results['last']['mean_iou']:.2f}"
-    assert f"| U2PL + AEL | 6 | 4 | 0 | {score} |" in errors
-    # A table of one's own is rendered as the project's are.
-    assert f"| {score} |" in (tmp_path / "cards" / "tiny.md").read_text()
-    assert results["method"] == "u2pl_ael" and (tmp_path / "cards" / "tiny_ael_seed0" / "README.md").exists()
-
-    table.write_text(TABLE.format(data=tiny_data, steps=5).replace('["0"]', '["no_such_class"]'))
-    code, out, errors = finish(start(table, "--output_dir", tmp_path / "other", "--model_cards", tmp_path / "kept"))
-    # What did not fail is kept.
-    assert "SupOnly" in (tmp_path / "kept" / "tiny.md").read_text()
-    assert code == 1 and not out and "error: tiny_ael_seed0 failed; see" in errors.splitlines()[-1]
-    assert "no_such_class is no class" in (tmp_path / "other" / "logs" / "tiny_ael_seed0.log").read_text()
 
 
 @pytest.mark.parametrize(
@@ -125,7 +122,7 @@ def test_finished_runs_are_passed_over_and_failed_ones_are_named(tiny_data, tmp_
         (
             "title: A\nrows:\n  - {id: a, name: A, recipe: demo_suponly.yaml}",
             ["--jobs", "0"],
-            "--jobs 0 must be at least 1",
+            "--jobs is 0: it must be at least 1",
         ),
         (
             "title: A\nrows:\n  - {id: a, name: A, recipe: demo_suponly.yaml, options: {trackers: [none]}}",
@@ -223,14 +220,14 @@ def test_every_signal_reaches_all_that_are_going(tmp_path):
 def test_no_run_is_left_behind(tmp_path, monkeypatch):
     """The log of the second one cannot be written: the first must not train on."""
     (tmp_path / "logs" / "b.log").mkdir(parents=True)
-    started, start_process = [], run_queue._start
+    started, start_process = [], subprocess.Popen
 
-    def note(*arguments) -> subprocess.Popen:
-        started.append(start_process(*arguments))
+    def note(*arguments, **options) -> subprocess.Popen:
+        started.append(start_process(*arguments, **options))
         return started[-1]
 
-    monkeypatch.setattr(run_queue, "_start", note)
-    with pytest.raises(InputError, match=r"b\.log cannot be written to"):
+    monkeypatch.setattr(subprocess, "Popen", note)
+    with pytest.raises(InputError, match=r"no run can be started .*b\.log"):
         queue("ab", tmp_path / "logs", jobs=2, code="import time; time.sleep(60)")
     assert [process.poll() for process in started] == [-signal.SIGTERM]
 

@@ -325,7 +325,7 @@ def test_models_of_another_architecture(tiny_data, tmp_path, trained):
 
 
 def test_model_from_the_hub(tiny_data, tmp_path, trained, cache):
-    push_folder(trained["suponly"], "user/suponly", revision="v1", allow_patterns=["*.json", "*.safetensors"])
+    push_folder(trained["suponly"], "user/suponly", revision="v1")
     commit = cache.repos["model", "user/suponly"].branches["v1"]
     options = {"initial_model": "user/suponly", "initial_model_revision": "v1", "method": "suponly"}
     trainer = make_trainer(tiny_data, tmp_path / "run", **options)

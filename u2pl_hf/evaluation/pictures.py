@@ -6,6 +6,7 @@ Shapes: ids are class ids (H,W) uint8 with 255 = ignore; images are RGB (H,W,3) 
 import math
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -16,7 +17,6 @@ INK, PAPER = (20, 20, 20), (255, 255, 255)
 # Dark blue (certain) over green to yellow (uncertain): lightness grows with entropy, so it reads in grey as well.
 ENTROPY_COLOURS = np.array([(24, 20, 72), (34, 86, 140), (38, 146, 132), (130, 200, 82), (250, 226, 60)], float)
 COLUMNS = ("image", "ground truth", "prediction", "pseudo-label", "entropy")
-BAND = 256  # rows whose colours are mixed at a time: doubles of a whole photograph would be a gigabyte
 LINE_SHARE = 600  # pixels of the longest side for each pixel of a contour
 GAP, TITLE_HEIGHT, FONT_SIZE = 6, 22, 13
 
@@ -26,13 +26,11 @@ def default_palette(num_labels: int) -> list[list[int]]:
 
     The bits of the class id are dealt in turn to red, green and blue, lowest bits to the highest place.
     """
-    palette = []
-    for class_id in range(num_labels):
-        colour = [0, 0, 0]
-        for bit in range(class_id.bit_length()):
-            colour[bit % 3] |= (class_id >> bit & 1) << (7 - bit // 3)
-        palette.append(colour)
-    return palette
+
+    def channel(class_id: int, bit: int) -> int:
+        return sum((class_id >> 3 * place + bit & 1) << 7 - place for place in range(8))
+
+    return [[channel(class_id, bit) for bit in range(3)] for class_id in range(num_labels)]
 
 
 def colour_table(palette: Sequence[Sequence[int]]) -> np.ndarray:
@@ -62,11 +60,8 @@ def overlay(
     table = colour_table(palette)
     is_bare = ~table.any(axis=1)
     is_bare[IGNORE] = True
-    mixed = np.empty_like(image)
-    for first in range(0, len(image), BAND):
-        rows = slice(first, first + BAND)
-        colours = (1 - opacity) * image[rows] + opacity * table[ids[rows]]
-        mixed[rows] = np.where(is_bare[ids[rows]][..., None], image[rows], colours.round().astype(np.uint8))
+    mixed = cv2.addWeighted(image, 1 - opacity, table[ids], opacity, 0)
+    mixed = np.where(is_bare[ids][..., None], image, mixed)
     if contour:
         for step in range(1, max(1, round(max(ids.shape) / LINE_SHARE)) + 1):
             mixed[:, :-step][ids[:, :-step] != ids[:, step:]] = PAPER
@@ -80,10 +75,7 @@ def with_legend(
     """The picture (H,W,3) with the colours and names of the classes that occur in `ids` below it, at least as wide."""
     entries = [(class_names[c], palette[c]) for c in np.unique(ids) if c != IGNORE]
     legend = _legend(entries, picture.shape[1], font_size=max(FONT_SIZE, picture.shape[1] // 36))
-    canvas = Image.new("RGB", (legend.width, picture.shape[0] + legend.height), PAPER)
-    canvas.paste(Image.fromarray(picture), (0, 0))
-    canvas.paste(legend, (0, picture.shape[0]))
-    return np.asarray(canvas)
+    return _below(picture, legend)
 
 
 def entropy_map(
@@ -99,25 +91,15 @@ def entropy_map(
         border_width: of the red line in pixels, measured into the unreliable region.
     """
     level = np.clip(np.nan_to_num(entropy) / max(math.log(num_labels), 1e-12), 0, 1) * (len(ENTROPY_COLOURS) - 1)
-    low = np.minimum(level.astype(int), len(ENTROPY_COLOURS) - 2)
-    part = (level - low)[..., None]
-    colours = ((1 - part) * ENTROPY_COLOURS[low] + part * ENTROPY_COLOURS[low + 1]).round().astype(np.uint8)
+    channels = [np.interp(level, range(len(ENTROPY_COLOURS)), channel) for channel in ENTROPY_COLOURS.T]
+    colours = np.stack(channels, axis=-1).round().astype(np.uint8)
     valid = np.ones(entropy.shape, bool) if valid is None else valid
-    if gamma is not None and not math.isnan(gamma):
-        inside = (entropy >= gamma) & valid
-        for _ in range(border_width):
-            border = _inner_border(inside)
-            colours[border] = BORDER_COLOUR
-            inside &= ~border
+    inside = ((entropy >= (math.nan if gamma is None else gamma)) & valid).astype(np.uint8)
+    # What erosion takes away has a neighbour outside; the image's edge is no border.
+    kernel = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+    colours[inside > cv2.erode(inside, kernel, iterations=border_width)] = BORDER_COLOUR
     colours[~valid] = IGNORE_COLOUR
     return colours
-
-
-def _inner_border(region: np.ndarray) -> np.ndarray:
-    """Pixels of a bool region (H,W) that have a neighbour outside it; the image's edge is no border."""
-    padded = np.pad(region, 1, mode="edge")
-    inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return region & ~inside
 
 
 def picture_grid(
@@ -133,36 +115,26 @@ def picture_grid(
         class_names: C names for the legend.
         cell_width: width of one picture in pixels; its height keeps the sample's proportions.
     """
-    rows = [_cells(sample, palette, len(class_names), cell_width) for sample in samples]
     width = len(COLUMNS) * (cell_width + GAP) + GAP
-    entries = [*zip(class_names, palette, strict=False), ("ignored or unreliable", IGNORE_COLOUR)]
-    notes = ["entropy: dark = certain, yellow = log C; red line = border of the unreliable pixels (entropy >= gamma)"]
-    legend = _legend(entries, width, notes)
-    height = TITLE_HEIGHT + sum(row[0].height + GAP for row in rows) + legend.height
-    canvas = Image.new("RGB", (width, height), PAPER)
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(FONT_SIZE)
+    titles = Image.new("RGB", (width, TITLE_HEIGHT), PAPER)
     for column, title in enumerate(COLUMNS):
-        draw.text((GAP + column * (cell_width + GAP), 3), title, fill=INK, font=font)
-    top = TITLE_HEIGHT
-    for row in rows:
-        for column, cell in enumerate(row):
-            canvas.paste(cell, (GAP + column * (cell_width + GAP), top))
-        top += row[0].height + GAP
-    canvas.paste(legend, (0, top))
-    return canvas
+        place = GAP + column * (cell_width + GAP), 3
+        ImageDraw.Draw(titles).text(place, title, fill=INK, font=ImageFont.load_default(FONT_SIZE))
+    rows = [_row(sample, palette, len(class_names), cell_width) for sample in samples]
+    entries = [*zip(class_names, palette, strict=False), ("ignored or unreliable", IGNORE_COLOUR)]
+    note = "entropy: dark = certain, yellow = log C; red line = border of the unreliable pixels (entropy >= gamma)"
+    return Image.fromarray(_below(np.asarray(titles), *rows, _legend(entries, width, [note])))
 
 
-def _cells(sample: dict, palette: Sequence[Sequence[int]], num_labels: int, cell_width: int) -> list[Image.Image]:
+def _row(sample: dict, palette: Sequence[Sequence[int]], num_labels: int, cell_width: int) -> np.ndarray:
     image, entropy = sample["image"], sample.get("entropy")
-    pictures = [image]
-    for key in ("ground_truth", "prediction", "pseudo_label"):
-        ids = sample.get(key)
-        pictures.append(None if ids is None else colour_mask(ids, palette))
+    masks = [sample.get(key) for key in ("ground_truth", "prediction", "pseudo_label")]
+    pictures = [image, *(None if ids is None else colour_mask(ids, palette) for ids in masks)]
     if entropy is not None:
         entropy = entropy_map(entropy, sample.get("gamma"), sample.get("valid"), num_labels=num_labels)
-    pictures.append(entropy)
     size = (cell_width, max(1, round(cell_width * image.shape[0] / image.shape[1])))
-    return [_fit(picture, size) for picture in pictures]
+    cells = [_fit(picture, size) for picture in (*pictures, entropy)]
+    return np.hstack([np.pad(cell, ((0, GAP), (GAP, 0), (0, 0)), constant_values=PAPER[0]) for cell in cells])
 
 
 def _fit(picture: np.ndarray | None, size: tuple[int, int]) -> Image.Image:
@@ -175,25 +147,29 @@ def _fit(picture: np.ndarray | None, size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(picture).resize(size, method)
 
 
+def _below(*parts: np.ndarray) -> np.ndarray:
+    """Pictures below each other, the narrow ones with white to their right."""
+    width = max(part.shape[1] for part in parts)
+    wide = [((0, 0), (0, width - part.shape[1]), (0, 0)) for part in parts]
+    return np.vstack([np.pad(part, pad, constant_values=PAPER[0]) for part, pad in zip(parts, wide, strict=True)])
+
+
 def _legend(
     entries: Sequence[tuple[str, Sequence[int]]], width: int, notes: Sequence[str] = (), font_size: int = FONT_SIZE
-) -> Image.Image:
-    """Names with their colours, as many per line as fit into `width` or the longest; then the notes, a line each."""
+) -> np.ndarray:
+    """Names with their colours, as many per line as fit into `width`; then the notes, a line each."""
     font, swatch, gap = ImageFont.load_default(font_size), font_size + 1, GAP * font_size // FONT_SIZE
     line_height = swatch + gap + 2
-    widths = [swatch + math.ceil(font.getlength(name)) + 3 * gap for name, _ in entries]
-    width = max([width, *(gap + wide for wide in widths)])
-    places, x, y = [], gap, 4
-    for wide in widths:
-        if x + wide > width and x > gap:
-            x, y = gap, y + line_height
-        places.append((x, y))
-        x += wide
-    canvas = Image.new("RGB", (width, y + line_height * (1 + len(notes)) + 2), PAPER)
+    column = swatch + 3 * gap + math.ceil(max((font.getlength(name) for name, _ in entries), default=0))
+    width = max(width, gap + column)
+    per_line = (width - gap) // column
+    lines = math.ceil(len(entries) / per_line)
+    canvas = Image.new("RGB", (width, 6 + line_height * (lines + len(notes))), PAPER)
     draw = ImageDraw.Draw(canvas)
-    for (x, top), (name, colour) in zip(places, entries, strict=True):
-        draw.rectangle((x, top, x + swatch, top + swatch), fill=tuple(colour), outline=INK)
-        draw.text((x + swatch + gap - 2, top), name, fill=INK, font=font)
-    for line, note in enumerate(notes, 1):
-        draw.text((gap, y + line * line_height), note, fill=INK, font=font)
-    return canvas
+    for number, (name, colour) in enumerate(entries):
+        x, y = gap + number % per_line * column, 4 + number // per_line * line_height
+        draw.rectangle((x, y, x + swatch, y + swatch), fill=tuple(colour), outline=INK)
+        draw.text((x + swatch + gap - 2, y), name, fill=INK, font=font)
+    for line, note in enumerate(notes, lines):
+        draw.text((gap, 4 + line * line_height), note, fill=INK, font=font)
+    return np.asarray(canvas)

@@ -17,25 +17,17 @@ def dataset_license(dataset: str, revision: str | None = None) -> str | None:
 
     A card that cannot be read is no reason to lose a run: a warning tells of it.
     """
+    path = Path(dataset) / "README.md"
     try:
-        path = _card(dataset, revision)
-        data = DatasetCard.load(path, ignore_metadata_errors=True).data if path else {}
-    except EntryNotFoundError:
+        if "/" in dataset and not path.parent.is_dir():
+            path = Path(hf_hub_download(dataset, "README.md", repo_type="dataset", revision=revision))
+        data = DatasetCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True).data
+    except (EntryNotFoundError, FileNotFoundError, NotADirectoryError):
         return None
     except (HTTPError, OSError, ValueError, yaml.YAMLError) as error:
         logger.warning("the licence of %s is not known: its card cannot be read (%s)", dataset, type(error).__name__)
         return None
     found = data.get("license")
-    names = [name for name in (found if isinstance(found, list) else [found]) if isinstance(name, str)]
-    own = data.get("license_name")
-    return (own if isinstance(own, str) else None) if names == ["other"] else ", ".join(names) or None
-
-
-def _card(dataset: str, revision: str | None) -> Path | None:
-    folder = Path(dataset)
-    if folder.is_dir():
-        card = folder / "README.md"
-        return card if card.is_file() else None
-    if "/" in dataset:
-        return Path(hf_hub_download(dataset, "README.md", repo_type="dataset", revision=revision))
-    return None
+    found = data.get("license_name") if found in ("other", ["other"]) else found
+    names = found if isinstance(found, list) else [found]
+    return ", ".join(name for name in names if isinstance(name, str)) or None

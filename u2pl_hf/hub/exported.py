@@ -4,14 +4,13 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Required, TypedDict
 
 import yaml
 
 from u2pl_hf.errors import InputError
-from u2pl_hf.files import file_in, read_json, read_text, read_yaml
-from u2pl_hf.hub.model_card import addressed_card, eval_results_yaml, render_card
-from u2pl_hf.hub.public_facts import public_facts
+from u2pl_hf.files import file_in, read_text, read_yaml
+from u2pl_hf.hub.model_card import addressed_card, eval_results_yaml, render_model_card
+from u2pl_hf.hub.results import public_facts, read_results, without_paths
 
 logger = logging.getLogger(__name__)
 
@@ -19,101 +18,6 @@ logger = logging.getLogger(__name__)
 MODEL_FILES = ("config.json", "*.safetensors", "model.safetensors.index.json", "preprocessor_config.json", "*.py")
 # What the run wrote about itself. Of the best model, these lie in the folder above.
 RUN_FILES = ("metrics.jsonl", "labeled.txt")
-
-
-class Evaluation(TypedDict, total=False):
-    """Scores as fractions; None where there is nothing to score."""
-
-    step: int
-    mean_iou: Required[float | None]
-    accuracy: float | None
-    per_class_iou: dict[str, float | None]
-
-
-class Origin(TypedDict):
-    """What a converted checkpoint was."""
-
-    file: str
-    sha256: str
-    weights: str
-    epoch: int | None
-    best_miou: float | None
-    class_names_of: str | None
-    output_stride: int
-    aspp_dilations: list[int]
-
-
-class Results(TypedDict, total=False):
-    """results.json of an exported folder: what a card is made of. Fields that are not there are left out of it."""
-
-    method: str | None
-    variant: str | None
-    settings: dict | None
-    dataset: str | None
-    dataset_on_hub: bool | None
-    dataset_revision: str | None
-    dataset_license: str | None
-    subset: str | None
-    split: str | None
-    num_labelled: int | None
-    num_unlabelled: int | None
-    num_evaluation: int | None
-    seed: int | None
-    max_steps: int | None
-    warmup_steps: int | None
-    learning_rate: float | None
-    seconds: float | None
-    hardware: dict | None
-    versions: dict | None
-    date: str | None
-    protocol: dict | None
-    class_names: list[str] | None
-    command: str | None
-    last: Evaluation | None
-    best: Evaluation | None
-    pictures: str | None
-    curves: str | None
-    output_dir: str | None
-    backbone: str | None
-    architecture: dict | None
-    parameters: int | None
-    initialised_with: dict[str, str | None] | None
-    converted_from: Origin | None
-    model_name: str | None
-
-
-class Measured(Evaluation):
-    """An evaluation with its classes."""
-
-    per_class_iou: Required[dict[str, float | None]]
-
-
-class Hardware(TypedDict):
-    """What a run was computed on."""
-
-    name: str
-    processes: int
-    threads: int
-
-
-class Versions(TypedDict):
-    """Of libraries."""
-
-    torch: str
-
-
-class TableResults(Results):
-    """With what a table of runs shows."""
-
-    num_labelled: Required[int]
-    seed: Required[int]
-    max_steps: Required[int]
-    seconds: Required[float]
-    hardware: Required[Hardware]
-    versions: Required[Versions]
-    class_names: Required[list[str]]
-    last: Required[Measured]
-    best: Required[Evaluation]
 
 
 def exported_files(
@@ -134,62 +38,33 @@ def exported_files(
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise InputError(f"{folder} holds no exported model (config.json and *.safetensors); pass a finished run")
     names = [path.name for pattern in MODEL_FILES for path in sorted(folder.glob(pattern))]
-    files: dict[str, Path | bytes] = {name: path for name in names if (path := file_in(folder, name))}
     run = folder.parent if folder.name == "best" and (folder.parent / "recipe.yaml").is_file() else folder
-    files |= {name: path for name in RUN_FILES if (path := file_in(run, name))}
+    places = [(folder, name) for name in names] + [(run, name) for name in RUN_FILES]
+    files: dict[str, Path | bytes] = {name: path for place, name in places if (path := file_in(place, name))}
     if recipe := file_in(run, "recipe.yaml"):
         files["recipe.yaml"] = _public_recipe(recipe)
-    results = read_results(folder)
+    results, shown = read_results(folder), {}
     if results is not None:
         shown = {name: picture_in(folder, results.get(name)) for name in ("pictures", "curves")}
         files |= {name: folder / name for name in shown.values() if name}
         files["results.json"] = json.dumps(public_facts(results), indent=2).encode() + b"\n"
-        scores = eval_results_yaml(results)
-        if scores is not None:
+        if scores := eval_results_yaml(results):
             files[".eval_results/mean_iou.yaml"] = scores.encode()
-    files["README.md"] = _card(folder, results, shown if results else {}, repo_id, revision, others).encode()
+    files["README.md"] = _card(folder, results, shown, repo_id, revision, others).encode()
     return files
-
-
-def read_results(folder: Path) -> dict | None:
-    """results.json of an exported folder, if there is one.
-
-    Raises:
-        InputError: it is not what a run wrote.
-    """
-    path = file_in(folder, "results.json")
-    return read_json(path, Results) if path else None
-
-
-def finished_results(folder: Path, kind: type[Results] = Results) -> Results:
-    """results.json of a finished run.
-
-    Raises:
-        InputError: there is none, or it is not what a run wrote.
-    """
-    path = file_in(folder, "results.json")
-    if path is None:
-        raise InputError(f"{folder} holds no finished run (no results.json); train it first, or leave it out")
-    results = read_json(path, Results)
-    if results.get("last") is None and results.get("best") is not None:
-        raise InputError(f"{folder} holds no finished run but its best model; pass the run's own folder")
-    if results.get("last") is None:
-        raise InputError(f"{path} holds no results of a run (no last evaluation); restore it, or remove it")
-    return read_json(path, kind)
 
 
 def _card(folder: Path, results: dict | None, shown: dict, repo_id: str, revision: str | None, others) -> str:
     """The card for this place: rendered anew, but one that somebody has edited stays as it is."""
-    path = folder / "README.md"
-    card = read_text(path) if file_in(folder, path.name) else None
-    if results is None:
-        if card is None:
-            raise InputError(f"{folder} has neither README.md nor results.json, so there is no card; write a README.md")
+    path = file_in(folder, "README.md")
+    card = read_text(path) if path else None
+    if results is None and card is None:
+        raise InputError(f"{folder} has neither README.md nor results.json, so there is no card; write a README.md")
+    if results is None or card not in (None, render_model_card(results)):
+        if results is not None:
+            logger.info("%s was edited, or written by another version: it is sent with the new place in it", path)
         return addressed_card(card, repo_id, revision)
-    if card is not None and card != render_card(results):
-        logger.info("%s was edited, or written by another version: it is sent as it is, with the new place in it", path)
-        return addressed_card(card, repo_id, revision)
-    return render_card(results | shown | {"repo_id": repo_id, "revision": revision}, others=others)
+    return render_model_card(results | shown | {"repo_id": repo_id, "revision": revision}, others=others)
 
 
 def picture_in(folder: Path, name: str | None) -> str | None:
@@ -208,5 +83,4 @@ def _public_recipe(path: Path) -> bytes:
     recipe = read_yaml(path)
     if not isinstance(recipe, dict):
         raise InputError(f"{path} is no recipe of a run; restore it, or remove it")
-    recipe = {name: public_facts({"_": value})["_"] for name, value in recipe.items()}
-    return yaml.safe_dump(recipe, sort_keys=False).encode()
+    return yaml.safe_dump(without_paths(recipe), sort_keys=False).encode()

@@ -1,23 +1,22 @@
 """Pushing a folder to the Hub."""
 
 import logging
-import os
 import re
 import shlex
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects, validate_repo_id
 
 from u2pl_hf.errors import InputError
 
 log = logging.getLogger(__name__)
 
-REPO_TYPES = ("model", "dataset", "space")
-BRANCH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
+# Of what git allows, as much as needs no quotes anywhere. 40 digits are a commit, and one pushes to a branch.
+BRANCH = re.compile(r"(?!refs/|[0-9a-f]{40}$|.*\.\.|.*\.lock$|.*\.$)\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)
 # Seconds before the second, third and fourth try.
 BACK_OFF = (1, 5, 20)
 # What huggingface_hub raises where the network or the server fails: HTTPError is the base of both; a failed upload
@@ -32,19 +31,14 @@ def check_can_push(repo_id: str, repo_type: str = "model", *, revision: str | No
         InputError: the name has not the form USER/NAME, the branch cannot be one, there is no token, or the Hub does
             not accept it.
     """
-    if repo_type not in REPO_TYPES:
-        raise InputError(f"repository type '{repo_type}' is not one of {', '.join(REPO_TYPES)}")
     check_names(repo_id, revision)
-    user, name = repo_id.split("/")
     try:
         account = _persistent(HfApi().whoami)
-    except LocalTokenNotFoundError as error:
-        raise InputError(f"no token to push {name} to {user}: run `hf auth login`, or set HF_TOKEN") from error
     except PUSH_ERRORS as error:
         raise InputError(f"cannot log in to push to {repo_id}: {_reason(error)}") from error
     if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise InputError(f"the token can only read, so {repo_id} cannot be pushed: make one that can write")
-    if user not in {account.get("name"), *(group.get("name") for group in account.get("orgs", []))}:
+    if repo_id.split("/")[0] not in {account.get("name"), *(group.get("name") for group in account.get("orgs", []))}:
         # A warning, since tokens may be limited in what they tell.
         log.warning("the token belongs to %s, who may not be allowed to push to %s", account.get("name"), repo_id)
 
@@ -56,39 +50,23 @@ def check_names(repo_id: str, revision: str | None = None) -> None:
         InputError: what to pass instead.
     """
     try:
-        validate_repo_id(repo_id)
-        _user, _name = repo_id.split("/")
-        if re.search(r"\s", repo_id):  # the pattern of huggingface_hub lets a line break at the end pass
+        # The pattern of huggingface_hub lets a line break at the end pass.
+        if repo_id.count("/") != 1 or re.search(r"\s", repo_id):
             raise ValueError(repo_id)
+        validate_repo_id(repo_id)
     except ValueError as error:
         raise InputError(f"{repo_id!r} is not the name of a repository on the Hub; pass USER/NAME") from error
-    if revision is None:
-        return
-    # Of what git allows, as much as needs no quotes anywhere.
-    wrong = not BRANCH.fullmatch(revision) or ".." in revision or revision.endswith((".", ".lock"))
-    if wrong or revision.startswith("refs/"):
+    if revision is not None and not BRANCH.fullmatch(revision):
         raise InputError(
-            f"{revision!r} cannot be the name of a branch: pass letters, digits, '-', '_', '.' and '/', such as "
-            "voc_732-seed0"
+            f"{revision!r} cannot be the name of a branch, and one does not push to a commit: pass letters, digits, "
+            "'-', '_', '.' and '/', such as voc_732-seed0"
         )
-    if re.fullmatch(r"[0-9a-f]{40}", revision):
-        raise InputError(f"'{revision}' is a commit, and one pushes to a branch; pass the branch's name")
 
 
 def push_folder(
-    folder: str | os.PathLike,
-    repo_id: str,
-    *,
-    repo_type: str = "model",
-    private: bool = False,
-    commit_message: str | None = None,
-    revision: str | None = None,
-    allow_patterns: list[str] | None = None,
-    ignore_patterns: list[str] | None = None,
+    folder: Path, repo_id: str, *, repo_type: str = "model", private: bool = False, revision: str | None = None
 ) -> str:
-    """Upload the files of a folder, creating repository and branch `revision` where missing.
-
-    `private` is for a new repository. Failures of network and server are tried again a few times.
+    """Upload all files of a folder as `push_files` does.
 
     Returns:
         The web address of the commit.
@@ -96,37 +74,33 @@ def push_folder(
     Raises:
         InputError: no such folder, or the push failed for good: what to do about it.
     """
-    if not Path(folder).is_dir():
+    if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; pass the folder to push")
-    target = {"repo_id": repo_id, "repo_type": repo_type}
-
-    def upload() -> str:
-        api = _open_repository(**target, private=private, revision=revision)
-        options = {"revision": revision, "commit_message": commit_message, "allow_patterns": allow_patterns}
-        # upload_folder adds to the list that it is given.
-        ignored = list(ignore_patterns or [])
-        return api.upload_folder(**target, folder_path=folder, ignore_patterns=ignored, **options).commit_url
-
-    flags = {"--repo-type": [repo_type], "--revision": [revision] if revision else [],
-             "--include": allow_patterns or [], "--exclude": ignore_patterns or []}  # fmt: skip
-    words = ["hf", "upload", repo_id, str(folder), ".", *(["--private"] if private else [])]
-    words += [word for flag, values in flags.items() for value in values for word in (flag, value)]
-    return _push(upload, repo_id, f"{folder} is kept, to push it later run `{shlex.join(words)}`")
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    names = filter_repo_objects(files, ignore_patterns=DEFAULT_IGNORE_PATTERNS)
+    words = ["hf", "upload", repo_id, str(folder), ".", "--repo-type", repo_type]
+    words += ["--private"] * private + (["--revision", revision] if revision else [])
+    options = {"repo_type": repo_type, "private": private, "revision": revision}
+    later = f"{folder} is kept, to push it later run `{shlex.join(words)}`"
+    message = f"Files of {folder.resolve().name}"
+    return push_files({name: files[name] for name in names}, repo_id, commit_message=message, later=later, **options)
 
 
 def push_files(
     files: Mapping[str, Path | bytes],
     repo_id: str,
     *,
+    repo_type: str = "model",
     private: bool = False,
     commit_message: str,
     revision: str | None = None,
     nothing_else: bool = False,
     later: str,
 ) -> str:
-    """Upload files to a model repository in one commit, creating repository and branch `revision` where missing.
+    """Upload files in one commit, creating repository and branch `revision` where missing.
 
-    What is there already is not sent again, and where nothing changes there is no commit.
+    What is there already is not sent again, and where nothing changes there is no commit. Failures of network and
+    server are tried again a few times.
 
     Args:
         files: path in the repository -> file on this disk, or content.
@@ -140,34 +114,24 @@ def push_files(
     Raises:
         InputError: the push failed for good, or would make public what was to be private.
     """
-
-    def upload() -> str:
-        api = _open_repository(repo_id, "model", private=private, revision=revision)
-        operations: list = [CommitOperationAdd(name, content) for name, content in sorted(files.items())]
-        if nothing_else:
-            there = api.list_repo_files(repo_id, revision=revision)
-            operations += [CommitOperationDelete(name) for name in there if name not in (*files, ".gitattributes")]
-        return api.create_commit(repo_id, operations, commit_message=commit_message, revision=revision).commit_url
-
-    return _push(upload, repo_id, later)
-
-
-def _open_repository(repo_id: str, repo_type: str, *, private: bool, revision: str | None) -> HfApi:
-    """The Hub, with the repository and the branch in place."""
     api, target = HfApi(), {"repo_id": repo_id, "repo_type": repo_type}
     sdk = {"space_sdk": "gradio"} if repo_type == "space" else {}
-    api.create_repo(**target, **sdk, private=private, exist_ok=True)
-    if private and not api.repo_info(**target).private:
-        # The Hub leaves a repository that is there as it is.
-        raise InputError(f"{repo_id} is there already and public; make it private in its settings, or push without")
-    if revision is not None:
-        api.create_branch(**target, branch=revision, exist_ok=True)
-    return api
 
+    def upload() -> CommitInfo:
+        api.create_repo(**target, **sdk, private=private, exist_ok=True)
+        if private and not api.repo_info(**target).private:
+            # The Hub leaves a repository that is there as it is.
+            raise InputError(f"{repo_id} is there already and public; make it private in its settings, or push without")
+        if revision is not None:
+            api.create_branch(**target, branch=revision, exist_ok=True)
+        operations: list = [CommitOperationAdd(name, content) for name, content in sorted(files.items())]
+        if nothing_else:
+            there = api.list_repo_files(**target, revision=revision)
+            operations += [CommitOperationDelete(name) for name in there if name not in (*files, ".gitattributes")]
+        return api.create_commit(**target, operations=operations, commit_message=commit_message, revision=revision)
 
-def _push(upload: Callable[[], str], repo_id: str, later: str) -> str:
     try:
-        return _persistent(upload)
+        return _persistent(upload).commit_url
     except InputError:
         raise
     except PUSH_ERRORS as error:
@@ -176,28 +140,27 @@ def _push(upload: Callable[[], str], repo_id: str, later: str) -> str:
 
 def _persistent(call: Callable):
     """The result of a call, made again after a pause while it fails for a reason that may pass."""
-    pauses = iter(BACK_OFF)
-    while True:
+    for pause in BACK_OFF:
         try:
             return call()
         except PUSH_ERRORS as error:
-            pause = next(pauses, None)
-            if pause is None or not _may_pass(error):
+            if not _may_pass(_cause(error)):
                 raise
             log.warning("%s; trying again in %s s", _reason(error), pause)
         time.sleep(pause)
+    return call()
+
+
+def _cause(error: BaseException) -> BaseException:
+    # A failed upload of a large file is wrapped.
+    return error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
 
 
 def _may_pass(error: BaseException) -> bool:
-    if isinstance(error, InputError):
-        return False
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code >= 500 or error.response.status_code == 429
-    if isinstance(error, RuntimeError):
-        return error.__cause__ is None or _may_pass(error.__cause__)
-    if isinstance(error, OfflineModeIsEnabled) or _is_about_token(error):
-        return False
-    return isinstance(error, HTTPError | ConnectionError | TimeoutError)
+    is_of_network = isinstance(error, HTTPError | ConnectionError | TimeoutError | RuntimeError)
+    return is_of_network and not isinstance(error, OfflineModeIsEnabled) and not _is_about_token(error)
 
 
 def _is_about_token(error: BaseException) -> bool:
@@ -207,8 +170,9 @@ def _is_about_token(error: BaseException) -> bool:
 
 def _reason(error: BaseException) -> str:
     """One line, without any token."""
-    if isinstance(error, RuntimeError) and error.__cause__ is not None:
-        error = error.__cause__
+    error = _cause(error)
+    if isinstance(error, LocalTokenNotFoundError):
+        return "there is no token; run `hf auth login`, or set HF_TOKEN"
     if _is_about_token(error):
         return "the token is not one word of plain letters"
     if isinstance(error, HfHubHTTPError) and error.response.status_code == 401:

@@ -1,12 +1,12 @@
 """Runs one after the other, or a few beside each other: finished ones are passed over, an interruption reaches all."""
 
 import logging
-import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from u2pl_hf.errors import InputError, TrainingError
@@ -26,15 +26,15 @@ def option_words(options: Mapping) -> list[str]:
     return words
 
 
-def is_finished(arguments: Sequence[str]) -> bool:
-    """Whether a run with these arguments of train_u2pl.py is complete.
+def results_of(arguments: Sequence[str]) -> dict | None:
+    """The results of a run with these arguments of train_u2pl.py; None where it is not complete.
 
     Raises:
         InputError: wrong arguments, or a folder that holds something else.
     """
     folder = RunFolder(parse_arguments(list(arguments), ""))
     folder.check()
-    return folder.finished_results() is not None
+    return folder.finished_results()
 
 
 def run_all(command: Sequence[str], runs: Mapping[str, Sequence[str]], logs: Path, jobs: int = 1) -> None:
@@ -44,45 +44,42 @@ def run_all(command: Sequence[str], runs: Mapping[str, Sequence[str]], logs: Pat
     left behind, however this ends.
 
     Raises:
-        InputError: fewer than one job, or logs cannot be written.
+        InputError: logs cannot be written.
         TrainingError: runs failed; the others were done nevertheless.
         SystemExit: a signal came.
     """
-    if jobs < 1:
-        raise InputError(f"--jobs {jobs} must be at least 1")
-    waiting, going, failed, caught = list(runs), {}, [], []
+    caught: list[int] = []
 
-    def note(number: int, frame) -> None:
-        caught.append(number)
-        for process, _ in going.values():
-            process.send_signal(number)
+    def fails(name: str) -> bool:
+        if caught:
+            return False
+        log, since, passed_on = logs / f"{name}.log", time.monotonic(), 0
+        try:
+            with open(log, "a") as file:
+                # In a group of its own: a Ctrl-C at the terminal is passed on once, by us.
+                words = [sys.executable, *command, *runs[name]]
+                process = subprocess.Popen(words, stdout=file, stderr=file, start_new_session=True)
+        except BaseException:
+            caught.append(signal.SIGTERM)  # The others must not go on.
+            raise
+        logger.info("%s: begun, %s", name, log)
+        while process.poll() is None:
+            for number in caught[passed_on:]:
+                process.send_signal(number)
+                passed_on += 1
+            time.sleep(0.2)
+        how = "done" if process.returncode == 0 else "stopped" if caught else "failed"
+        logger.info("%s: %s after %.1f minutes", name, how, (time.monotonic() - since) / 60)
+        return how == "failed"
 
-    before = {number: signal.signal(number, note) for number in SIGNALS}
+    before = {number: signal.signal(number, lambda number, _: caught.append(number)) for number in SIGNALS}
     try:
         logs.mkdir(parents=True, exist_ok=True)
-        while going or (waiting and not caught):
-            while waiting and len(going) < jobs and not caught:
-                name = waiting.pop(0)
-                going[name] = (_start([*command, *runs[name]], logs / f"{name}.log"), time.monotonic())
-                if caught:  # It came while the run was not yet in the list.
-                    going[name][0].send_signal(caught[0])
-                logger.info("%s: begun, %s", name, logs / f"{name}.log")
-            for name in [name for name, (process, _) in going.items() if process.poll() is not None]:
-                process, since = going.pop(name)
-                how = "failed" if process.returncode else "done"
-                how = "stopped" if process.returncode and caught else how
-                logger.info("%s: %s after %.1f minutes", name, how, (time.monotonic() - since) / 60)
-                failed += [name] if how == "failed" else []
-            time.sleep(0.2)
+        with ThreadPoolExecutor(jobs) as pool:
+            failed = [name for name, failing in zip(runs, pool.map(fails, runs), strict=True) if failing]
     except OSError as error:
-        if error.filename is None:  # No file: the system starts no process.
-            raise
-        raise InputError(f"{error.filename} cannot be written to ({error.strerror}); pass another folder") from error
+        raise InputError(f"no run can be started ({error}); pass another --output_dir, or fewer --jobs") from error
     finally:
-        for process, _ in going.values():
-            process.terminate()
-        for process, _ in going.values():
-            process.wait()
         for number, handler in before.items():
             signal.signal(number, handler)
     if caught:
@@ -90,11 +87,3 @@ def run_all(command: Sequence[str], runs: Mapping[str, Sequence[str]], logs: Pat
         sys.exit(128 + caught[0])
     if failed:
         raise TrainingError(f"{', '.join(failed)} failed; see {logs / (failed[0] + '.log')}; the same command goes on")
-
-
-def _start(command: Sequence[str], log: Path) -> subprocess.Popen:
-    with open(log, "a") as file:
-        # In a group of its own: a Ctrl-C at the terminal is passed on once, by us.
-        return subprocess.Popen(
-            [sys.executable, *command], stdout=file, stderr=file, start_new_session=True, env=os.environ.copy()
-        )

@@ -40,6 +40,7 @@ class AEL(U2PL):
     """
 
     name, title = "u2pl_ael", "U2PL + AEL"
+    about = f"{U2PL.about} AEL (Hu et al., NeurIPS 2021) shows classes that the student knows badly more often."
     uses_pools = True
 
     @dataclass(frozen=True)

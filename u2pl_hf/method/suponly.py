@@ -10,7 +10,7 @@ class SupOnly(Step):
     """The supervised loss on labelled images. There is no teacher."""
 
     name, title = "suponly", "SupOnly"
-    about = "A supervised baseline: it learned from the labelled images only."
+    about = "A supervised baseline: it learns from the labelled images only."
     uses_unlabelled = False
 
     def forward(self, student: nn.Module, batch: Batch, step: int, total_steps: int) -> StepOutput:

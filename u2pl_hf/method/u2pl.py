@@ -58,7 +58,7 @@ class U2PL(Step):
 
     name, title = "u2pl", "U2PL"
     about = (
-        "U2PL (Wang et al., CVPR 2022) also learns from pixels whose pseudo-labels are too uncertain to\ntrain on: it "
+        "U2PL (Wang et al., CVPR 2022) also learns from pixels whose pseudo-labels are too uncertain to train on: it "
         "uses them as negatives, in a contrastive loss, for the classes they almost surely do not belong to."
     )
     uses_representation = True

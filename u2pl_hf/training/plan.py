@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from u2pl_hf.hub.published_results import PUBLISHED
+from u2pl_hf.hub.paper import PUBLISHED
 from u2pl_hf.method.losses import cross_entropy
 from u2pl_hf.method.pseudo_labels import resize_logits
 from u2pl_hf.system.precision import checkpoint_gradients

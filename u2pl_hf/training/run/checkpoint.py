@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from u2pl_hf.errors import InputError
 from u2pl_hf.files import read_json, remove, sha256_of, write_atomically
-from u2pl_hf.hub.exported import Evaluation
+from u2pl_hf.hub.results import Evaluation
 from u2pl_hf.training.optimizers import load_named_state, named_state
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from u2pl_hf import U2PLImageProcessor
 from u2pl_hf.evaluation.curves import save_curves
 from u2pl_hf.files import write_atomically, write_json
-from u2pl_hf.hub.model_card import render_card
+from u2pl_hf.hub.model_card import render_model_card
 from u2pl_hf.training.run.folder import RunFolder
 
 # What an exported folder holds; the code is for people without this package.
@@ -29,7 +29,7 @@ def export_model(folder: Path, model: PreTrainedModel, results: dict, run: RunFo
         if run is not None:
             _write_pictures(path, results, run)
             (path / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-        (path / "README.md").write_text(render_card(results), encoding="utf-8")
+        (path / "README.md").write_text(render_model_card(results), encoding="utf-8")
 
     write_atomically(folder, write)
 

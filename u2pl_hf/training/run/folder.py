@@ -18,7 +18,7 @@ from PIL import Image
 from u2pl_hf.errors import InputError
 from u2pl_hf.evaluation.curves import metrics_lines
 from u2pl_hf.files import TEMPORARY, read_yaml, remove, write_atomically, write_text
-from u2pl_hf.hub.exported import finished_results
+from u2pl_hf.hub.results import finished_results
 from u2pl_hf.training.recipe.arguments import RunArguments
 from u2pl_hf.training.run.checkpoint import damage, newest_complete, read_state
 from u2pl_hf.training.run.failures import NO_SPACE

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from u2pl_hf.errors import InputError
 from u2pl_hf.files import file_in
-from u2pl_hf.hub.exported import exported_files, finished_results
+from u2pl_hf.hub.exported import exported_files
 from u2pl_hf.hub.push import check_can_push, check_names, push_files
+from u2pl_hf.hub.results import finished_results
 from u2pl_hf.training.recipe.arguments import RunArguments
 from u2pl_hf.training.run.checkpoint import newest_complete, read_state
 

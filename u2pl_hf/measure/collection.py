@@ -1,0 +1,123 @@
+"""Measured runs: the records of all, the tables, and cards of a few, rendered from the records.
+
+model_cards/records/demo.jsonl   the facts of each run of a table, a line each, without paths of the machine it ran on;
+                                 of runs that are of no table: other.jsonl
+model_cards/demo.md              the table
+model_cards/demo_u2pl_seed0/     a run that is shown: README.md, its card, and curves.png pictures/
+"""
+
+import functools
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Required
+
+from PIL import Image
+
+from u2pl_hf.errors import InputError
+from u2pl_hf.files import read_json_lines, read_text, remove, write_atomically, write_text
+from u2pl_hf.hub.exported import picture_in
+from u2pl_hf.hub.model_card import render_model_card
+from u2pl_hf.hub.results import Results, finished_results, public_facts
+from u2pl_hf.measure.tables import Table, render_table
+
+OTHER = "other"
+
+
+class Record(Results):
+    """A line of records/TABLE.jsonl: results of a run, and its name."""
+
+    run: Required[str]
+
+
+def read_records(collection: Path, name: str = "*") -> dict[str, dict]:
+    """Name of a run -> its facts, of the records of one table or of all.
+
+    Raises:
+        InputError: a line is damaged; names it.
+    """
+    records = {}
+    for path in sorted((collection / "records").glob(f"{name}.jsonl")):
+        for _, facts in read_json_lines(path, Record):
+            records[facts.pop("run")] = facts
+    return records
+
+
+def add_run(run: Path, collection: Path, tables: Iterable[Table] = (), *, pictures: bool = False) -> None:
+    """Take a finished run's facts into the records, in place of an earlier run of the name.
+
+    A run that is shown, or that belongs to none of the tables, gets its curves as well.
+
+    Args:
+        pictures: show the run, with the pictures of its last evaluation.
+
+    Raises:
+        InputError: the run is not finished, or a path of the collection leads elsewhere.
+    """
+    results, name = finished_results(run), run.resolve().name
+    table = next((table for table in tables if name in table.runs()), None)
+    records, folder = collection / "records" / f"{table.name if table else OTHER}.jsonl", collection / name
+    for place in (records.parent, folder):
+        _require_inside(collection, place)
+    if table is None or pictures or folder.is_dir():
+        allowed = pictures or (table is not None and table.pictures)
+        shown = [picture_in(run, results.get(what)) for what in ("curves", "pictures")[: 1 + allowed]]
+        _copy_pictures(run, folder, list(filter(None, shown)))
+    known = read_records(collection, records.stem) | {name: public_facts(results)}
+    order = list(table.runs()) if table else []
+    names = sorted(known, key=lambda name: (order.index(name) if name in order else len(order), name))
+    records.parent.mkdir(parents=True, exist_ok=True)
+    write_text(records, "".join(json.dumps({"run": name} | known[name]) + "\n" for name in names))
+
+
+def render_collection(collection: Path, tables: Iterable[Table] = ()) -> dict[Path, str]:
+    """Path -> text, of each card, which shows the others beside it, and of each table of which a run is recorded.
+
+    Raises:
+        InputError: a line of the records is damaged.
+    """
+    records, texts = read_records(collection), {}
+    cards = {collection / name: facts for name, facts in sorted(records.items()) if (collection / name).is_dir()}
+    for folder, facts in cards.items():
+        shown = {what: picture_in(folder, facts.get(what)) for what in ("pictures", "curves")}
+        others = [other for place, other in cards.items() if place != folder]
+        texts[folder / "README.md"] = render_model_card(facts | shown, others=others)
+    for table in tables:
+        if not records.keys().isdisjoint(table.runs()):
+            texts[collection / f"{table.name}.md"] = render_table(table, records)
+    return texts
+
+
+def write_collection(collection: Path, tables: Iterable[Table] = ()) -> list[Path]:
+    """Write the cards and tables that are not as they would be rendered now; returns them.
+
+    Raises:
+        InputError: a line of the records is damaged, or a path of the collection leads elsewhere.
+    """
+    texts = render_collection(collection, tables)
+    changed = [path for path, text in texts.items() if not path.is_file() or read_text(path) != text]
+    for path in changed:
+        _require_inside(collection, path.parent)
+        write_text(path, texts[path])
+    return changed
+
+
+def _require_inside(collection: Path, folder: Path) -> None:
+    if not folder.resolve().is_relative_to(collection.resolve()):
+        raise InputError(f"{folder} leads out of {collection}; remove the link")
+
+
+def _copy_pictures(run: Path, folder: Path, names: Sequence[str]) -> None:
+    """In place of the ones that are there."""
+    remove(folder / "pictures")
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / name, functools.partial(_reduce, run / name))
+
+
+def _reduce(source: Path, target: Path) -> None:
+    """With 256 colours, which is a third of the bytes in a repository that keeps them for ever."""
+    try:
+        Image.open(source).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(target, "PNG", optimize=True)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"{source} cannot be shown ({error}); restore it, or remove it") from error
