@@ -9,9 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from transformers import AutoModelForSemanticSegmentation
 
 from tests.training.test_trainer import make_trainer
+from u2pl_hf.commands import compare, table
 from u2pl_hf.errors import InputError
 from u2pl_hf.measure.queue import option_words
 from u2pl_hf.method import METHODS
@@ -22,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 RECIPE = str(ROOT / "training_scripts" / "recipes" / "demo_u2pl.yaml")
 MODULE = Path(__file__).with_name("own_method.py")
 OWN = {"method_module": str(MODULE), "method": "confident", "confidence_threshold": 0.3, "max_steps": 6,
-       "save_steps": 2, "representation_channels": 0}  # fmt: skip
+       "save_steps": 2, "logging_steps": 1, "representation_channels": 0}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -36,21 +38,31 @@ def test_file_is_short_and_only_a_method():
     assert len(MODULE.read_text().splitlines()) <= 60
 
 
-def test_it_plans_trains_and_leaves_a_model_with_its_own_words(tiny_data, tmp_path):
-    trainer = make_trainer(tiny_data, tmp_path / "run", **OWN)
+def test_it_plans_trains_and_leaves_a_model_with_its_own_words(tiny_data, tmp_path, capsys):
+    folder = tmp_path / "own_confident_seed0"
+    trainer = make_trainer(tiny_data, folder, **OWN)
     plan = plan_run(trainer.run)
     assert (plan["warmup_steps"], plan["images_per_step"]) == (0, {"labelled": 2, "unlabelled": 2})
     assert plan["memory_per_process_mb"].keys() == {"weights", "gradients", "momentum", "teacher", "activations", "all"}
     results = trainer.train()
-    assert (results["method"], results["method_title"], results["num_unlabelled"]) == (
-        "confident", "Confident consistency", 18)  # fmt: skip
-    assert results["settings"] == {"confidence_threshold": 0.3}
+    assert (results["method"], results["method_title"]) == ("confident", "Confident consistency")
+    assert results["num_unlabelled"] == 18 and results["settings"] == {"confidence_threshold": 0.3}
     assert not any(name.startswith("representation_head") for name in trainer.run.student.state_dict())
-    card = (tmp_path / "run" / "README.md").read_text()
-    assert "It learned from pixels whose pseudo-labels were confident" in card and "U2PL (Wang" not in card
-    assert AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "run").config.num_labels == 7
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert {"loss_unsupervised", "confidence"} <= lines[-2].keys() | lines[-1].keys()
+    card = (folder / "README.md").read_text()
+    assert "It learned from pixels whose pseudo-labels were confident" in card and "U2PL (Wang et al., CVPR" not in card
+    assert AutoModelForSemanticSegmentation.from_pretrained(folder).config.num_labels == 7
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert {"loss_unsupervised", "confidence"} <= lines[0].keys()
+
+    make_trainer(tiny_data, tmp_path / "suponly", method="suponly").train()
+    compare.main([str(folder), str(tmp_path / "suponly")])
+    told = capsys.readouterr().err
+    assert "confident" in told and "suponly" in told
+    options = {name: value for name, value in trainer.args.recipe().items() if value not in (None, [])}
+    row = {"id": "confident", "name": "Ours", "recipe": "demo_u2pl.yaml", "options": options}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({"title": "Own", "rows": [row]}))
+    table.main([str(tmp_path / "own.yaml"), "--output_dir", str(tmp_path), "--list"])
+    assert f"| Ours | 6 | 6 | 0 | {100 * results['last']['mean_iou']:.2f}" in capsys.readouterr().err
 
 
 def test_killed_it_goes_on_to_the_same_bits(tiny_data, tmp_path):
