@@ -24,10 +24,10 @@ import torch
 from accelerate import Accelerator
 from torch.utils.flop_counter import FlopCounterMode
 
-from u2pl_hf.data.stream.transforms import normalize
 from u2pl_hf.method.build import build_step
 from u2pl_hf.method.step import Batch
 from u2pl_hf.method.teacher import batch_statistics
+from u2pl_hf.pixels import normalize
 from u2pl_hf.system.precision import lay_out, memory_format, prepare_device, tune_networks
 from u2pl_hf.system.processes import cpu_cores
 from u2pl_hf.training.build import build_model, build_optimizer, seed_draws

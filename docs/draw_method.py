@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from u2pl_hf.data.stream.transforms import normalize
 from u2pl_hf.errors import InputError, exits_on_input_error
 from u2pl_hf.evaluation.curves import FONT_SIZE, INK, PAPER, Line, draw_panel, read_metrics
 from u2pl_hf.evaluation.pictures import colour_mask, entropy_map, overlay
@@ -28,6 +27,7 @@ from u2pl_hf.method.build import build_step
 from u2pl_hf.method.mixing import cutmix
 from u2pl_hf.method.schedules import unreliable_share
 from u2pl_hf.method.teacher import batch_statistics
+from u2pl_hf.pixels import normalize
 from u2pl_hf.training.build import build_model, build_optimizer
 from u2pl_hf.training.inputs import load_training_data, training_loaders
 from u2pl_hf.training.recipe.arguments import parse_arguments as parse_run

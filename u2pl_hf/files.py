@@ -34,6 +34,11 @@ WORDS = {
 }
 
 
+def cache_folder() -> Path:
+    """Where this package keeps what it fetched or made: `$U2PL_CACHE`, or `~/.cache/u2pl_hf`."""
+    return Path(os.environ.get("U2PL_CACHE") or "~/.cache/u2pl_hf").expanduser()
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` with a path beside `path`, then rename: what stands at `path` is always complete and on the disk.
 
@@ -44,10 +49,13 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     remove(temporary)
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as the umask says; safetensors writes files that nobody else may read
+        remove(temporary)
         write(temporary)
-        parts = [*(temporary.rglob("*") if temporary.is_dir() else ()), temporary]
-        for part in parts:
-            _open_to_others(part)
+        for part in [*temporary.rglob("*"), temporary]:
+            if part.is_file() and not part.is_symlink():
+                part.chmod(mode)
             sync(part)
     except BaseException:
         remove(temporary)
@@ -62,14 +70,6 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     else:
         temporary.replace(path)
     sync(path.parent)
-
-
-def _open_to_others(path: Path) -> None:
-    # safetensors writes files that nobody else may read.
-    if path.is_file() and not path.is_symlink():
-        umask = os.umask(0o077)
-        os.umask(umask)
-        path.chmod(0o666 & ~umask)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -138,7 +138,7 @@ def read_text(path: Path, hint: str = HINT) -> str:
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); {hint}") from error
     except ValueError as error:
-        raise InputError(f"{path} is no text; {hint}") from error
+        raise InputError(f"{path} is not text in UTF-8; {hint}") from error
 
 
 def read_json(path: Path, kind=dict, hint: str = HINT, *, strict: bool = True):

@@ -9,8 +9,9 @@ from PIL import Image
 
 from tests.data.rows import encode, make_source, make_table, write_parquet
 from u2pl_hf.data.source import rows as rows_module
+from u2pl_hf.data.source.checks import check_some_readable
 from u2pl_hf.data.source.rows import METADATA_KEY, ParquetRows
-from u2pl_hf.data.source.sources import check_some_readable, joined, load_source, materialised
+from u2pl_hf.data.source.sources import joined, load_source, materialised
 from u2pl_hf.errors import InputError
 
 COLUMNS = {"id": "id", "image": "image", "label": "label"}

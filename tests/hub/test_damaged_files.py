@@ -9,7 +9,6 @@ import pytest
 
 from tests.evaluation.test_loading import small_model
 from tests.hub.test_model_card import RESULTS
-from u2pl_hf.data.prepare.convert import Plan
 from u2pl_hf.data.prepare.shards import Report
 from u2pl_hf.errors import InputError, TrainingError
 from u2pl_hf.evaluation.curves import draw_curves, read_metrics
@@ -141,9 +140,9 @@ REPORT = {
 @pytest.mark.parametrize(
     ("read", "content", "number"),
     [(results, RUN, 50), (metrics, METRICS[1], 20), (recipe, RunArguments().recipe(), 60), (state, STATE, 300),
-     (manifest, {"a": {"bytes": 1, "sha256": "x"}}, 100), (table, TABLE, 150), (work(Plan), {"fingerprint": "x"}, 50),
+     (manifest, {"a": {"bytes": 1, "sha256": "x"}}, 100), (table, TABLE, 150),
      (work(Report), REPORT, 100)],
-    ids=["results", "metrics", "recipe", "state", "manifest", "table", "plan", "report"],
+    ids=["results", "metrics", "recipe", "state", "manifest", "table", "report"],
 )  # fmt: skip
 def test_damaged_files_are_one_line(tmp_path, read, content, number):
     done = [one_line_or_success(act) for seed in range(number)

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-IGNORE = 255
+from u2pl_hf.constants import IGNORE
+from u2pl_hf.constants import default_palette as default_palette
+
 IGNORE_COLOUR = (224, 224, 224)
 BORDER_COLOUR = (230, 20, 40)
 INK, PAPER = (20, 20, 20), (255, 255, 255)
@@ -19,20 +21,6 @@ COLUMNS = ("image", "ground truth", "prediction", "pseudo-label", "entropy")
 BAND = 256  # rows whose colours are mixed at a time: doubles of a whole photograph would be a gigabyte
 LINE_SHARE = 600  # pixels of the longest side for each pixel of a contour
 GAP, TITLE_HEIGHT, FONT_SIZE = 6, 22, 13
-
-
-def default_palette(num_labels: int) -> list[list[int]]:
-    """PASCAL VOC's colours: C rows of [r, g, b] in [0, 255]; class 0, the background, is black.
-
-    The bits of the class id are dealt in turn to red, green and blue, lowest bits to the highest place.
-    """
-    palette = []
-    for class_id in range(num_labels):
-        colour = [0, 0, 0]
-        for bit in range(class_id.bit_length()):
-            colour[bit % 3] |= (class_id >> bit & 1) << (7 - bit // 3)
-        palette.append(colour)
-    return palette
 
 
 def colour_table(palette: Sequence[Sequence[int]]) -> np.ndarray:

@@ -3,8 +3,8 @@
 from accelerate import Accelerator
 from torch import Tensor
 
-from u2pl_hf.data.stream.transforms import normalize
 from u2pl_hf.method.step import Batch
+from u2pl_hf.pixels import normalize
 from u2pl_hf.system.precision import lay_out
 from u2pl_hf.training.build import ahead_seed
 from u2pl_hf.training.inputs import SkippedImages, TrainingData, training_loaders

@@ -7,17 +7,15 @@ from functools import cached_property
 
 from torch.utils.data import DataLoader
 
-from u2pl_hf.data.source.label_counts import check_classes
-from u2pl_hf.data.source.overlap import warn_of_scored_training, without_evaluation
-from u2pl_hf.data.source.sources import (
+from u2pl_hf.data.source.checks import (
     Labelled,
-    Source,
+    check_classes,
     check_labelled,
     check_some_readable,
-    joined,
-    load_source,
-    materialised,
+    warn_of_scored_training,
+    without_evaluation,
 )
+from u2pl_hf.data.source.sources import Source, joined, load_source, materialised
 from u2pl_hf.data.source.splits import resolve_split
 from u2pl_hf.data.stream.streams import SampleStream, endless_loader
 from u2pl_hf.data.stream.transforms import WeakAugmentation

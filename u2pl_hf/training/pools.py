@@ -7,7 +7,7 @@ from functools import cached_property
 
 import torch
 
-from u2pl_hf.data.source.label_counts import frequent_classes
+from u2pl_hf.data.source.checks import frequent_classes
 from u2pl_hf.data.stream.pools import Reservoir, RowPool
 from u2pl_hf.data.stream.transforms import WeakAugmentation
 from u2pl_hf.errors import InputError

@@ -1,37 +1,28 @@
 """A found data set → a folder that `datasets.load_dataset` reads, complete or not there at all."""
 
 import hashlib
-import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TypedDict
 
+from u2pl_hf.constants import IGNORE
 from u2pl_hf.data.prepare.archives import Member, unpack_streams
 from u2pl_hf.data.prepare.dataset_card import render_card, warning_lines
-from u2pl_hf.data.prepare.layouts import Layout
-from u2pl_hf.data.prepare.layouts.base import SUBSETS
+from u2pl_hf.data.prepare.layouts.base import SUBSETS, Layout
+from u2pl_hf.data.prepare.masks import judge_readings
 from u2pl_hf.data.prepare.shards import EMPTY, UNTURNED, Report, Shard, plan_shards, read_report, write_shards
 from u2pl_hf.data.source.class_list import write_class_list
-from u2pl_hf.data.source.masks import IGNORE, judge_readings
-from u2pl_hf.data.source.splits import write_ids
+from u2pl_hf.data.source.id_lists import write_ids
 from u2pl_hf.errors import InputError
-from u2pl_hf.files import TEMPORARY, read_json, sync, write_text
+from u2pl_hf.files import TEMPORARY, sync, write_json, write_text
 
 logger = logging.getLogger(__name__)
 
 # Another number makes files of earlier versions start afresh.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 SHOWN = 20
-
-
-class Plan(TypedDict):
-    """plan.json of a folder that is being made."""
-
-    fingerprint: str
 
 
 def check_output(output_dir: Path) -> None:
@@ -67,65 +58,37 @@ def prepare(
         logger.info(note)
     try:
         _check_space(layout, output_dir, partial)
-        _open_partial(partial, _fingerprint(layout, plan))
+        _open_partial(partial, layout, plan)
         return _build(layout, plan, partial, output_dir, workers, skip_bad)
     except OSError as error:
-        raise InputError(
-            f"cannot write {partial}: {error.strerror or error}; run the same command again to go on"
-        ) from error
-
-
-def _build(layout: Layout, plan: list[Shard], partial: Path, output_dir: Path, workers: int, skip_bad: bool) -> dict:
-    folder, work = partial / "dataset", partial / "work"
-    unpacked = unpack_streams(_members(layout), work)
-    jobs = [_readable(shard, unpacked) for shard in plan]
-    write_shards(jobs, layout.classes, folder / "data", work, workers)
-    reports = {subset: [read_report(work, s) for s in plan if s.subset == subset] for subset in SUBSETS}
-    reports = {subset: here for subset, here in reports.items() if here}
-    bad = sorted(layout.bad) + [tuple(item) for here in reports.values() for report in here for item in report.bad]
-    _judge(bad, {subset: sum(report.rows for report in here) for subset, here in reports.items()}, output_dir, skip_bad)
-    noted = _noted(report for here in reports.values() for report in here)
-    try:
-        notes = judge_readings(noted, layout.classes)
-    except InputError:
-        shutil.rmtree(partial)  # no other class list could use it
-        raise
-    result = _result(layout, reports, bad, noted, notes)
-    _write_texts(layout, result, reports, folder)
-    _publish(folder, output_dir)
-    shutil.rmtree(partial)
-    return result
-
-
-def _noted(reports: Iterable[Report]) -> dict[str, list[str]]:
-    noted: dict[str, list[str]] = {}
-    for note, ids in (item for report in reports for item in report.noted.items()):
-        noted.setdefault(note, []).extend(ids)
-    return noted
+        why = error.strerror or error
+        raise InputError(f"cannot write {partial}: {why}; run the same command again to go on") from error
 
 
 def _members(layout: Layout) -> list[Member]:
     return [member for row in layout.rows for member in (row.image, row.mask) if member]
 
 
-def _readable(shard: Shard, unpacked: dict[Member, Member]) -> Shard:
-    rows = (replace(row, image=unpacked.get(row.image, row.image), mask=unpacked.get(row.mask, row.mask))
-            for row in shard.rows)  # fmt: skip
-    return replace(shard, rows=tuple(rows))
+def _check_space(layout: Layout, output_dir: Path, partial: Path) -> None:
+    # Members of compressed tars are unpacked first, so they need their space twice.
+    needed = sum(member.size * (2 if member.kind == "stream" else 1) for member in set(_members(layout)))
+    there = sum(file.stat().st_size for file in partial.rglob("*") if file.is_file())
+    parent = next(folder for folder in output_dir.parents if folder.exists())
+    if not os.access(parent, os.W_OK):
+        raise InputError(f"{parent} cannot be written to: pass another --output_dir")
+    free = shutil.disk_usage(parent).free
+    if free + there < needed:
+        raise InputError(f"{output_dir} needs about {needed / 1e9:.2f} GB, but {free / 1e9:.2f} GB are free there")
 
 
-def _fingerprint(layout: Layout, plan: list[Shard]) -> str:
-    """Changes with the inputs (paths, sizes, times) and with every option that changes a shard."""
-    return hashlib.sha256(repr((FORMAT_VERSION, layout.classes, plan)).encode("utf-8", "replace")).hexdigest()
-
-
-def _open_partial(partial: Path, fingerprint: str) -> None:
+def _open_partial(partial: Path, layout: Layout, plan: list[Shard]) -> None:
     """Make the folder to build in, or keep what an interrupted run of the same plan has left."""
-    plan = partial / "work" / "plan.json"
+    # The inputs (paths, sizes, times) and every option that changes a shard.
+    facts = repr((FORMAT_VERSION, layout.classes, plan)).encode("utf-8", "replace")
+    marker = partial / "work" / hashlib.sha256(facts).hexdigest()
     if partial.exists():
         # Without its data folder, it is what a run that was killed after its last step has left.
-        is_whole = plan.is_file() and (partial / "dataset" / "data").is_dir()
-        if is_whole and read_json(plan, Plan, f"remove {partial}")["fingerprint"] == fingerprint:
+        if marker.is_file() and (partial / "dataset" / "data").is_dir():
             logger.info("going on with %s", partial)
             for leftover in partial.rglob(TEMPORARY):
                 leftover.unlink(missing_ok=True)
@@ -135,25 +98,44 @@ def _open_partial(partial: Path, fingerprint: str) -> None:
         logger.info("%s was left by another command or by other inputs: starting afresh", partial)
         shutil.rmtree(partial)
     (partial / "dataset" / "data").mkdir(parents=True)
-    plan.parent.mkdir()
-    write_text(plan, json.dumps({"fingerprint": fingerprint}))
+    marker.parent.mkdir()
+    marker.touch()
 
 
-def _check_space(layout: Layout, output_dir: Path, partial: Path) -> None:
-    members = set(_members(layout))
-    # Members of compressed tars are unpacked first, so they need their space twice.
-    needed = sum(member.size * (2 if member.kind == "stream" else 1) for member in members)
-    there = sum(file.stat().st_size for file in partial.rglob("*") if file.is_file())
-    parent = next(folder for folder in output_dir.absolute().parents if folder.exists())
-    if not os.access(parent, os.W_OK):
-        raise InputError(f"{parent} cannot be written to: pass another --output_dir")
-    free = shutil.disk_usage(parent).free
-    if free + there < needed:
-        raise InputError(f"{output_dir} needs about {_gigabytes(needed)}, but {_gigabytes(free)} are free there")
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.2f} GB"
+def _build(layout: Layout, plan: list[Shard], partial: Path, output_dir: Path, workers: int, skip_bad: bool) -> dict:
+    folder, work = partial / "dataset", partial / "work"
+    places = unpack_streams(_members(layout), work)
+    rows = {row: replace(row, image=places.get(row.image, row.image), mask=places.get(row.mask, row.mask))
+            for row in layout.rows}  # fmt: skip
+    readable = [replace(shard, rows=tuple(rows[row] for row in shard.rows)) for shard in plan]
+    write_shards(readable, layout.classes, folder / "data", work, workers)
+    reports = {subset: [read_report(work, s) for s in plan if s.subset == subset] for subset in SUBSETS}
+    reports = {subset: here for subset, here in reports.items() if here}
+    every = [report for here in reports.values() for report in here]
+    bad = sorted(layout.bad) + [tuple(item) for report in every for item in report.bad]
+    _judge(bad, {subset: sum(report.rows for report in here) for subset, here in reports.items()}, output_dir, skip_bad)
+    noted: dict[str, list[str]] = {}
+    for note, ids in (item for report in every for item in report.noted.items()):
+        noted.setdefault(note, []).extend(ids)
+    try:
+        notes = judge_readings(noted, layout.classes)
+    except InputError:
+        shutil.rmtree(partial)  # no other class list could use it
+        raise
+    result = _result(layout, reports, bad, noted, notes)
+    for line in [*notes, *warning_lines(result)]:
+        logger.warning("warning: %s", line)
+    sizes = {subset: sum(report.size for report in here) for subset, here in reports.items()}
+    content = hashlib.sha256("".join(report.sha256 for report in every).encode()).hexdigest()
+    write_text(folder / "README.md", render_card(layout, result, sizes, content))
+    write_json(folder / "prepare.json", result)
+    write_class_list(folder / "class_names.txt", layout.classes)
+    for name in result["splits"]:
+        (folder / "splits" / name).parent.mkdir(parents=True, exist_ok=True)
+        write_ids(folder / "splits" / name, layout.splits[name])
+    _publish(folder, output_dir)
+    shutil.rmtree(partial)
+    return result
 
 
 def _judge(bad: list[tuple[str, str]], rows: dict[str, int], output_dir: Path, skip_bad: bool) -> None:
@@ -168,13 +150,10 @@ def _judge(bad: list[tuple[str, str]], rows: dict[str, int], output_dir: Path, s
         listing.unlink(missing_ok=True)
         return
     write_text(listing, "".join(f"{name}\t{reason}\n" for name, reason in bad))
-    emptied = [subset for subset, count in rows.items() if not count] or ["any subset"]
-    remedy = "or pass --skip_bad to leave them out" if is_enough else f"as no row of {emptied[0]} is left without them"
-    total = sum(rows.values()) + len(bad)
-    first = f"{bad[0][0]}: {bad[0][1]}"
-    raise InputError(
-        f"{len(bad)} of {total} rows cannot be used, all named in {listing}, such as {first}. Mend them, {remedy}"
-    )
+    emptied = next((subset for subset, count in rows.items() if not count), "any subset")
+    remedy = "or pass --skip_bad to leave them out" if is_enough else f"as no row of {emptied} is left without them"
+    count = f"{len(bad)} of {sum(rows.values()) + len(bad)} rows cannot be used"
+    raise InputError(f"{count}, all named in {listing}, such as {': '.join(bad[0])}. Mend them, {remedy}")
 
 
 def _result(
@@ -202,7 +181,8 @@ def _result(
         "dataset": layout.name,
         "subsets": subsets,
         "classes": list(names),
-        "splits": {name: len(ids) for name, ids in _whole_splits(layout, lost).items()},
+        # A published list is worth nothing with ids missing.
+        "splits": {name: len(ids) for name, ids in layout.splits.items() if not lost.intersection(ids)},
         "skipped": [{"id": name, "reason": reason} for name, reason in bad],
         "warnings": _warnings(subsets, noted),
         "notes": layout.notes + notes,
@@ -211,38 +191,16 @@ def _result(
 
 def _warnings(subsets: dict[str, dict], noted: dict[str, list[str]]) -> list[dict]:
     """{"id", "reason"} of what may be wrong with a row, or, without an id, with all of them."""
-    warnings = []
-    unseen = [name for name, count in subsets.get("train", {}).get("pixels", {}).items() if not count]
-    if unseen and subsets["train"]["labelled"]:
+    warnings, train = [], subsets.get("train", {"pixels": {}, "labelled": 0})
+    unseen = [name for name, count in train["pixels"].items() if not count]
+    if unseen and train["labelled"]:
         more = f" and {len(unseen) - SHOWN} more" if len(unseen) > SHOWN else ""
         warnings.append(f"no labelled training mask holds a pixel of {', '.join(unseen[:SHOWN])}{more}")
-    if noted.get(UNTURNED):
-        pairs = f"{len(noted[UNTURNED])} images or their masks are turned by an EXIF orientation"
-        warnings.append(
-            f"{pairs}, such as {noted[UNTURNED][0]}: the other has none, and is taken to fit as it is shown"
-        )
+    if unturned := noted.get(UNTURNED):
+        pairs = f"{len(unturned)} images or their masks are turned by an EXIF orientation, such as {unturned[0]}"
+        warnings.append(f"{pairs}: the other has none, and is taken to fit as it is shown")
     empty = [{"id": name, "reason": "the label is 255 (ignore) everywhere"} for name in noted.get(EMPTY, [])]
     return [{"id": None, "reason": warning} for warning in warnings] + empty
-
-
-def _whole_splits(layout: Layout, lost: set[str]) -> dict[str, list[str]]:
-    """A published list is worth nothing with ids missing."""
-    return {name: ids for name, ids in layout.splits.items() if not lost.intersection(ids)}
-
-
-def _write_texts(layout: Layout, result: dict, reports: dict[str, list[Report]], folder: Path) -> None:
-    for line in [*result["notes"][len(layout.notes) :], *warning_lines(result)]:
-        logger.warning("warning: %s", line)
-    sizes = {subset: sum(report.size for report in here) for subset, here in reports.items()}
-    sums = "".join(report.sha256 for here in reports.values() for report in here)
-    content = hashlib.sha256(sums.encode()).hexdigest()
-    write_text(folder / "README.md", render_card(layout, result, sizes, content))
-    write_text(folder / "prepare.json", json.dumps(result, indent=2) + "\n")
-    write_class_list(folder / "class_names.txt", layout.classes)
-    for name, ids in _whole_splits(layout, {item["id"] for item in result["skipped"]}).items():
-        path = folder / "splits" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_ids(path, ids)
 
 
 def _publish(folder: Path, output_dir: Path) -> None:

@@ -3,17 +3,11 @@
 import io
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from u2pl_hf.errors import InputError
+from u2pl_hf.pixels import DAMAGED, upright_rgb
 
-# There, since it goes to the Hub with each model; here for all who read files.
-from u2pl_hf.model.image_processing_u2pl import UnclearPixelsError, check_mode, upright_rgb
-
-__all__ = ["DAMAGED", "UnclearPixelsError", "check_mode", "decode_image", "decode_label", "image_size", "upright_rgb"]
-
-# What damaged files make PIL raise while it decodes.
-DAMAGED = (OSError, SyntaxError, ValueError)
 ORIENTATION = 0x0112  # of EXIF
 # Formats that change the values they store.
 INEXACT = ("JPEG", "MPO")
@@ -29,7 +23,7 @@ def decode_image(cell: dict, name: str) -> np.ndarray:
     Raises:
         InputError: the bytes are not an image, are damaged, or hold what `upright_rgb` refuses.
     """
-    image = _open(cell, f"image of {name}")
+    image = open_stored(cell, f"image of {name}")
     try:
         return upright_rgb(image)
     except DAMAGED as error:
@@ -42,7 +36,7 @@ def decode_label(cell: dict, name: str) -> np.ndarray:
     Raises:
         InputError: the bytes are not an image, or the mask is JPEG, has several channels or values above 255.
     """
-    label = _open(cell, f"label of {name}")
+    label = open_stored(cell, f"label of {name}")
     if label.format in INEXACT:
         raise InputError(f"label of {name} is JPEG, whose values are not exact: store masks as PNG")
     try:
@@ -56,14 +50,13 @@ def decode_label(cell: dict, name: str) -> np.ndarray:
     return ids.astype(np.uint8)
 
 
-def image_size(cell: dict, name: str) -> tuple[int, int]:
-    """(height, width) of an image as stored, from its header."""
-    width, height = _open(cell, f"image of {name}").size
-    return height, width
+def open_stored(cell: dict, what: str) -> Image.Image:
+    """An image of which nothing but the header has been read.
 
-
-def _open(cell: dict, what: str) -> Image.Image:
+    Raises:
+        InputError: it has none; names `what`.
+    """
     try:
         return Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"])
-    except (*DAMAGED, UnidentifiedImageError, Image.DecompressionBombError, TypeError, AttributeError) as error:
+    except (*DAMAGED, Image.DecompressionBombError, TypeError, AttributeError) as error:
         raise InputError(f"{what} is not a readable image") from error

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import datasets
 
+from u2pl_hf.constants import IMAGE_SUFFIXES
 from u2pl_hf.errors import InputError
 
 logger = logging.getLogger(__name__)
-SUFFIXES = {".jpg", ".jpeg", ".jfif", ".jp2", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp", ".gif", ".avif"}
 # What makes a folder one that `datasets` is to read: tables, or descriptions of the images.
 TABLES = {".parquet", ".arrow", ".tar", ".zip"}
 DESCRIPTIONS = {"metadata.csv", "metadata.jsonl", "metadata.parquet"}
@@ -28,18 +28,19 @@ def photographs(folder: Path) -> list[Path] | None:
     found, others, visited = [], Counter(), set()
     for root, folders, names in os.walk(folder, followlinks=True):
         place = os.path.realpath(root)
+        folders[:] = [] if place in visited else sorted(n for n in folders if not n.startswith((".", "__")))
         if place in visited:
-            folders.clear()
             continue
         visited.add(place)
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
         if any(name in DESCRIPTIONS or Path(name).suffix.lower() in TABLES for name in names):
             return None
-        shown = [Path(root, name) for name in names if not name.startswith(".")]
-        found += [path for path in shown if path.suffix.lower() in SUFFIXES]
-        others.update(path.suffix.lower() for path in shown if path.suffix.lower() not in SUFFIXES)
+        for path in (Path(root, name) for name in names if not name.startswith(".")):
+            if path.suffix.lower() in IMAGE_SUFFIXES:
+                found.append(path)
+            else:
+                others[path.suffix.lower() or "without suffix"] += 1
     if found:
-        told = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in sorted(others.items()))
+        told = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
         logger.info("%s: %d photographs%s", folder, len(found), f"; other files are left out: {told}" if told else "")
     return sorted(found, key=str) or None
 
@@ -58,8 +59,7 @@ def photograph_table(folder: Path, files: list[Path]) -> tuple[datasets.Dataset,
     cells = [{"bytes": None, "path": str(path.absolute())} for path in files]
     try:
         features = datasets.Features({"image": datasets.Image(decode=False)})
-        table = datasets.Dataset.from_dict({"image": cells}, features=features)
+        return datasets.Dataset.from_dict({"image": cells}, features=features), ids
     except UnicodeEncodeError as error:
         name = error.object.encode(errors="backslashreplace").decode()
         raise InputError(f"data set {folder}: rename the file {name}, whose name is not UTF-8") from None
-    return table, ids

@@ -1,19 +1,12 @@
 """Where the bytes of images and labels lie: memory-mapped tables, or parquet files that stay where they are.
 
-All kinds of rows answer the same questions:
-    len(rows)
-    cell(index, role)      one image or label, undecoded: {"bytes", "path"}; None where a row has no label
-    read(indices, role)    many at once, {index: cell}
-    blocks(indices)        the indices in groups that are cheap to read together
-    sizes                  bytes of each image as stored, int64 (rows,); of parquet, of the row group that holds it
-with role "image" or "label". A read touches the column of its role alone.
+A read touches the column of its role, "image" or "label", alone.
 """
 
-import bisect
 import functools
-import io
 import os
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypedDict
@@ -44,7 +37,33 @@ class Note(TypedDict):
     classes: list[list[int] | None]
 
 
-class ArrowRows:
+class Rows:
+    """What all kinds of rows answer, besides their length.
+
+    Attributes:
+        sizes: bytes of each image as stored, int64 (rows,); of parquet, of the row group that holds it.
+    """
+
+    sizes: np.ndarray
+
+    def cell(self, index: int, role: str) -> dict | None:
+        """One image or label, undecoded: {"bytes", "path"}; None where a row has no label."""
+        return self.read(np.array([index]), role)[int(index)]
+
+    def read(self, indices: np.ndarray, role: str) -> dict[int, dict | None]:
+        """Several cells by index.
+
+        Raises:
+            InputError: a file cannot be read (any more).
+        """
+        raise NotImplementedError
+
+    def blocks(self, indices: np.ndarray) -> list[np.ndarray]:
+        """The indices in groups that are cheap to read together."""
+        return np.split(indices, len(indices))
+
+
+class ArrowRows(Rows):
     """Rows of a `datasets.Dataset`, memory mapped, so that any row can be read at any time.
 
     Args:
@@ -60,22 +79,15 @@ class ArrowRows:
     def __len__(self) -> int:
         return len(self.columns["image"])
 
-    def cell(self, index: int, role: str) -> dict | None:
-        """One image or label as stored."""
-        return self.columns[role][int(index)][self.names[role]]
-
     def read(self, indices: np.ndarray, role: str) -> dict[int, dict | None]:
         """Several cells by index."""
-        return {int(i): self.cell(i, role) for i in indices}
-
-    def blocks(self, indices: np.ndarray) -> list[np.ndarray]:
-        """One row each: nothing is gained by reading neighbours together."""
-        return np.split(indices, len(indices))
+        column, name = self.columns[role], self.names[role]
+        return {int(i): column[int(i)][name] for i in indices}
 
     @functools.cached_property
     def sizes(self) -> np.ndarray:
         """From the table's offsets and the files' entries: nothing is read. A file that is not there has -1."""
-        cells = self.columns["image"].with_format("arrow")[:][self.names["image"]]
+        cells = self._column("image")
         sizes = np.array(pc.binary_length(pc.struct_field(cells, "bytes")).fill_null(-1), np.int64)
         in_files = np.flatnonzero(sizes < 0)
         paths = pc.struct_field(cells, "path").take(pa.array(in_files)).to_pylist()
@@ -86,16 +98,17 @@ class ArrowRows:
 
     def has_label(self) -> np.ndarray:
         """Bool per row."""
-        if "label" not in self.columns:
-            return np.zeros(len(self), bool)
-        return _are_filled(self.columns["label"].with_format("arrow")[:][self.names["label"]])
+        return _are_filled(self._column("label")) if "label" in self.columns else np.zeros(len(self), bool)
 
     def class_sets(self) -> list[list[int] | None] | None:
         """Not stored in such tables."""
         return None
 
+    def _column(self, role: str) -> pa.ChunkedArray:
+        return self.columns[role].with_format("arrow")[:][self.names[role]]
 
-class ParquetRows:
+
+class ParquetRows(Rows):
     """Rows of parquet files, read by row group from a disk or the network; nothing is converted or copied first.
 
     Args:
@@ -113,9 +126,16 @@ class ParquetRows:
         self._files: dict[tuple[int, int], tuple[pq.ParquetFile, threading.Lock]] = {}
         groups = [(f, g) for f, footer in enumerate(self.footers) for g in range(footer.num_row_groups)]
         self.group_file, self.group_number = np.array(groups, int).reshape(-1, 2).T
-        counts = [self.footers[f].row_group(g).num_rows for f, g in groups]
-        self.group_start = np.concatenate([[0], np.cumsum(counts)]).astype(int)
-        self.group_bytes = np.array([self._image_bytes(f, g) for f, g in groups], int)
+        chunks = [self.footers[f].row_group(g) for f, g in groups]
+        self.group_start = np.cumsum([0] + [chunk.num_rows for chunk in chunks])
+        images = [self._leaves(f, "image") for f in range(len(urls))]
+        self.group_bytes = np.array(
+            [
+                sum(chunk.column(c).total_compressed_size for c in images[f])
+                for (f, _), chunk in zip(groups, chunks, strict=True)
+            ],
+            int,
+        )
 
     def __len__(self) -> int:
         return int(self.group_start[-1])
@@ -123,42 +143,32 @@ class ParquetRows:
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_files": {}}
 
-    def cell(self, index: int, role: str) -> dict | None:
-        """One image or label as stored."""
-        return self.read(np.array([index]), role)[int(index)]
-
     def read(self, indices: np.ndarray, role: str) -> dict[int, dict | None]:
-        """Several cells; reads the row groups that hold them, of the role's column alone.
-
-        Raises:
-            InputError: a file cannot be read (any more).
-        """
+        """Several cells; reads the row groups that hold them, of the role's column alone."""
         indices = np.sort(np.asarray(indices))
         groups = np.unique(self._group_of(indices))
         cells: dict[int, dict | None] = {}
         for file in np.unique(self.group_file[groups]):
             chosen = groups[self.group_file[groups] == file]
-            starts, ends = self.group_start[chosen], self.group_start[chosen + 1]
-            rows = np.concatenate([np.arange(s, e) for s, e in zip(starts, ends, strict=True)])
+            rows = np.concatenate([np.arange(*self.group_start[group : group + 2]) for group in chosen])
             wanted = np.isin(rows, indices)
             column = self._column(int(file), self.group_number[chosen].tolist(), role)
             kept = column.take(pa.array(np.flatnonzero(wanted))).to_pylist()
-            cells |= dict(zip(rows[wanted].tolist(), map(_as_cell, kept), strict=True))
+            kept = [{"bytes": cell, "path": None} if isinstance(cell, bytes) else cell for cell in kept]
+            cells |= dict(zip(rows[wanted].tolist(), kept, strict=True))
         return cells
 
     def blocks(self, indices: np.ndarray) -> list[np.ndarray]:
         """Neighbouring rows of one file, about BLOCK_BYTES of images together, never less than a row group."""
         indices = np.sort(np.asarray(indices))
         groups = self._group_of(indices)
-        used = np.unique(groups)
+        used, group_of_row = np.unique(groups, return_inverse=True)
         # A group's block: how many BLOCK_BYTES lie before it in its file.
         before = np.cumsum(self.group_bytes[used]) - self.group_bytes[used]
         first_of_file = np.concatenate([[True], np.diff(self.group_file[used]) > 0])
         before -= np.maximum.accumulate(np.where(first_of_file, before, 0))
-        keys = np.stack([self.group_file[used], before // BLOCK_BYTES])
-        block_of_used = np.cumsum(np.concatenate([[0], np.any(np.diff(keys, axis=1) != 0, axis=0)]))
-        block = block_of_used[np.searchsorted(used, groups)]
-        return np.split(indices, np.flatnonzero(np.diff(block)) + 1)
+        keys = np.stack([self.group_file[used], before // BLOCK_BYTES])[:, group_of_row]
+        return np.split(indices, np.flatnonzero(np.any(np.diff(keys, axis=1) != 0, axis=0)) + 1)
 
     @property
     def sizes(self) -> np.ndarray:
@@ -205,20 +215,11 @@ class ParquetRows:
                 footer = pq.read_metadata(file)
         except (OSError, pa.ArrowException) as error:
             raise InputError(f"{url} cannot be read as parquet: {' '.join(str(error).split())[:200]}") from error
-        present = footer.schema.to_arrow_schema().names
-        for role, name in self.names.items():
-            if name not in present and (role, name) != IDS:
-                raise InputError(
-                    f"{url} has no column '{name}' (it has {', '.join(present)}); pass --{role}_column NAME"
-                )
+        check_columns(url, self.names, footer.schema.to_arrow_schema().names)
         return footer
 
     def _group_of(self, indices: np.ndarray) -> np.ndarray:
         return np.searchsorted(self.group_start, indices, side="right") - 1
-
-    def _image_bytes(self, file: int, group: int) -> int:
-        chunks = self.footers[file].row_group(group)
-        return sum(chunks.column(c).total_compressed_size for c in self._leaves(file, "image"))
 
     def _leaves(self, file: int, role: str) -> list[int]:
         schema = self.footers[file].schema
@@ -235,53 +236,42 @@ class ParquetRows:
     def _ids(self, file: int) -> list:
         footer, leaf = self.footers[file], self._leaves(file, "id")[0]
         chunks = [footer.row_group(g) for g in range(footer.num_row_groups)]
-        statistics = [chunk.column(leaf).statistics for chunk in chunks]
-        if all(chunk.num_rows == 1 and _tells_value(s) for chunk, s in zip(chunks, statistics, strict=True)):
+        statistics = [chunk.column(leaf).statistics for chunk in chunks if chunk.num_rows == 1]
+        # Writers that shorten long values make the largest one different from the smallest.
+        if len(statistics) == len(chunks) and all(s and s.has_min_max and s.min == s.max for s in statistics):
             return [s.min for s in statistics]
         return self._column(file, range(footer.num_row_groups), "id").to_pylist()
 
-    def _column(self, file: int, groups: list[int], role: str) -> pa.ChunkedArray:
-        opened, lock = self._opened(file)
-        try:
-            with lock:
-                return opened.read_row_groups(list(groups), columns=[self.names[role]], use_threads=False).column(0)
-        except (OSError, pa.ArrowException) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(
-                f"{self.urls[file]} cannot be read any more: {reason}; the same command goes on"
-            ) from error
-
-    def _opened(self, file: int) -> tuple[pq.ParquetFile, threading.Lock]:
+    def _column(self, file: int, groups: Sequence[int], role: str) -> pa.ChunkedArray:
         # Connections do not survive a fork, so each process opens its own.
         key = (os.getpid(), file)
         if key not in self._files:
             # pre_buffer fetches neighbouring pieces in one request.
             opened = pq.ParquetFile(_open(self.urls[file]), metadata=self.footers[file], pre_buffer=True)
             self._files[key] = (opened, threading.Lock())
-        return self._files[key]
+        opened, lock = self._files[key]
+        try:
+            with lock:
+                return opened.read_row_groups(list(groups), columns=[self.names[role]], use_threads=False).column(0)
+        except (OSError, pa.ArrowException) as error:
+            why = " ".join(str(error).split())[:200]
+            raise InputError(f"{self.urls[file]} cannot be read any more: {why}; the same command goes on") from error
 
 
-class JoinedRows:
+class JoinedRows(Rows):
     """The rows of several data sets, one after the other."""
 
-    def __init__(self, parts: list[ArrowRows | ParquetRows]):
+    def __init__(self, parts: list[Rows]):
         self.parts = parts
         self.starts = np.cumsum([0] + [len(part) for part in parts]).tolist()
 
     def __len__(self) -> int:
         return self.starts[-1]
 
-    def cell(self, index: int, role: str) -> dict | None:
-        """One image or label as stored."""
-        part = bisect.bisect_right(self.starts, index) - 1
-        return self.parts[part].cell(index - self.starts[part], role)
-
     def read(self, indices: np.ndarray, role: str) -> dict[int, dict | None]:
         """Several cells by index."""
-        cells: dict[int, dict | None] = {}
-        for part, start, own in self._dealt(indices):
-            cells |= {i + start: cell for i, cell in part.read(own, role).items()}
-        return cells
+        dealt = [(start, part.read(own, role)) for part, start, own in self._dealt(indices)]
+        return {i + start: cell for start, cells in dealt for i, cell in cells.items()}
 
     def blocks(self, indices: np.ndarray) -> list[np.ndarray]:
         """The blocks of all parts."""
@@ -294,9 +284,18 @@ class JoinedRows:
 
     def _dealt(self, indices: np.ndarray) -> list[tuple]:
         indices = np.sort(np.asarray(indices))
-        cuts = np.searchsorted(indices, self.starts[1:-1])
-        dealt = zip(self.parts, self.starts[:-1], np.split(indices, cuts), strict=True)
+        shares = np.split(indices, np.searchsorted(indices, self.starts[1:-1]))
+        dealt = zip(self.parts, self.starts[:-1], shares, strict=True)
         return [(part, start, own - start) for part, start, own in dealt if len(own)]
+
+
+def check_columns(source: str, columns: dict[str, str], present: list[str]) -> None:
+    """Refuse columns, by role, that are not there; rows without ids are numbered."""
+    for role, name in columns.items():
+        if name not in present and (role, name) != IDS:
+            raise InputError(
+                f"{source} has no column '{name}' (it has {', '.join(present)}); pass --{role}_column NAME"
+            )
 
 
 def _open(url: str):
@@ -304,37 +303,17 @@ def _open(url: str):
     if "://" not in url:
         return pa.memory_map(url)
     system, path = fsspec.core.url_to_fs(url)
-    return _RangeFile(system.open(path, "rb", cache_type="none"))
+    file = system.open(path, "rb", cache_type="none")
+    fetch = file.cache.fetcher
 
-
-class _RangeFile(io.RawIOBase):
-    """A remote file of which parts are read; some mirrors send the whole file, which would be taken for the part."""
-
-    def __init__(self, file):
-        self.file = file
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self.file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self.file.tell()
-
-    def read(self, size: int = -1) -> bytes:
-        content = self.file.read(size)
-        if 0 <= size < len(content):
+    def fetch_part(start: int, end: int) -> bytes:
+        content = fetch(start, end)
+        if len(content) > end - start:  # as some mirrors do; the beginning would be taken for the part
             raise OSError("the server sends whole files where parts are asked for; drop --streaming")
         return content
 
-
-def _tells_value(statistics: pq.Statistics | None) -> bool:
-    # Writers that shorten long values make the largest one different from the smallest.
-    return statistics is not None and statistics.has_min_max and statistics.min == statistics.max
+    file.cache.fetcher = fetch_part
+    return file
 
 
 def stored_bytes(cell: dict | None) -> bytes:
@@ -358,7 +337,3 @@ def _are_filled(cells: pa.ChunkedArray) -> np.ndarray:
         return np.asarray(pc.is_valid(cells))
     parts = [pc.is_valid(pc.struct_field(cells, field.name)) for field in cells.type]
     return np.asarray(pc.and_(pc.is_valid(cells), functools.reduce(pc.or_, parts)).fill_null(False))
-
-
-def _as_cell(value) -> dict | None:
-    return {"bytes": value, "path": None} if isinstance(value, bytes) else value

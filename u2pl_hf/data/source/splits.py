@@ -4,29 +4,24 @@ import difflib
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
 from u2pl_hf.data.source.id_lists import match_ids, nothing_matches, read_ids
-from u2pl_hf.data.source.published_splits import SPLITS, published_ids
+from u2pl_hf.data.source.published_splits import SPLITS, fetch_list
 from u2pl_hf.data.source.stratify import stratified_draw
 from u2pl_hf.errors import InputError
 
 log = logging.getLogger(__name__)
 
-LABELLED, UNLABELLED = "labeled.txt", "unlabeled.txt"
+LISTS = {"labelled": "labeled.txt", "unlabelled": "unlabeled.txt"}
 FORMS = (
     "a file with one id or image file per line, a folder with labeled.txt and unlabeled.txt, a published split such as "
     "voc_classic/92, a fraction such as 1/16, a count such as 25, or 'all'"
 )
-
-
-def write_ids(path: Path, ids: Iterable[str]) -> None:
-    """Write a list file."""
-    path.write_text("".join(f"{i}\n" for i in ids), encoding="utf-8")
 
 
 def resolve_split(
@@ -63,13 +58,13 @@ def resolve_split(
     """
     with_label = np.flatnonzero(np.ones(len(ids), bool) if has_label is None else np.asarray(has_label, bool))
     if re.fullmatch(r"\d+/\d+|\d*\.\d+|\d+|all", split) and not os.path.isfile(split):
-        chosen, others = _draw(split, ids, with_label, seed, class_presence), None
+        places = {"labelled": _draw(split, ids, with_label, seed, class_presence)}
     else:
-        chosen, others = _places(split, ids, *_lists(split, splits_dir, dataset_dir), drop_absent)
-        if bare := chosen - set(with_label.tolist()):
+        places = _places(split, ids, _lists(split, splits_dir, dataset_dir), drop_absent)
+        if bare := places["labelled"] - set(with_label.tolist()):
             raise InputError(f"split {split} labels '{ids[min(bare)]}', which has no label")
-    others = set(range(len(ids))) - chosen if others is None else others
-    return sorted(chosen), sorted(others)
+    others = places.get("unlabelled", set(range(len(ids))) - places["labelled"])
+    return sorted(places["labelled"]), sorted(others)
 
 
 def _draw(
@@ -92,73 +87,57 @@ def _number(split: str, total: int) -> int:
     """How many of `total` images a fraction, a count or "all" labels."""
     if total == 0:
         raise InputError(f"split {split} needs images with labels, and no training image has one")
-    if split == "all":
-        return total
-    try:
-        share = Fraction(split)
-    except ZeroDivisionError:
-        raise InputError(f"split {split} is not a number; pass {FORMS}") from None
-    is_count = split.isdigit()
-    if share <= 0 or share > (total if is_count else 1):
-        raise InputError(
-            f"split {split} does not fit {total} training images with labels: at least one, at most all are labelled"
-        )
-    return int(share) if is_count else max(1, round(share * total))
+    if split.isdigit() or split == "all":
+        count = total if split == "all" else int(split)
+    else:
+        share = 0 if re.search("/0+$", split) else Fraction(split)
+        count = max(1, round(share * total)) if 0 < share <= 1 else 0
+    if not 0 < count <= total:
+        rule = "at least one, at most all are labelled"
+        raise InputError(f"split {split} does not fit {total} training images with labels: {rule}; pass {FORMS}")
+    return count
 
 
 def _lists(
     split: str, splits_dir: str | os.PathLike | None, dataset_dir: str | os.PathLike | None
-) -> tuple[list[str], list[str] | None]:
-    """Listed ids; None for unlabelled ones that are all the others."""
-    folders = [Path(split)] + ([Path(dataset_dir, "splits", split)] if dataset_dir else [])
-    for folder in folders:
-        if (folder / LABELLED).is_file():
+) -> dict[str, list[str]]:
+    """Lines of the list of labelled images, and of that of unlabelled ones where it is not all the others."""
+    path = Path(split)
+    for folder in (path, Path(dataset_dir, "splits", split)) if dataset_dir else (path,):
+        if (folder / LISTS["labelled"]).is_file():
             log.info("split %s: lists in %s", split, folder)
-            files = [file for file in (folder / LABELLED, folder / UNLABELLED) if file.is_file()]
-            labelled, *unlabelled = (read_ids(file) for file in files)
-            return labelled, unlabelled[0] if unlabelled else None
-    if split in SPLITS and not os.path.isfile(split):
-        labelled, unlabelled = (
-            published_ids(f"{SPLITS[split]}/{name}", splits_dir=splits_dir) for name in (LABELLED, UNLABELLED)
-        )
-        return labelled, unlabelled
-    if re.fullmatch(r"[A-Za-z][\w-]*/\d+", split) and not Path(split).exists():
+            files = {kind: folder / name for kind, name in LISTS.items()}
+            return {kind: read_ids(file) for kind, file in files.items() if file.is_file()}
+    if path.is_file():
+        return {"labelled": read_ids(path)}
+    if split in SPLITS:
+        files = {kind: fetch_list(f"{SPLITS[split]}/{name}", splits_dir=splits_dir) for kind, name in LISTS.items()}
+        return {kind: read_ids(file) for kind, file in files.items()}
+    if re.fullmatch(r"[A-Za-z][\w-]*/\d+", split) and not path.exists():
         near = difflib.get_close_matches(split, SPLITS, n=1)
         guess = f"did you mean {near[0]}? " if near else ""
         raise InputError(f"no split {split}: {guess}Published ones are {', '.join(SPLITS)}; or pass {FORMS}")
-    if not os.path.isfile(split):
-        raise InputError(f"split {split} is not a file; pass {FORMS}")
-    return read_ids(Path(split)), None
+    raise InputError(f"split {split} is not a file; pass {FORMS}")
 
 
-def _places(
-    split: str, ids: list[str], labelled: list[str], unlabelled: list[str] | None, drop_absent: bool
-) -> tuple[set[int], set[int] | None]:
+def _places(split: str, ids: list[str], lists: dict[str, list[str]], drop_absent: bool) -> dict[str, set[int]]:
     """Places of the listed images; absent ones are an error, or left out."""
     place = {name: index for index, name in enumerate(ids)}
-    lists = {"labelled": labelled} if unlabelled is None else {"labelled": labelled, "unlabelled": unlabelled}
-    places, absent = {}, {}
+    places, absent, counts = {}, [], []
     for kind, lines in lists.items():
-        found, absent[kind] = match_ids(lines, ids, f"split {split}")
+        found, missing = match_ids(lines, ids, f"split {split}")
         if not found and (kind == "labelled" or not drop_absent):
-            raise nothing_matches(absent[kind], ids, f"split {split}", f"{kind} ")
+            raise nothing_matches(missing, ids, f"split {split}", f"{kind} ")
         places[kind] = {place[name] for name in found}
-        lists[kind] = found + absent[kind]  # without a header
-    if any(absent.values()):
-        _report_absent(split, lists, absent, drop_absent)
+        absent += missing
+        counts.append(f"{len(missing)} of {len(found) + len(missing)} {kind}")
+    if absent:
+        names = ", ".join(absent[:3]) + (" ..." if len(absent) > 3 else "")
+        told = f"listed ids that the data does not have, {' and '.join(counts)}: {names}"
+        if not drop_absent:
+            raise InputError(f"split {split}: {told}; --drop_absent_ids uses those that are there")
+        log.warning("split %s: dropped %s", split, told)
     if both := places["labelled"] & places.get("unlabelled", set()):
         shown = f"such as {ids[min(both)]}: they are used in both ways"
         log.warning("split %s: %d images are in both of its lists, %s", split, len(both), shown)
-    return places["labelled"], places.get("unlabelled")
-
-
-def _report_absent(split: str, lists: dict[str, list[str]], absent: dict[str, list[str]], drop: bool) -> None:
-    counts = " and ".join(f"{len(absent[kind])} of {len(lists[kind])} {kind}" for kind in lists)
-    names = [i for kind in lists for i in absent[kind]]
-    shown = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
-    if not drop:
-        raise InputError(
-            f"split {split} lists ids that the data does not have, {counts}: {shown}; "
-            "--drop_absent_ids uses those that are there"
-        )
-    log.warning("split %s: dropped listed ids that the data does not have, %s: %s", split, counts, shown)
+    return places

@@ -55,7 +55,5 @@ def _forced_side(shown: np.ndarray, remaining: np.ndarray, due: np.ndarray, room
 
 def _greater(wish: np.ndarray, room: np.ndarray, rng: np.random.Generator) -> int:
     """The side with the greater wish; ties go to the side with more room, then to either."""
-    for pair in (wish, room):
-        if pair[0] != pair[1]:
-            return int(pair[1] > pair[0])
-    return int(rng.integers(2))
+    (left, drawn) = zip(wish, room, strict=True)
+    return int(drawn > left) if drawn != left else int(rng.integers(2))

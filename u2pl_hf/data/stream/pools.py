@@ -10,8 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from u2pl_hf.constants import IGNORE
 from u2pl_hf.data.stream.streams import SampleStream, collate
-from u2pl_hf.data.stream.transforms import IGNORE
 
 # What a reservoir may keep of crops, per process.
 RESERVOIR_BYTES = 256 * 2**20

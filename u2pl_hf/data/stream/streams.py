@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from u2pl_hf.constants import IGNORE
 from u2pl_hf.data.source.rows import CONNECTIONS
-from u2pl_hf.data.source.sources import VOID, Source
+from u2pl_hf.data.source.sources import Source
 from u2pl_hf.data.stream.order import BlockShuffle, FullShuffle, Window
 from u2pl_hf.data.stream.transforms import WeakAugmentation
 from u2pl_hf.errors import InputError
@@ -122,7 +123,7 @@ class SampleStream(Dataset):
     def _label(self, index: int, shape: tuple[int, int]) -> np.ndarray:
         if self.is_required or self.source.rows.cell(index, "label") is not None:
             return self.source.read_label(index)
-        return np.full(shape, VOID, np.uint8)
+        return np.full(shape, IGNORE, np.uint8)
 
 
 class _BlockReader:

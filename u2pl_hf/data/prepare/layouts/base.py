@@ -1,6 +1,6 @@
 """What every layout gives."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from u2pl_hf.data.prepare.archives import Member
@@ -11,14 +11,14 @@ SUBSETS = ("train", "validation")
 
 
 @dataclass(frozen=True)
-class Row:
+class ImageRow:
     """One image to prepare.
 
     Attributes:
         id: unique in the data set.
         subset: train or validation.
         mask: None for an unlabelled image.
-        coding: how the mask holds classes, see `masks.read_mask`.
+        coding: how the mask holds classes, see `masks.decode_mask`.
     """
 
     id: str
@@ -57,7 +57,7 @@ class Layout:
     """
 
     name: str
-    rows: list[Row]
+    rows: list[ImageRow]
     classes: ClassList
     about: About
     bad: list[tuple[str, str]] = field(default_factory=list)
@@ -77,7 +77,7 @@ def unique_by(keyed: Iterable[tuple[str, Member]], what: str, bad: list[tuple[st
     return {key: group[0] for key, group in groups.items() if len(group) == 1}
 
 
-def require(found: Sequence | dict, message: str) -> None:
+def require(found: Collection, message: str) -> None:
     """Refuse where nothing was found."""
     if not found:
         raise InputError(message)
