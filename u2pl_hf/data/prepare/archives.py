@@ -12,13 +12,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from u2pl_hf.errors import InputError
+from u2pl_hf.errors import InputError, require, telling
 from u2pl_hf.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
+NO_TAR = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)
 # NotImplementedError is zipfile's, for a version or compression that nobody has.
-DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, OSError, NotImplementedError)
+DAMAGED = (*NO_TAR, zipfile.BadZipFile, OSError, NotImplementedError)
 ENCRYPTED = 1
 ZIP_START = b"PK\3\4"
 
@@ -108,22 +109,19 @@ def list_members(path: Path) -> list[Member]:
     Raises:
         InputError: no such file, not an archive, a damaged, encrypted or empty one, or names that lead out of it.
     """
-    if not path.exists():
-        raise InputError(f"{path}: no such file or folder")
-    try:
+    require(path.exists(), f"{path}: no such file or folder")
+    with telling(f"{path} is damaged or not complete", *DAMAGED):
         found = _list_folder(path) if path.is_dir() else _list_archive(path)
         # In an archive that was added to, a later member replaces an earlier one of its name.
-        by_name = {member.name: member for member in found if _is_wanted(path, member.path.parts)}
-    except DAMAGED as error:
-        raise InputError(f"{path} is damaged or not complete: {error}") from error
-    if path.is_file() and not by_name:
-        raise InputError(f"{path} holds no files: is the download complete?")
+        by_name = {member.name: member for member in found if _is_wanted(path, member)}
+    require(by_name or path.is_dir(), f"{path} holds no files: is the download complete?")
     return [by_name[name] for name in sorted(by_name)]
 
 
-def _is_wanted(path: Path, parts: tuple[str, ...]) -> bool:
-    if not parts or parts[0] == "/" or ".." in parts:
-        raise InputError(f"{path} holds the name '{'/'.join(parts)}', which leads out of it: not an archive to trust")
+def _is_wanted(path: Path, member: Member) -> bool:
+    parts = member.path.parts
+    stays = parts and parts[0] != "/" and ".." not in parts
+    require(stays, f"{path} holds the name '{member.name}', which leads out of it: not an archive to trust")
     return not any(part.startswith(".") or part == "__MACOSX" for part in parts)
 
 
@@ -144,7 +142,7 @@ def _list_folder(path: Path) -> Iterator[Member]:
 def _list_archive(path: Path) -> Iterator[Member]:
     archive = Member(str(path.resolve()), "", 0, path.stat().st_mtime_ns, "zip")
     for mode, kind in (("r:", "file"), ("r:*", "stream")):
-        with contextlib.suppress(tarfile.TarError, EOFError, zlib.error, lzma.LZMAError):
+        with contextlib.suppress(*NO_TAR):
             tarfile.open(path, mode).close()
             if kind == "stream":
                 logger.info("%s is compressed: finding out what is in it takes a while", path)
@@ -158,8 +156,7 @@ def _list_tar(path: Path, template: Member) -> Iterator[Member]:
     links = []
     with _open_tar(path) as archive:
         for info in archive:
-            if info.issparse():
-                raise InputError(f"{path} holds {info.name} as a sparse file: unpack it and pass --root")
+            require(not info.issparse(), f"{path} holds {info.name} as a sparse file: unpack it and pass --root")
             if info.isreg():
                 yield replace(template, name=info.name, size=info.size, offset=info.offset_data)
             elif info.islnk() or info.issym():
@@ -172,11 +169,10 @@ def _list_tar(path: Path, template: Member) -> Iterator[Member]:
 def _list_zip(path: Path, template: Member) -> Iterator[Member]:
     with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
         first = min((info.header_offset for info in archive.infolist()), default=0)
-        if first and file.read(4) == ZIP_START:
-            raise InputError(f"{path} is damaged, or several zip files end to end: unzip it and pass --root")
+        is_one = not first or file.read(4) != ZIP_START
+        require(is_one, f"{path} is damaged, or several zip files end to end: unzip it and pass --root")
         for info in archive.infolist():
-            if info.flag_bits & ENCRYPTED:
-                raise InputError(f"{path} is encrypted: unpack it and pass --root")
+            require(not info.flag_bits & ENCRYPTED, f"{path} is encrypted: unpack it and pass --root")
             if not info.is_dir():
                 yield replace(template, name=info.filename, size=info.file_size)
 
@@ -211,7 +207,5 @@ def _unpack(container: str, names: Iterable[str], target: Path) -> None:
                 if info.name in names and info.isreg():
                     out.addfile(info, archive.extractfile(info))
 
-    try:
+    with telling(f"{container} is damaged or not complete", *NO_TAR):
         write_atomically(target, copy)
-    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise InputError(f"{container} is damaged or not complete: {error}") from error

@@ -15,7 +15,7 @@ from u2pl_hf.data.prepare.masks import judge_readings
 from u2pl_hf.data.prepare.shards import EMPTY, UNTURNED, Report, Shard, plan_shards, read_report, write_shards
 from u2pl_hf.data.source.class_list import write_class_list
 from u2pl_hf.data.source.id_lists import write_ids
-from u2pl_hf.errors import InputError
+from u2pl_hf.errors import InputError, require
 from u2pl_hf.files import TEMPORARY, sync, write_json, write_text
 
 logger = logging.getLogger(__name__)
@@ -31,8 +31,8 @@ def check_output(output_dir: Path) -> None:
     Raises:
         InputError: the folder exists and is not empty, or it is a file.
     """
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise InputError(f"{output_dir} exists and is not empty: pass another --output_dir, or delete it")
+    is_free = not output_dir.exists() or (output_dir.is_dir() and not any(output_dir.iterdir()))
+    require(is_free, f"{output_dir} exists and is not empty: pass another --output_dir, or delete it")
 
 
 def prepare(
@@ -74,11 +74,10 @@ def _check_space(layout: Layout, output_dir: Path, partial: Path) -> None:
     needed = sum(member.size * (2 if member.kind == "stream" else 1) for member in set(_members(layout)))
     there = sum(file.stat().st_size for file in partial.rglob("*") if file.is_file())
     parent = next(folder for folder in output_dir.parents if folder.exists())
-    if not os.access(parent, os.W_OK):
-        raise InputError(f"{parent} cannot be written to: pass another --output_dir")
+    require(os.access(parent, os.W_OK), f"{parent} cannot be written to: pass another --output_dir")
     free = shutil.disk_usage(parent).free
-    if free + there < needed:
-        raise InputError(f"{output_dir} needs about {needed / 1e9:.2f} GB, but {free / 1e9:.2f} GB are free there")
+    told = f"{output_dir} needs about {needed / 1e9:.2f} GB, but {free / 1e9:.2f} GB are free there"
+    require(free + there >= needed, told)
 
 
 def _open_partial(partial: Path, layout: Layout, plan: list[Shard]) -> None:
@@ -93,8 +92,8 @@ def _open_partial(partial: Path, layout: Layout, plan: list[Shard]) -> None:
             for leftover in partial.rglob(TEMPORARY):
                 leftover.unlink(missing_ok=True)
             return
-        if not {path.name for path in partial.iterdir()} <= {"dataset", "work"}:
-            raise InputError(f"{partial} is in the way and was not made here: move it, or pass another --output_dir")
+        is_ours = {path.name for path in partial.iterdir()} <= {"dataset", "work"}
+        require(is_ours, f"{partial} is in the way and was not made here: move it, or pass another --output_dir")
         logger.info("%s was left by another command or by other inputs: starting afresh", partial)
         shutil.rmtree(partial)
     (partial / "dataset" / "data").mkdir(parents=True)

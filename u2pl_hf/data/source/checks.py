@@ -14,7 +14,7 @@ import numpy as np
 from u2pl_hf.constants import IGNORE
 from u2pl_hf.data.source.rows import CONNECTIONS, stored_bytes
 from u2pl_hf.data.source.sources import Source
-from u2pl_hf.errors import InputError
+from u2pl_hf.errors import InputError, require
 
 logger = logging.getLogger(__name__)
 
@@ -58,16 +58,14 @@ def _checked(source: Source, index: int, num_labels: int) -> str | tuple[np.ndar
     cell, name = source.rows.cell(index, "image"), source.ids[index]
     try:
         image, label = source.read_image(index, cell), source.read_label(index)
+        (h, w), (lh, lw) = image.shape[:2], label.shape
+        require((h, w) == (lh, lw), f"image and label of {name} differ in size: {w}x{h} and {lw}x{lh}")
+        counts = np.bincount(label.ravel(), minlength=IGNORE + 1)
+        highest = np.flatnonzero(counts[:IGNORE]).max(initial=0)
+        known = f"there are {num_labels} classes (0..{num_labels - 1}, 255)"
+        require(highest < num_labels, f"label of {name} holds the value {highest}, but {known}")
     except InputError as error:
         return str(error)
-    if image.shape[:2] != label.shape:
-        (h, w), (lh, lw) = image.shape[:2], label.shape
-        return f"image and label of {name} differ in size: {w}x{h} and {lw}x{lh}"
-    counts = np.bincount(label.ravel(), minlength=IGNORE + 1)
-    highest = np.flatnonzero(counts[:IGNORE]).max(initial=0)
-    if highest >= num_labels:
-        known = f"there are {num_labels} classes (0..{num_labels - 1}, 255)"
-        return f"label of {name} holds the value {highest}, but {known}"
     stored, pixels = stored_bytes(cell), str(label.shape).encode() + label.tobytes()
     return counts[:num_labels], len(stored), hashlib.sha256(stored).digest(), hashlib.sha256(pixels).digest()
 
@@ -96,11 +94,10 @@ def check_classes(counts: np.ndarray, names: list[str], *, what: str, at_least: 
     """
     there = counts.any(axis=0)
     absent = ", ".join(np.array(names)[~there])
-    if there.sum() < at_least:
-        found = f"of {', '.join(np.array(names)[there])} alone" if there.any() else "of no class (all are 255, ignored)"
-        rule = f"the {len(counts)} {what} images have pixels {found}, and {at_least} or more classes are needed"
-        remedy = "mend the masks, or what the class list says of their values, and prepare the data again"
-        raise InputError(f"{rule}: {remedy}")
+    found = f"of {', '.join(np.array(names)[there])} alone" if there.any() else "of no class (all are 255, ignored)"
+    rule = f"the {len(counts)} {what} images have pixels {found}, and {at_least} or more classes are needed"
+    remedy = "mend the masks, or what the class list says of their values, and prepare the data again"
+    require(there.sum() >= at_least, f"{rule}: {remedy}")
     if absent:
         logger.warning("%d of %d classes have no pixel in the %s images: %s", (~there).sum(), len(names), what, absent)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from u2pl_hf.constants import IGNORE
-from u2pl_hf.errors import InputError
+from u2pl_hf.errors import InputError, require, telling
 from u2pl_hf.files import read_text
 
 logger = logging.getLogger(__name__)
@@ -89,8 +89,8 @@ def _check_forms(text: str, path: Path) -> None:
         told = "class list %s: %d lines are taken for comments, such as %s; quote a name that begins with #"
         logger.warning(told, path, len(hidden), hidden[0])
     lines = [line for line in lines if not line.startswith(("#", '"', "[", "{"))]
-    if lines and lines[0].lower() in HEADS:
-        raise InputError(f"class list {path}: '{lines[0]}' reads like a header; leave it out, or quote it")
+    head = lines[0] if lines else ""
+    require(head.lower() not in HEADS, f"class list {path}: '{head}' reads like a header; leave it out, or quote it")
     unclear = [line for line in lines if UNCLEAR.fullmatch(line) and not BLANKS.fullmatch(line)]
     # zone 1, zone 2 ... are names: values would not come with one name again and again.
     if len(unclear) < len(lines) or len({re.sub(r"\d+", "", line) for line in unclear}) < len(lines):
@@ -110,8 +110,8 @@ def parse_class_list(text: str, path: str) -> ClassList:
     entries = list((_json_entries if is_json else _text_entries)(f"class list {path}", text))
     _check_names(entries, is_text=not is_json)
     names = list(dict.fromkeys(entry.name for entry in entries if not entry.is_ignored))
-    if not 1 <= len(names) <= IGNORE:
-        raise InputError(f"class list {path} names {len(names)} classes: pass 1 to {IGNORE}, one per line")
+    fits = 1 <= len(names) <= IGNORE
+    require(fits, f"class list {path} names {len(names)} classes: pass 1 to {IGNORE}, one per line")
     if any(entry.is_ignored for entry in entries) and not any(entry.colour for entry in entries):
         # Names alone are numbered by their place; only where one is ignored do the places and the ids differ.
         entries = [entry._replace(colour=(place,)) for place, entry in enumerate(entries)]
@@ -148,27 +148,24 @@ def _text_entries(source: str, text: str) -> Iterable[_Entry]:
             continue
         if len(fields) == 1 and not line.lstrip().startswith('"') and (found := BLANKS.fullmatch(fields[0])):
             fields = [found["name"] or found["rest"], *(found["after"] or found["before"]).split()]
-        if len(fields) not in (1, 2, 4) or not all(re.fullmatch(r"\d{1,9}", field) for field in fields[1:]):
-            raise InputError(f"{source}, line {number}: '{line.strip()}' cannot be read; {FORMS}")
-        yield _Entry(f"{source}, line {number}", fields[0], tuple(map(int, fields[1:])) or None)
+        where = f"{source}, line {number}"
+        fits = len(fields) in (1, 2, 4) and all(re.fullmatch(r"\d{1,9}", field) for field in fields[1:])
+        require(fits, f"{where}: '{line.strip()}' cannot be read; {FORMS}")
+        yield _Entry(where, fields[0], tuple(map(int, fields[1:])) or None)
 
 
 def _json_entries(source: str, text: str) -> Iterable[_Entry]:
-    try:
+    with telling(f"{source} is not valid JSON", ValueError, RecursionError):
         # Pairs, as an object would silently keep the last of two equal names.
         content = json.loads(text, object_pairs_hook=list)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{source} is not valid JSON: {error}") from error
     for number, item in enumerate(content if isinstance(content, list) else [None], 1):
         where = f"{source}, entry {number}"
         name, colour = item if isinstance(item, tuple) else (item, None)
         several = colour if isinstance(colour, list) and colour and isinstance(colour[0], list) else [colour]
         for values in ([value] if isinstance(value, int) else value or [] for value in several):
             fits = isinstance(values, list) and len(values) in (0, 1, 3) and all(type(v) is int for v in values)
-            if not isinstance(name, str) or not fits:
-                raise InputError(
-                    f"{where}: pass a list of names, or an object of names with [r, g, b], a value or null"
-                )
+            fits = fits and isinstance(name, str)
+            require(fits, f"{where}: pass a list of names, or an object of names with [r, g, b], a value or null")
             yield _Entry(where, name.strip(), tuple(values) or None)
 
 
@@ -180,14 +177,10 @@ def _check_names(entries: list[_Entry], is_text: bool) -> None:
             c == "\ufeff" or unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in name if c != "\t"
         )
         may_come_again = name.lower() in IGNORED_NAMES or (colour and (is_text or seen.get(name) == where))
-        for is_wrong, told in (
-            (not name, f"the name is empty; {FORMS}"),
-            (is_control, f"the name {name!a} holds a line break or control character"),
-            (not all(0 <= value <= 255 for value in colour or ()), f"{name} has a number outside 0..255"),
-            (name in seen and not may_come_again, f"the class {name} is there twice"),
-        ):
-            if is_wrong:
-                raise InputError(f"{where}: {told}")
+        require(name, f"{where}: the name is empty; {FORMS}")
+        require(not is_control, f"{where}: the name {name!a} holds a line break or control character")
+        require(max(colour or (0,)) <= 255, f"{where}: {name} has a number outside 0..255")
+        require(name not in seen or may_come_again, f"{where}: the class {name} is there twice")
         seen[name] = where
 
 
@@ -198,8 +191,8 @@ def _check_colours(entries: list[_Entry]) -> None:
     for entry in entries:
         if entry.is_ignored and entry.colour is None:
             continue
-        if len(entry.colour or ()) != kind:
-            raise InputError(f"{entry.where}: {entry.name} is not painted as the first class is; {FORMS}, all alike")
+        told = f"{entry.where}: {entry.name}"
+        require(len(entry.colour or ()) == kind, f"{told} is not painted as the first class is; {FORMS}, all alike")
         name = "ignore" if entry.is_ignored else entry.name
-        if entry.colour and seen.setdefault(entry.colour, name) != name:
-            raise InputError(f"{entry.where}: {entry.name} has the colour of {seen[entry.colour]}")
+        other = seen.setdefault(entry.colour, name) if entry.colour else name
+        require(other == name, f"{told} has the colour of {other}")

@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image, ImageOps
 
-from u2pl_hf.errors import InputError
+from u2pl_hf.errors import require, telling
 from u2pl_hf.pixels import DAMAGED, upright_rgb
 
 ORIENTATION = 0x0112  # of EXIF
@@ -24,10 +24,8 @@ def decode_image(cell: dict, name: str) -> np.ndarray:
         InputError: the bytes are not an image, are damaged, or hold what `upright_rgb` refuses.
     """
     image = open_stored(cell, f"image of {name}")
-    try:
+    with telling(f"image {name} cannot be read", *DAMAGED):
         return upright_rgb(image)
-    except DAMAGED as error:
-        raise InputError(f"image {name} cannot be read: {error}") from error
 
 
 def decode_label(cell: dict, name: str) -> np.ndarray:
@@ -37,16 +35,13 @@ def decode_label(cell: dict, name: str) -> np.ndarray:
         InputError: the bytes are not an image, or the mask is JPEG, has several channels or values above 255.
     """
     label = open_stored(cell, f"label of {name}")
-    if label.format in INEXACT:
-        raise InputError(f"label of {name} is JPEG, whose values are not exact: store masks as PNG")
-    try:
+    require(label.format not in INEXACT, f"label of {name} is JPEG, whose values are not exact: store masks as PNG")
+    with telling(f"label of {name} cannot be read", *DAMAGED):
         # A palette mask as an array is its ids; convert("L") would make grey levels of them.
         ids = np.asarray(ImageOps.exif_transpose(label))
-    except DAMAGED as error:
-        raise InputError(f"label of {name} cannot be read: {error}") from error
-    if ids.ndim != 2 or ids.dtype.kind not in "uib" or ids.min(initial=0) < 0 or ids.max(initial=0) > 255:
-        kind = f"label of {name} is {label.mode}, not an 8-bit mask of class ids"
-        raise InputError(f"{kind}; prepare_dataset.py folder makes ids of colours")
+    is_plain = ids.ndim == 2 and ids.dtype.kind in "uib" and ids.min(initial=0) >= 0 and ids.max(initial=0) <= 255
+    kind = f"label of {name} is {label.mode}, not an 8-bit mask of class ids"
+    require(is_plain, f"{kind}; prepare_dataset.py folder makes ids of colours")
     return ids.astype(np.uint8)
 
 
@@ -56,7 +51,5 @@ def open_stored(cell: dict, what: str) -> Image.Image:
     Raises:
         InputError: it has none; names `what`.
     """
-    try:
+    with telling(f"{what} is not a readable image", *DAMAGED, Image.DecompressionBombError, TypeError, AttributeError):
         return Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"])
-    except (*DAMAGED, Image.DecompressionBombError, TypeError, AttributeError) as error:
-        raise InputError(f"{what} is not a readable image") from error

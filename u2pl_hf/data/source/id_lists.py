@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from u2pl_hf.constants import IMAGE_SUFFIXES
-from u2pl_hf.errors import InputError
+from u2pl_hf.errors import require
 
 log = logging.getLogger(__name__)
 
@@ -46,11 +46,9 @@ def parse_ids(content: bytes, what: str) -> list[str]:
     """
     is_wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     text = content.decode("utf-16" if is_wide else "utf-8-sig", errors="replace")
-    if "\0" in text or "\ufffd" in text:
-        raise InputError(f"{what} is not a text file in UTF-8; pass one with one id per line")
+    require({*text}.isdisjoint("\0\ufffd"), f"{what} is not a text file in UTF-8; pass one with one id per line")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if not lines:
-        raise InputError(f"{what} lists no image: at least one image is needed")
+    require(lines, f"{what} lists no image: at least one image is needed")
     return lines
 
 
@@ -73,18 +71,18 @@ def match_ids(lines: Sequence[str], ids: Iterable[str], what: str) -> tuple[list
     if len(lines) > 1 and found[lines[0]] is None and HEADER.fullmatch(lines[0].replace('"', "")):
         lines = lines[1:]
     counts = Counter(found[line] or line for line in lines)
-    if twice := [name for name, count in counts.items() if count > 1]:
-        raise InputError(f"{what} lists {len(twice)} images more than once, such as '{twice[0]}'")
+    twice = [name for name, count in counts.items() if count > 1]
+    require(not twice, f"{what} lists {len(twice)} images more than once, such as '{''.join(twice[:1])}'")
     if files := [line for line in lines if found[line] not in (line, None)]:
         log.info("%s: %d lines name files, such as '%s' for '%s'", what, len(files), files[0], found[files[0]])
     return [name for line in lines if (name := found[line])], [line for line in lines if not found[line]]
 
 
-def nothing_matches(absent: Sequence[str], ids: Iterable[str], what: str, kind: str = "") -> InputError:
-    """The error for a list without a single image of the data."""
-    example = f"a line of it is '{absent[0]}', an id of the data '{min(ids, default='')}'"
+def require_match(found: Sequence[str], absent: Sequence[str], ids: Iterable[str], what: str, kind: str = "") -> None:
+    """Refuse a list without a single image of the data."""
+    example = f"a line of it is '{''.join(absent[:1])}', an id of the data '{min(ids, default='')}'"
     remedy = "list ids, or files whose names are those of the ids"
-    return InputError(f"{what}: the data has none of its {len(absent)} {kind}images; {example}: {remedy}")
+    require(found, f"{what}: the data has none of its {len(absent)} {kind}images; {example}: {remedy}")
 
 
 def _by_file(line: str, by_name: dict[str, list[str]], folders: set[str], what: str) -> str | None:
@@ -101,8 +99,7 @@ def _by_file(line: str, by_name: dict[str, list[str]], folders: set[str], what: 
         if len(other) == 1 or not telling or telling & _folders(other)
     }
     best = [name for name, score in scores.items() if score == max(scores.values())]
-    if len(best) > 1:
-        raise InputError(f"{what}: '{line}' may be {best[0]} or {best[1]}; list ids as they are")
+    require(len(best) < 2, f"{what}: '{line}' may be {' or '.join(best[:2])}; list ids as they are")
     return best[0] if best else None
 
 

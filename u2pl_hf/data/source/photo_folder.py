@@ -11,7 +11,7 @@ from pathlib import Path
 import datasets
 
 from u2pl_hf.constants import IMAGE_SUFFIXES
-from u2pl_hf.errors import InputError
+from u2pl_hf.errors import telling
 
 logger = logging.getLogger(__name__)
 # What makes a folder one that `datasets` is to read: tables, or descriptions of the images.
@@ -57,9 +57,6 @@ def photograph_table(folder: Path, files: list[Path]) -> tuple[datasets.Dataset,
     times = Counter(stems)
     ids = [stem if times[stem] == 1 else stem + path.suffix for stem, path in zip(stems, files, strict=True)]
     cells = [{"bytes": None, "path": str(path.absolute())} for path in files]
-    try:
+    with telling(f"data set {folder}: rename a file whose name is not UTF-8", UnicodeEncodeError):
         features = datasets.Features({"image": datasets.Image(decode=False)})
         return datasets.Dataset.from_dict({"image": cells}, features=features), ids
-    except UnicodeEncodeError as error:
-        name = error.object.encode(errors="backslashreplace").decode()
-        raise InputError(f"data set {folder}: rename the file {name}, whose name is not UTF-8") from None

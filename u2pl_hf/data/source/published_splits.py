@@ -9,7 +9,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from u2pl_hf.errors import InputError
+from u2pl_hf.errors import require, telling
 from u2pl_hf.files import cache_folder, write_atomically
 
 log = logging.getLogger(__name__)
@@ -48,12 +48,11 @@ def fetch_list(path: str, *, splits_dir: str | os.PathLike | None = None) -> Pat
         InputError: another content than the published one, or no way to get it.
     """
     if splits_dir is not None:
-        if not Path(splits_dir).is_dir():
-            raise InputError(f"--splits_dir {splits_dir} is not a folder; pass one that holds {path}")
-        own = next(filter(Path.is_file, (Path(splits_dir, path), Path(splits_dir, "data", "splits", path))), None)
-        if own and (fault := _fault(own.read_bytes(), path)):
-            raise InputError(f"{own} is not the published list ({fault}); replace it, or leave --splits_dir")
-        if own:
+        told = f"--splits_dir {splits_dir} is not a folder; pass one that holds {path}"
+        require(Path(splits_dir).is_dir(), told)
+        for own in filter(Path.is_file, (Path(splits_dir, path), Path(splits_dir, "data", "splits", path))):
+            fault = _fault(own.read_bytes(), path)
+            require(not fault, f"{own} is not the published list ({fault}); replace it, or leave --splits_dir")
             return own
     is_ael = path.startswith("cityscapes_ael/")
     revision, name = ("with_AEL", path.replace("_ael", "", 1)) if is_ael else (COMMIT, path)
@@ -75,21 +74,15 @@ def _fault(content: bytes, path: str) -> str:
 def _download(path: str, remote: str, target: Path) -> None:
     host = (os.environ.get("U2PL_SPLITS_URL") or HOST).rstrip("/")
     url = f"{host}/{remote}"
-    try:
+    remedy = f"pass --splits_dir DIR with a folder that holds {path}, or a list file"
+    with telling(f"cannot fetch {url}; {remedy}", OSError, http.client.HTTPException, ValueError):
         content = _get(url)
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        remedy = f"pass --splits_dir DIR with a folder that holds {path}, or a list file"
-        raise InputError(f"cannot fetch {url} ({error}); {remedy}") from error
-    if fault := _fault(content, path):
-        remedy = (
-            "" if host == HOST else "unset U2PL_SPLITS_URL, or "
-        ) + "pass --splits_dir DIR with the published lists"
-        raise InputError(f"{url} is not the published list ({fault}) and was not kept; {remedy}")
-    try:
+    fault, unset = _fault(content, path), "" if host == HOST else "unset U2PL_SPLITS_URL, or "
+    remedy = f"{unset}pass --splits_dir DIR with the published lists"
+    require(not fault, f"{url} is not the published list ({fault}) and was not kept; {remedy}")
+    with telling(f"cannot write {target}; set U2PL_CACHE to a folder that you can write", OSError):
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(target, lambda temporary: temporary.write_bytes(content))
-    except OSError as error:
-        raise InputError(f"cannot write {target} ({error}); set U2PL_CACHE to a folder that you can write") from error
     log.info("fetched %s", url)
 
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from u2pl_hf.errors import InputError
+from u2pl_hf.errors import require, telling
 from u2pl_hf.files import parse_json
 
 # A block of rows is what one request should fetch: large enough to be worth its latency.
@@ -210,11 +210,8 @@ class ParquetRows(Rows):
         return [self.urls, [(state.st_size, state.st_mtime_ns) for state in states], self.names]
 
     def _footer(self, url: str) -> pq.FileMetaData:
-        try:
-            with _open(url) as file:
-                footer = pq.read_metadata(file)
-        except (OSError, pa.ArrowException) as error:
-            raise InputError(f"{url} cannot be read as parquet: {' '.join(str(error).split())[:200]}") from error
+        with telling(f"{url} cannot be read as parquet", OSError, pa.ArrowException), _open(url) as file:
+            footer = pq.read_metadata(file)
         check_columns(url, self.names, footer.schema.to_arrow_schema().names)
         return footer
 
@@ -250,12 +247,9 @@ class ParquetRows(Rows):
             opened = pq.ParquetFile(_open(self.urls[file]), metadata=self.footers[file], pre_buffer=True)
             self._files[key] = (opened, threading.Lock())
         opened, lock = self._files[key]
-        try:
-            with lock:
-                return opened.read_row_groups(list(groups), columns=[self.names[role]], use_threads=False).column(0)
-        except (OSError, pa.ArrowException) as error:
-            why = " ".join(str(error).split())[:200]
-            raise InputError(f"{self.urls[file]} cannot be read any more: {why}; the same command goes on") from error
+        told = f"{self.urls[file]} cannot be read any more, the same command goes on"
+        with telling(told, OSError, pa.ArrowException), lock:
+            return opened.read_row_groups(list(groups), columns=[self.names[role]], use_threads=False).column(0)
 
 
 class JoinedRows(Rows):
@@ -291,11 +285,10 @@ class JoinedRows(Rows):
 
 def check_columns(source: str, columns: dict[str, str], present: list[str]) -> None:
     """Refuse columns, by role, that are not there; rows without ids are numbered."""
+    there = ", ".join(present)
     for role, name in columns.items():
-        if name not in present and (role, name) != IDS:
-            raise InputError(
-                f"{source} has no column '{name}' (it has {', '.join(present)}); pass --{role}_column NAME"
-            )
+        is_there = name in present or (role, name) == IDS
+        require(is_there, f"{source} has no column '{name}' (it has {there}); pass --{role}_column NAME")
 
 
 def _open(url: str):

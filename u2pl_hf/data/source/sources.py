@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from u2pl_hf.data.source.class_list import ClassList, parse_class_list
 from u2pl_hf.data.source.decode import decode_image, decode_label, open_stored
 from u2pl_hf.data.source.photo_folder import photograph_table, photographs
 from u2pl_hf.data.source.rows import CONNECTIONS, ArrowRows, JoinedRows, ParquetRows, Rows, check_columns
-from u2pl_hf.errors import InputError
+from u2pl_hf.errors import InputError, require, telling
 from u2pl_hf.files import read_text
 from u2pl_hf.hub_cache import class_list_folder, place_to_read
 
@@ -67,8 +68,7 @@ class Source:
             InputError: there is none, the bytes are not an image, or the mask has several channels or values above 255.
         """
         cell = self.rows.cell(index, "label")
-        if cell is None:
-            raise InputError(f"image {self.ids[index]} has no label, so it cannot be used as a labelled image")
+        require(cell is not None, f"image {self.ids[index]} has no label, so it cannot be used as a labelled image")
         return decode_label(cell, self.ids[index])
 
     def size(self, index: int) -> tuple[int, int]:
@@ -119,14 +119,12 @@ def load_source(
     columns = {"id": id_column, "image": image_column} | ({"label": label_column} if label_column else {})
     for column in columns.values():
         twice = [f"--{role}_column" for role in columns if columns[role] == column]
-        if len(twice) > 1:
-            raise InputError(f"{' and '.join(twice)} both name '{column}': each needs a column of its own")
+        require(len(twice) < 2, f"{' and '.join(twice)} both name '{column}': each needs a column of its own")
     path = place_to_read(str(demo_folder(cache_dir)) if dataset == "demo" else dataset, revision)
     if files := photographs(Path(path)):
-        if label_column:
-            remedy = "make a data set of images and masks with training_scripts/prepare_dataset.py folder, or pass the"
-            kind = "is a folder of plain images without labels"
-            raise InputError(f"data set {path} {kind}; {remedy} folder as --unlabelled_dataset")
+        kind = f"data set {path} is a folder of plain images without labels"
+        remedy = "make a data set of images and masks with training_scripts/prepare_dataset.py folder"
+        require(not label_column, f"{kind}; {remedy}, or pass the folder as --unlabelled_dataset")
         _check_subset(path, subset, ["train"], subset_option)
         table, ids = photograph_table(Path(path), files)
         return Source(ArrowRows(table, {"image": "image"}), ids)
@@ -138,8 +136,7 @@ def load_source(
         ids = rows.ids()
     else:
         rows, ids = _arrow_rows(path, every[subset], columns)
-    if not len(rows):
-        raise InputError(f"subset '{subset}' of data set {dataset} is empty; pass {subset_option} NAME")
+    require(len(rows), f"subset '{subset}' of data set {dataset} is empty; pass {subset_option} NAME")
     if ids is None:
         ids = [f"{subset}-{number}" for number in range(len(rows))]
         told = "data set %s has no column 'id': its rows are numbered, %s to %s; --id_column NAME takes another column"
@@ -154,12 +151,8 @@ def _reading(path: str):
     bars = datasets.utils.logging.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:  # datasets lets errors of many libraries through
-        told = error.__cause__ if isinstance(error.__cause__, InputError) else error
-        raise InputError(f"data set {path} cannot be read: {' '.join(str(told).split())[:300]}") from error
+        with telling(f"data set {path} cannot be read", Exception):  # datasets lets errors of many libraries through
+            yield
     finally:
         if bars:
             datasets.enable_progress_bars()
@@ -170,20 +163,16 @@ def _check_subset(path: str, subset: str, every: Iterable[str], option: str) -> 
     other, why = next((name for name in names if name != "train"), "train"), ""
     if names == ["train"]:
         why = ", which are the training images; prepare_dataset.py folder --validation 0.2 keeps a share of them apart"
-    if subset not in names:
-        there = ", ".join(names) or "none"
-        raise InputError(f"data set {path} has no subset '{subset}'; it has {there}: pass {option} {other}{why}")
+    there = ", ".join(names) or "none"
+    require(subset in names, f"data set {path} has no subset '{subset}'; it has {there}: pass {option} {other}{why}")
 
 
 def _check_ids(ids: list, dataset: str, column: str) -> None:
-    wrong = next((number for number, name in enumerate(ids) if type(name) not in (str, int)), None)
-    if wrong is not None:
-        kind = "nothing" if ids[wrong] is None else type(ids[wrong]).__name__
-        rule = "where ids are text or integers; pass --id_column NAME"
-        raise InputError(f"column '{column}' of data set {dataset} holds {kind} in row {wrong}, {rule}")
+    wrong = [f"{type(name).__name__} in row {row}" for row, name in enumerate(ids) if type(name) not in (str, int)]
+    told = f"column '{column}' of data set {dataset} holds {''.join(wrong[:1]).replace('NoneType', 'nothing')}"
+    require(not wrong, f"{told}, where ids are text or integers; pass --id_column NAME")
     if len(set(ids)) < len(ids):
-        seen: set = set()
-        twice = next(i for i in ids if i in seen or seen.add(i))
+        ((twice, _),) = Counter(ids).most_common(1)
         raise InputError(f"data set {dataset} has the id '{twice}' more than once; ids must be unique")
 
 
@@ -196,8 +185,7 @@ def _subsets(path: str, revision: str | None, streaming: bool) -> tuple[dict, bo
         is_parquet = all(url.endswith(".parquet") for urls in files.values() for url in urls)
         if streaming and is_parquet:
             return files, True
-        if not is_local:
-            raise InputError(f"data set {path} is not stored as parquet, so it cannot be streamed; drop --streaming")
+        require(is_local, f"data set {path} is not stored as parquet, so it cannot be streamed; drop --streaming")
         if is_parquet and files:
             # Of a folder with a card only the card would be asked for changes; of named files it is their dates.
             return datasets.load_dataset("parquet", data_files=files), False
@@ -209,11 +197,9 @@ def _arrow_rows(path: str, table: datasets.Dataset, columns: dict[str, str]) -> 
     check_columns(f"data set {path}", columns, table.column_names)
     stored = {role: column for role, column in columns.items() if role != "id"}
     for column in stored.values():
-        try:
+        told = f"column '{column}' of data set {path} holds no images but {table.features[column]}"
+        with telling(told, pyarrow.ArrowException, TypeError, ValueError):
             table = table.cast_column(column, datasets.Image(decode=False))
-        except (pyarrow.ArrowException, TypeError, ValueError):
-            kind = table.features[column]
-            raise InputError(f"column '{column}' of data set {path} holds no images but {kind}") from None
     rows = ArrowRows(table, stored)
     if columns["id"] in table.column_names:
         return rows, table.select_columns([columns["id"]])[:][columns["id"]]
@@ -233,10 +219,10 @@ def _class_list(path: str, revision: str | None) -> ClassList | None:
         return None
     classes = parse_class_list(read_text(file, "save it so"), str(file))
     values = [value for value, *others in classes.colours or () if not others]
-    if values not in ([], list(range(len(values)))):
-        given = f"{file} gives the classes the values {' '.join(map(str, values[:5]))} ..."
-        rule = "labels of a data set are 0, 1 ... in the order of its lines"
-        raise InputError(f"{given}, but {rule}: order them so, or make a data set with prepare_dataset.py folder")
+    given = f"{file} gives the classes the values {' '.join(map(str, values[:5]))} ..."
+    rule = "labels of a data set are 0, 1 ... in the order of its lines"
+    remedy = "order them so, or make a data set with prepare_dataset.py folder"
+    require(values == list(range(len(values))), f"{given}, but {rule}: {remedy}")
     return classes
 
 

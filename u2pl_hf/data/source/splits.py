@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from u2pl_hf.data.source.id_lists import match_ids, nothing_matches, read_ids
+from u2pl_hf.data.source.id_lists import match_ids, read_ids, require_match
 from u2pl_hf.data.source.published_splits import SPLITS, fetch_list
 from u2pl_hf.data.source.stratify import stratified_draw
-from u2pl_hf.errors import InputError
+from u2pl_hf.errors import InputError, require
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +61,8 @@ def resolve_split(
         places = {"labelled": _draw(split, ids, with_label, seed, class_presence)}
     else:
         places = _places(split, ids, _lists(split, splits_dir, dataset_dir), drop_absent)
-        if bare := places["labelled"] - set(with_label.tolist()):
-            raise InputError(f"split {split} labels '{ids[min(bare)]}', which has no label")
+        bare = [ids[place] for place in sorted(places["labelled"].difference(with_label.tolist()))]
+        require(not bare, f"split {split} labels '{''.join(bare[:1])}', which has no label")
     others = places.get("unlabelled", set(range(len(ids))) - places["labelled"])
     return sorted(places["labelled"]), sorted(others)
 
@@ -85,16 +85,15 @@ def _draw(
 
 def _number(split: str, total: int) -> int:
     """How many of `total` images a fraction, a count or "all" labels."""
-    if total == 0:
-        raise InputError(f"split {split} needs images with labels, and no training image has one")
+    require(total, f"split {split} needs images with labels, and no training image has one")
     if split.isdigit() or split == "all":
         count = total if split == "all" else int(split)
     else:
         share = 0 if re.search("/0+$", split) else Fraction(split)
         count = max(1, round(share * total)) if 0 < share <= 1 else 0
-    if not 0 < count <= total:
-        rule = "at least one, at most all are labelled"
-        raise InputError(f"split {split} does not fit {total} training images with labels: {rule}; pass {FORMS}")
+    rule = "at least one, at most all are labelled"
+    fits = 0 < count <= total
+    require(fits, f"split {split} does not fit {total} training images with labels: {rule}; pass {FORMS}")
     return count
 
 
@@ -113,11 +112,10 @@ def _lists(
     if split in SPLITS:
         files = {kind: fetch_list(f"{SPLITS[split]}/{name}", splits_dir=splits_dir) for kind, name in LISTS.items()}
         return {kind: read_ids(file) for kind, file in files.items()}
-    if re.fullmatch(r"[A-Za-z][\w-]*/\d+", split) and not path.exists():
-        near = difflib.get_close_matches(split, SPLITS, n=1)
-        guess = f"did you mean {near[0]}? " if near else ""
-        raise InputError(f"no split {split}: {guess}Published ones are {', '.join(SPLITS)}; or pass {FORMS}")
-    raise InputError(f"split {split} is not a file; pass {FORMS}")
+    near = [f"did you mean {name}? " for name in difflib.get_close_matches(split, SPLITS, n=1)]
+    is_name = re.fullmatch(r"[A-Za-z][\w-]*/\d+", split) and not path.exists()
+    published = f"{''.join(near)}Published ones are {', '.join(SPLITS)}; or pass {FORMS}"
+    raise InputError(f"no split {split}: {published}" if is_name else f"split {split} is not a file; pass {FORMS}")
 
 
 def _places(split: str, ids: list[str], lists: dict[str, list[str]], drop_absent: bool) -> dict[str, set[int]]:
@@ -126,16 +124,15 @@ def _places(split: str, ids: list[str], lists: dict[str, list[str]], drop_absent
     places, absent, counts = {}, [], []
     for kind, lines in lists.items():
         found, missing = match_ids(lines, ids, f"split {split}")
-        if not found and (kind == "labelled" or not drop_absent):
-            raise nothing_matches(missing, ids, f"split {split}", f"{kind} ")
+        if kind == "labelled" or not drop_absent:
+            require_match(found, missing, ids, f"split {split}", f"{kind} ")
         places[kind] = {place[name] for name in found}
         absent += missing
         counts.append(f"{len(missing)} of {len(found) + len(missing)} {kind}")
     if absent:
         names = ", ".join(absent[:3]) + (" ..." if len(absent) > 3 else "")
         told = f"listed ids that the data does not have, {' and '.join(counts)}: {names}"
-        if not drop_absent:
-            raise InputError(f"split {split}: {told}; --drop_absent_ids uses those that are there")
+        require(drop_absent, f"split {split}: {told}; --drop_absent_ids uses those that are there")
         log.warning("split %s: dropped %s", split, told)
     if both := places["labelled"] & places.get("unlabelled", set()):
         shown = f"such as {ids[min(both)]}: they are used in both ways"

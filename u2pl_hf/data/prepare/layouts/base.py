@@ -1,11 +1,10 @@
 """What every layout gives."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from u2pl_hf.data.prepare.archives import Member
 from u2pl_hf.data.source.class_list import ClassList
-from u2pl_hf.errors import InputError
 
 SUBSETS = ("train", "validation")
 
@@ -75,9 +74,3 @@ def unique_by(keyed: Iterable[tuple[str, Member]], what: str, bad: list[tuple[st
             names = " and ".join(sorted(member.name for member in group)[:2])
             bad.append((key, f"the id is there {len(group)} times: {what} {names}"))
     return {key: group[0] for key, group in groups.items() if len(group) == 1}
-
-
-def require(found: Collection, message: str) -> None:
-    """Refuse where nothing was found."""
-    if not found:
-        raise InputError(message)

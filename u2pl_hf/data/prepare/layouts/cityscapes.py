@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from u2pl_hf.data.prepare.archives import Member
-from u2pl_hf.data.prepare.layouts.base import About, ImageRow, Layout, require, unique_by
+from u2pl_hf.data.prepare.layouts.base import About, ImageRow, Layout, unique_by
 from u2pl_hf.data.source.class_list import ClassList
+from u2pl_hf.errors import require
 
 COLOURS = {
     "road": (128, 64, 128),

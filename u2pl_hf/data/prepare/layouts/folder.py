@@ -10,11 +10,11 @@ from pathlib import Path, PurePosixPath
 
 from u2pl_hf.constants import IMAGE_SUFFIXES
 from u2pl_hf.data.prepare.archives import Member
-from u2pl_hf.data.prepare.layouts.base import About, ImageRow, Layout, require, unique_by
+from u2pl_hf.data.prepare.layouts.base import About, ImageRow, Layout, unique_by
 from u2pl_hf.data.prepare.masks import infer_classes
 from u2pl_hf.data.source.class_list import ClassList
-from u2pl_hf.data.source.id_lists import match_ids, nothing_matches, read_ids, subset_of
-from u2pl_hf.errors import InputError
+from u2pl_hf.data.source.id_lists import match_ids, read_ids, require_match, subset_of
+from u2pl_hf.errors import require
 
 FOLDERS = {"images": "images", "masks": "masks", "unlabelled": "unlabelled", "unlabeled": "unlabelled"}
 # Other names of masks/, where there is none.
@@ -72,9 +72,9 @@ def folder_layout(
     images = unique_by(((f.key, f.member) for f in of_kind["images"] + of_kind["unlabelled"]), "images", bad)
     masks = unique_by(((f.key, f.member) for f in of_kind["masks"]), "masks", bad)
     below_images = {file.key: file for file in of_kind["images"]}
-    if not below_images.keys() & masks.keys():
-        example = f"images/{min(below_images)}, masks/{min(masks, default='')}"
-        raise InputError(f"no mask belongs to an image, as their names differ ({example}): {LOOKED_FOR}")
+    example = f"images/{min(below_images)}, masks/{min(masks, default='')}"
+    pairs = below_images.keys() & masks.keys()
+    require(pairs, f"no mask belongs to an image, as their names differ ({example}): {LOOKED_FOR}")
     unclear = {key for key, _ in bad}
     bad += [(key, "the mask has no image") for key in sorted(masks.keys() - below_images.keys() - unclear)]
     bad += [(key, "the name is not valid text") for key in sorted(images) if SURROGATE.search(key)]
@@ -172,10 +172,8 @@ def _draw(labelled: list[str], validation: str, seed: int) -> tuple[list[str], l
     total, option = len(labelled), f"--validation {validation}"
     if Path(validation).is_file():
         found, absent = match_ids(read_ids(Path(validation), option), labelled, option)
-        if not found:
-            raise nothing_matches(absent, labelled, option)
-        if absent:
-            raise InputError(f"{option} lists {len(absent)} ids without image or mask: {absent[0]}")
+        require_match(found, absent, labelled, option)
+        require(not absent, f"{option} lists {len(absent)} ids without image or mask: {', '.join(absent[:1])}")
         require(
             set(labelled).difference(found), f"{option} lists all {total} labelled images: none is left to train on"
         )
@@ -185,9 +183,8 @@ def _draw(labelled: list[str], validation: str, seed: int) -> tuple[list[str], l
     else:
         share = float(validation) if re.fullmatch(r"0?\.\d+", validation) else 0.0
         count = min(max(1, round(share * total)), total - 1) if share else total
-    if count >= total:
-        ways = f"a share such as 0.2, a count below {total}, a file with one id per line, or 0 for none"
-        raise InputError(f"{option} does not fit {total} labelled images: pass {ways}")
+    ways = f"a share such as 0.2, a count below {total}, a file with one id per line, or 0 for none"
+    require(count < total, f"{option} does not fit {total} labelled images: pass {ways}")
     drawn = sorted(labelled, key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest())[:count]
     why = "since no folder says which; --validation chooses others"
     return drawn, [f"validation: {count} of {total} labelled images drawn, {why}"] if count else []

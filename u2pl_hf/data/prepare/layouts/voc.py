@@ -4,11 +4,11 @@ from collections.abc import Sequence, Set
 
 from u2pl_hf.constants import default_palette
 from u2pl_hf.data.prepare.archives import Member
-from u2pl_hf.data.prepare.layouts.base import About, ImageRow, Layout, require, unique_by
+from u2pl_hf.data.prepare.layouts.base import About, ImageRow, Layout, unique_by
 from u2pl_hf.data.prepare.masks import require_scipy
 from u2pl_hf.data.source.class_list import ClassList
-from u2pl_hf.data.source.id_lists import match_ids, nothing_matches, parse_ids
-from u2pl_hf.errors import InputError
+from u2pl_hf.data.source.id_lists import match_ids, parse_ids, require_match
+from u2pl_hf.errors import require
 
 NAMES = [
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair",
@@ -76,9 +76,8 @@ def _voc_root(members: Sequence[Member]) -> tuple[str, ...]:
     roots = {member.path.parts[:-2] for member in _in_folder(members, "JPEGImages", ".jpg")}
     require(roots, "no images found: looked for JPEGImages/*.jpg, as in VOCtrainval_11-May-2012.tar")
     chosen = roots if len(roots) == 1 else {root for root in roots if root and root[-1] == "VOC2012"}
-    if len(chosen) != 1:
-        listed = ", ".join(sorted("/".join(root) for root in roots))
-        raise InputError(f"several folders hold JPEGImages ({listed}): pass --root of one of them")
+    listed = ", ".join(sorted("/".join(root) for root in roots))
+    require(len(chosen) == 1, f"several folders hold JPEGImages ({listed}): pass --root of one of them")
     return chosen.pop()
 
 
@@ -88,18 +87,16 @@ def _listed(
     """The images of a list, and a note if some of its lines are of no use."""
     lists = [m for m in members if m.path.parts[-3:] == ("ImageSets", "Segmentation", name)]
     lists = [m for m in lists if "VOC2012" in m.path.parts] or lists
-    if len(lists) > 1:
-        raise InputError(f"{name} is there {len(lists)} times ({lists[0]}; {lists[1]}): pass only one data set")
-    if is_needed:
-        require(lists, f"no ImageSets/Segmentation/{name} found: it says which images are for {name[:-4]}")
+    twice = f"{name} is there {len(lists)} times ({'; '.join(map(str, lists[:2]))})"
+    require(len(lists) < 2, f"{twice}: pass only one data set")
+    require(lists or not is_needed, f"no ImageSets/Segmentation/{name} found: it says which images are for {name[:-4]}")
     if not lists:
         return [], ""
     what = str(lists[0])
     found, missing = match_ids(parse_ids(lists[0].read(), what), images, what)
-    if is_needed and not found:
-        raise nothing_matches(missing, images, what)
     used, listed = len(usable.intersection(found)), len(found) + len(missing)
-    if is_needed and not used:
-        raise InputError(f"none of the {listed} images in {what} has a label here: pass their labels as well")
+    if is_needed:
+        require_match(found, missing, images, what)
+        require(used, f"none of the {listed} images in {what} has a label here: pass their labels as well")
     note = f"{name} lists {listed} ids, {listed - used} of them have no image or no label here"
     return found, note if used < listed else ""
