@@ -19,8 +19,10 @@ from pathlib import Path
 from u2pl_hf.command_line import ScriptParser, number, print_result
 from u2pl_hf.data.prepare.archives import Member, list_members
 from u2pl_hf.data.prepare.convert import check_output, prepare
-from u2pl_hf.data.prepare.layouts import Layout, cityscapes_layout, folder_layout, voc_layout
-from u2pl_hf.data.prepare.layouts.folder import DEFAULT_VALIDATION
+from u2pl_hf.data.prepare.layouts import Layout
+from u2pl_hf.data.prepare.layouts.cityscapes import cityscapes_layout
+from u2pl_hf.data.prepare.layouts.folder import DEFAULT_VALIDATION, folder_layout
+from u2pl_hf.data.prepare.layouts.voc import voc_layout
 from u2pl_hf.data.source.class_list import read_class_list
 from u2pl_hf.errors import InputError, exits_on_input_error
 from u2pl_hf.hub.push import check_can_push, push_folder

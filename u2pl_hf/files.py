@@ -10,12 +10,13 @@ import os
 import shutil
 import types
 import typing
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import yaml
 
-from u2pl_hf.errors import InputError
+from u2pl_hf.errors import InputError, require, telling
 
 # What a writer that was killed leaves behind has names of this form.
 TEMPORARY = ".*.partial"
@@ -23,15 +24,8 @@ MAX_DEPTH = 50
 HINT = "restore it, or remove it"
 # What yaml raises for broken dates, numbers and tags, besides its own errors.
 YAML_ERRORS = (yaml.YAMLError, ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError)
-WORDS = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    dict: "an object",
-    list: "a list",
-    types.NoneType: "null",
-}
+WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "an object",
+         list: "a list", types.NoneType: "null"}  # fmt: skip
 
 
 def cache_folder() -> Path:
@@ -103,11 +97,8 @@ def sync(path: Path) -> None:
 
 def sha256_of(path: Path) -> str:
     """The sha256 of a file, in hexadecimal."""
-    digest, buffer = hashlib.sha256(), memoryview(bytearray(2**20))
-    with open(path, "rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            digest.update(buffer[:count])
-    return digest.hexdigest()
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def file_in(folder: Path, name: str | Path) -> Path | None:
@@ -122,8 +113,8 @@ def file_in(folder: Path, name: str | Path) -> Path | None:
             return None
     except (OSError, ValueError, RuntimeError):  # no name that a file can have, or links in a circle
         return None
-    if not path.is_relative_to(folder.resolve()):
-        raise InputError(f"{folder / name} leads out of {folder}: put the file itself there, or leave it out")
+    stays = path.is_relative_to(folder.resolve())
+    require(stays, f"{folder / name} leads out of {folder}: put the file itself there, or leave it out")
     return path
 
 
@@ -172,7 +163,8 @@ def parse_json(text: str, kind=dict, *, strict: bool = True):
     hooks = {"parse_float": _finite, "parse_constant": _finite} if strict else {}
     try:
         content = json.loads(text, parse_int=_int, object_pairs_hook=_distinct, **hooks)
-        _check_depth(content)
+        if _depth(content) > MAX_DEPTH:  # what would end the recursions of others
+            raise ValueError(f"more than {MAX_DEPTH} levels deep")
         if strict:
             json.dumps(content, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
@@ -196,20 +188,15 @@ def _int(text: str) -> int:
 
 
 def _distinct(pairs: list[tuple[str, object]]) -> dict:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands there twice")
-    return content
+    for name, count in Counter(name for name, _ in pairs).items():
+        if count > 1:
+            raise ValueError(f"{name!r} stands there twice")
+    return dict(pairs)
 
 
-def _check_depth(content, left: int = MAX_DEPTH) -> None:
-    """Refuse what would end the recursions of others."""
-    if not left:
-        raise ValueError(f"more than {MAX_DEPTH} levels deep")
-    if isinstance(content, dict | list):
-        for part in content.values() if isinstance(content, dict) else content:
-            _check_depth(part, left - 1)
+def _depth(content) -> int:
+    parts = content.values() if isinstance(content, dict) else content if isinstance(content, list) else ()
+    return 1 + max(map(_depth, parts), default=0)
 
 
 def read_yaml(path: Path, hint: str = HINT):
@@ -219,10 +206,8 @@ def read_yaml(path: Path, hint: str = HINT):
         InputError: it cannot be read, or is no YAML.
     """
     text = read_text(path, hint)
-    try:
+    with telling(f"{path} is damaged; {hint}", *YAML_ERRORS):
         return yaml.safe_load(text)
-    except YAML_ERRORS as error:
-        raise InputError(f"{path} is damaged ({' '.join(str(error).split())[:160]}); {hint}") from error
 
 
 def misfit(value, kind, name: str = "") -> str | None:
@@ -240,17 +225,14 @@ def misfit(value, kind, name: str = "") -> str | None:
     fields = typing.get_type_hints(kind) if isinstance(kind, type) and getattr(kind, "__annotations__", None) else {}
     plain = dict if fields else typing.get_origin(kind) or kind
     # True is an int for Python, and 1 a whole number where any may stand.
-    fits = isinstance(value, int | float if plain is float else plain) and (
-        plain is bool or not isinstance(value, bool)
-    )
-    if not fits:
+    is_of_type = isinstance(value, int | float if plain is float else plain)
+    if not is_of_type or isinstance(value, bool) != (plain is bool):
         return f"{name or 'it'} is {repr(value)[:60]}, and must be {WORDS[plain]}"
-    missing = [field for field in getattr(kind, "__required_keys__", fields) if field not in value]
-    if missing:
+    if missing := [field for field in getattr(kind, "__required_keys__", fields) if field not in value]:
         return f"{'.'.join(filter(None, (name, min(missing))))} is missing"
-    within = {field: (value[field], part) for field, part in fields.items() if field in value}
+    within = [(field, value[field], part) for field, part in fields.items() if field in value]
     if parts:
         items = value.items() if plain is dict else enumerate(value)
-        within = {key: (item, parts[-1]) for key, item in items}
-    each = (misfit(item, part, f"{name}.{key}" if name else str(key)) for key, (item, part) in within.items())
+        within = [(key, item, parts[-1]) for key, item in items]
+    each = (misfit(item, part, f"{name}.{key}" if name else str(key)) for key, item, part in within)
     return next(filter(None, each), None)

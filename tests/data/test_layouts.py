@@ -6,7 +6,10 @@ import pytest
 
 from tests.data.prepared import grey_png, write_folder, write_tar, write_zip
 from u2pl_hf.data.prepare.archives import list_members
-from u2pl_hf.data.prepare.layouts import cityscapes_layout, folder_layout, voc, voc_layout
+from u2pl_hf.data.prepare.layouts import voc
+from u2pl_hf.data.prepare.layouts.cityscapes import cityscapes_layout
+from u2pl_hf.data.prepare.layouts.folder import folder_layout
+from u2pl_hf.data.prepare.layouts.voc import voc_layout
 from u2pl_hf.data.prepare.masks import infer_classes
 from u2pl_hf.data.source.class_list import ClassList
 from u2pl_hf.errors import InputError

@@ -22,7 +22,7 @@ from u2pl_hf.data.prepare import convert as prepare_module
 from u2pl_hf.data.prepare.archives import list_members
 from u2pl_hf.data.prepare.convert import prepare
 from u2pl_hf.data.prepare.dataset_card import render_card
-from u2pl_hf.data.prepare.layouts import folder_layout
+from u2pl_hf.data.prepare.layouts.folder import folder_layout
 from u2pl_hf.data.prepare.shards import plan_shards
 from u2pl_hf.data.source.class_list import ClassList, parse_class_list
 from u2pl_hf.data.source.sources import load_source

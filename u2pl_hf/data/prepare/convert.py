@@ -10,9 +10,9 @@ from pathlib import Path
 from u2pl_hf.constants import IGNORE
 from u2pl_hf.data.prepare.archives import Member, unpack_streams
 from u2pl_hf.data.prepare.dataset_card import render_card, warning_lines
-from u2pl_hf.data.prepare.layouts.base import SUBSETS, Layout
+from u2pl_hf.data.prepare.layouts import SUBSETS, ImageRow, Layout
 from u2pl_hf.data.prepare.masks import judge_readings
-from u2pl_hf.data.prepare.shards import EMPTY, UNTURNED, Report, Shard, plan_shards, read_report, write_shards
+from u2pl_hf.data.prepare.shards import EMPTY, UNTURNED, Shard, plan_shards, read_report, write_shards
 from u2pl_hf.data.source.class_list import write_class_list
 from u2pl_hf.data.source.id_lists import write_ids
 from u2pl_hf.errors import InputError, require
@@ -104,10 +104,12 @@ def _open_partial(partial: Path, layout: Layout, plan: list[Shard]) -> None:
 def _build(layout: Layout, plan: list[Shard], partial: Path, output_dir: Path, workers: int, skip_bad: bool) -> dict:
     folder, work = partial / "dataset", partial / "work"
     places = unpack_streams(_members(layout), work)
-    rows = {row: replace(row, image=places.get(row.image, row.image), mask=places.get(row.mask, row.mask))
-            for row in layout.rows}  # fmt: skip
-    readable = [replace(shard, rows=tuple(rows[row] for row in shard.rows)) for shard in plan]
-    write_shards(readable, layout.classes, folder / "data", work, workers)
+
+    def readable(row: ImageRow) -> ImageRow:
+        return replace(row, image=places.get(row.image, row.image), mask=places.get(row.mask, row.mask))
+
+    shards = [replace(shard, rows=tuple(map(readable, shard.rows))) for shard in plan]
+    write_shards(shards, layout.classes, folder / "data", work, workers)
     reports = {subset: [read_report(work, s) for s in plan if s.subset == subset] for subset in SUBSETS}
     reports = {subset: here for subset, here in reports.items() if here}
     every = [report for here in reports.values() for report in here]
@@ -141,8 +143,6 @@ def _judge(bad: list[tuple[str, str]], rows: dict[str, int], output_dir: Path, s
     """Tell of all bad rows at once; go on only where the user wants to do without them, and can."""
     for name, reason in bad[:SHOWN]:
         logger.warning("bad row %s: %s", name, reason)
-    if len(bad) > SHOWN:
-        logger.warning("... and %s more", len(bad) - SHOWN)
     listing = output_dir.with_name(f"{output_dir.name}.bad.txt")
     is_enough = bool(rows) and all(rows.values())
     if not bad or (skip_bad and is_enough):
@@ -155,15 +155,8 @@ def _judge(bad: list[tuple[str, str]], rows: dict[str, int], output_dir: Path, s
     raise InputError(f"{count}, all named in {listing}, such as {': '.join(bad[0])}. Mend them, {remedy}")
 
 
-def _result(
-    layout: Layout,
-    reports: dict[str, list[Report]],
-    bad: list[tuple[str, str]],
-    noted: dict[str, list[str]],
-    notes: list[str],
-) -> dict:
-    names = layout.classes.names
-    subsets = {}
+def _result(layout: Layout, reports: dict, bad: list[tuple], noted: dict[str, list[str]], notes: list[str]) -> dict:
+    names, lost, subsets = layout.classes.names, {name for name, _ in bad}, {}
     for subset, here in reports.items():
         rows, labelled = sum(r.rows for r in here), sum(r.labelled for r in here)
         pixels = [sum(counts) for counts in zip(*(r.pixels for r in here), strict=True)]
@@ -175,7 +168,6 @@ def _result(
             "pixels": dict(zip(names, pixels, strict=False)),
             "ignored_pixels": pixels[IGNORE],
         }
-    lost = {name for name, _ in bad}
     return {
         "dataset": layout.name,
         "subsets": subsets,

@@ -16,7 +16,7 @@ from u2pl_hf.constants import IGNORE
 from u2pl_hf.data.prepare.archives import Member
 from u2pl_hf.data.source.class_list import ClassList
 from u2pl_hf.data.source.decode import INEXACT, ORIENTATION
-from u2pl_hf.errors import InputError
+from u2pl_hf.errors import require
 
 # Cityscapes: label id of each of the 19 train ids; every other label id up to 33 is not evaluated.
 CITYSCAPES_LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
@@ -154,8 +154,8 @@ def _give_values(values: list[int], classes: ClassList | None) -> str:
 
 def require_scipy() -> None:
     """Say at the door that Matlab files need one more package."""
-    if importlib.util.find_spec("scipy") is None:
-        raise InputError("the labels of SBD are Matlab files, which need scipy: pip install scipy (the extra 'sbd')")
+    is_there = importlib.util.find_spec("scipy") is not None
+    require(is_there, "the labels of SBD are Matlab files, which need scipy: pip install scipy (the extra 'sbd')")
 
 
 def _read_sbd(data: bytes) -> np.ndarray:
@@ -178,14 +178,10 @@ def _listed(values: list) -> str:
 
 def _require_names(unknown: list[str], shown: list[str]) -> None:
     """Refuse values that the class list does not name, and say how it could."""
-    remedy = BLENDED
-    if unknown and len(unknown) <= MANY:
-        lines = (
-            f"add NAME,{unknown[0]} there, also for a class that has other values, or void,{unknown[0]} to ignore it"
-        )
-        remedy = f": {lines}"
     if unknown:
-        raise BadMask(f"the mask holds {_listed(shown)}, which the class list does not name{remedy}")
+        remedy = f": add NAME,{unknown[0]} there, also for a class that has other values, or void,{unknown[0]} for none"
+        told = f"the mask holds {_listed(shown)}, which the class list does not name"
+        raise BadMask(told + (BLENDED if len(unknown) > MANY else remedy))
 
 
 def _reading(stored: _Stored, used: list[int], names_255: bool = False) -> str:
@@ -236,11 +232,10 @@ def _from_colours(stored: _Stored, classes: ClassList) -> tuple[list[int], str]:
         # Black throughout agrees with masks of ids where black is the class 0.
         is_grey = ids[0] != 0 if numbers == [0] and shown == {BLACK} else not stored.palette
         return ids, GREYS if is_grey and numbers is not None else ""
-    if stored.palette:
-        hint = "; nor does its palette show colours of the class list"
-    else:
-        hint = f", and a grey value g is the colour (g,g,g), which the class list does not name: add NAME,{unknown[0]}"
-        hint += f" there, or void,{unknown[0]} to ignore it"
+    hint = "; nor does its palette show colours of the class list"
+    if not stored.palette:
+        grey = "a grey value g is the colour (g,g,g), which the class list does not name"
+        hint = f", and {grey}: add NAME,{unknown[0]} there, or void,{unknown[0]} to ignore it"
     return _known(numbers, len(classes.names), hint), _reading(stored, numbers)
 
 
@@ -252,20 +247,17 @@ def judge_readings(masks: dict[str, list[str]], classes: ClassList) -> list[str]
     """
     ids, greys, only_255, two_tones = (masks.get(reading, []) for reading in (IDS, GREYS, ONLY_255, TWO_TONES))
     hold = f"{len(only_255)} masks hold nothing but 0 and 255, such as {min(only_255, default='')}"
-    if only_255 and not ids:
-        names = classes.names if len(classes.names) > 1 else ("background", *classes.names)
-        values = [f",{value}" * (len(classes.colours[0]) if classes.colours else 1) for value in (0, IGNORE)]
-        lines = f"{names[0]}{values[0]} and {names[1]}{values[1]}"
-        raise InputError(
-            f"{hold}, and 255 is ignored unless the class list names it: name both, in lines such as {lines}"
-        )
-    if greys and ids:
-        one = f"{len(greys)} grey masks hold colours (g,g,g) of the class list, such as {greys[0]}"
-        remedy = "store all in one way; where all are ids, leave the colours out of the class list"
-        raise InputError(f"{one}, and {len(ids)} hold class ids, such as {ids[0]}: {remedy}")
+    names = classes.names if len(classes.names) > 1 else ("background", *classes.names)
+    channels = len(classes.colours[0]) if classes.colours else 1
+    lines = f"lines such as {names[0]}{',0' * channels} and {names[1]}{',255' * channels}"
+    require(ids or not only_255, f"{hold}, and 255 is ignored unless the class list names it: name both, in {lines}")
+    some = f"{len(greys)} grey masks hold colours (g,g,g) of the class list, such as {min(greys, default='')}"
+    others = f"{len(ids)} hold class ids, such as {min(ids, default='')}"
+    remedy = "store all in one way; where all are ids, leave the colours out of the class list"
+    require(not (greys and ids), f"{some}, and {others}: {remedy}")
     told = []
     if len(only_255) > 3 * len(ids) > 0:
-        told.append(f"{hold}, which is ignored, and {len(ids)} hold ids, such as {ids[0]}: a class 255 needs a name")
+        told.append(f"{hold}, which is ignored, and {others}: a class 255 needs a name")
     if two_tones and (ids or greys):
         black = f"{len(two_tones)} masks are stored in black and white, such as {two_tones[0]}, others are not"
         told.append(f"{black}: white is taken for the value 1 there")
@@ -280,14 +272,14 @@ def infer_classes(masks: Sequence[Member], workers: int) -> ClassList:
     """
     with ThreadPoolExecutor(workers) as pool:
         found = list(tqdm(pool.map(_values, masks), "looking for classes", len(masks), unit="mask", leave=False))
-    if all(isinstance(values, str) for values in found):
-        raise InputError(f"no mask can be read: {found[0]} ({masks[0].name})")
+    is_read = any(isinstance(values, list) for values in found)
+    require(is_read, f"no mask can be read: {found[0]} ({masks[0].name})")
     counts = Counter(value for values in found if not isinstance(values, str) for value in values)
     classes = sorted(counts.keys() - {IGNORE})
-    if classes != list(range(len(classes))) or len(classes) < 2:
-        rule = "without a class list they must hold 0, 1 ... and 255 for pixels to ignore, with no value left out"
-        remedy = "pass --classes FILE with one line NAME,VALUE (or NAME,R,G,B) per class"
-        raise InputError(f"the masks hold {_described(counts)}: {rule}; {remedy}")
+    is_plain = classes == list(range(len(classes))) and len(classes) > 1
+    rule = "without a class list they must hold 0, 1 ... and 255 for pixels to ignore, with no value left out"
+    remedy = "pass --classes FILE with one line NAME,VALUE (or NAME,R,G,B) per class"
+    require(is_plain, f"the masks hold {_described(counts)}: {rule}; {remedy}")
     return ClassList(tuple(f"class_{value}" for value in classes))
 
 

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from u2pl_hf.constants import IGNORE
 from u2pl_hf.data.prepare.archives import Member
-from u2pl_hf.data.prepare.layouts.base import ImageRow
+from u2pl_hf.data.prepare.layouts import ImageRow
 from u2pl_hf.data.prepare.masks import BadMask, decode_mask
 from u2pl_hf.data.source.class_list import ClassList
 from u2pl_hf.data.source.decode import ORIENTATION

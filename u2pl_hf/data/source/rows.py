@@ -6,7 +6,7 @@ A read touches the column of its role, "image" or "label", alone.
 import functools
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypedDict
@@ -62,6 +62,10 @@ class Rows:
         """The indices in groups that are cheap to read together."""
         return np.split(indices, len(indices))
 
+    def class_sets(self) -> list[list[int] | None] | None:
+        """The class ids in each row's label, where they are stored beside the rows."""
+        return None
+
 
 class ArrowRows(Rows):
     """Rows of a `datasets.Dataset`, memory mapped, so that any row can be read at any time.
@@ -92,17 +96,13 @@ class ArrowRows(Rows):
         in_files = np.flatnonzero(sizes < 0)
         paths = pc.struct_field(cells, "path").take(pa.array(in_files)).to_pylist()
         with ThreadPoolExecutor(CONNECTIONS) as pool:
-            parts = pool.map(lambda part: list(map(_file_size, part)), np.array_split(paths, CONNECTIONS))
+            parts = pool.map(_file_sizes, np.array_split(paths, CONNECTIONS))
             sizes[in_files] = [size for part in parts for size in part]
         return sizes
 
     def has_label(self) -> np.ndarray:
         """Bool per row."""
         return _are_filled(self._column("label")) if "label" in self.columns else np.zeros(len(self), bool)
-
-    def class_sets(self) -> list[list[int] | None] | None:
-        """Not stored in such tables."""
-        return None
 
     def _column(self, role: str) -> pa.ChunkedArray:
         return self.columns[role].with_format("arrow")[:][self.names[role]]
@@ -185,8 +185,7 @@ class ParquetRows(Rows):
         """Bool per row; of row groups where some have and some have not, the label column is read."""
         if "label" not in self.names:
             return np.zeros(len(self), bool)
-        sets = self.class_sets()
-        if sets is not None:
+        if (sets := self.class_sets()) is not None:
             return np.array([s is not None for s in sets], bool)
         with ThreadPoolExecutor(CONNECTIONS) as pool:
             return np.concatenate(list(pool.map(self._has_label, self.group_file.tolist(), self.group_number.tolist())))
@@ -317,11 +316,8 @@ def stored_bytes(cell: dict | None) -> bytes:
         return b""
 
 
-def _file_size(path: str | None) -> int:
-    try:
-        return os.path.getsize(path or "")
-    except OSError:
-        return -1
+def _file_sizes(paths: Iterable[str | None]) -> list[int]:
+    return [os.path.getsize(path) if path and os.path.isfile(path) else -1 for path in paths]
 
 
 def _are_filled(cells: pa.ChunkedArray) -> np.ndarray:

@@ -14,17 +14,19 @@ import numpy as np
 import pyarrow
 from datasets.fingerprint import Hasher
 
-from u2pl_hf.constants import IGNORE
+from u2pl_hf.constants import IGNORE, IMAGE_SUFFIXES
 from u2pl_hf.data.demo import demo_folder
 from u2pl_hf.data.source.class_list import ClassList, parse_class_list
 from u2pl_hf.data.source.decode import decode_image, decode_label, open_stored
-from u2pl_hf.data.source.photo_folder import photograph_table, photographs
 from u2pl_hf.data.source.rows import CONNECTIONS, ArrowRows, JoinedRows, ParquetRows, Rows, check_columns
 from u2pl_hf.errors import InputError, require, telling
 from u2pl_hf.files import read_text
 from u2pl_hf.hub_cache import class_list_folder, place_to_read
 
 logger = logging.getLogger(__name__)
+# What makes a folder one that `datasets` is to read: tables, or descriptions of the images.
+TABLES = {".parquet", ".arrow", ".tar", ".zip"}
+DESCRIPTIONS = {"metadata.csv", "metadata.jsonl", "metadata.parquet"}
 
 
 @dataclass(frozen=True)
@@ -121,12 +123,12 @@ def load_source(
         twice = [f"--{role}_column" for role in columns if columns[role] == column]
         require(len(twice) < 2, f"{' and '.join(twice)} both name '{column}': each needs a column of its own")
     path = place_to_read(str(demo_folder(cache_dir)) if dataset == "demo" else dataset, revision)
-    if files := photographs(Path(path)):
+    if files := _photographs(Path(path)):
         kind = f"data set {path} is a folder of plain images without labels"
         remedy = "make a data set of images and masks with training_scripts/prepare_dataset.py folder"
         require(not label_column, f"{kind}; {remedy}, or pass the folder as --unlabelled_dataset")
         _check_subset(path, subset, ["train"], subset_option)
-        table, ids = photograph_table(Path(path), files)
+        table, ids = _photograph_table(Path(path), files)
         return Source(ArrowRows(table, {"image": "image"}), ids)
     with _reading(path):
         every, streamed = _subsets(path, revision, streaming)
@@ -174,6 +176,50 @@ def _check_ids(ids: list, dataset: str, column: str) -> None:
     if len(set(ids)) < len(ids):
         ((twice, _),) = Counter(ids).most_common(1)
         raise InputError(f"data set {dataset} has the id '{twice}' more than once; ids must be unique")
+
+
+def _photographs(folder: Path) -> list[Path]:
+    """The image files in a plain folder and below, sorted; none where tables say more of them.
+
+    They are listed here, as `datasets` would take test_1.jpg, or a folder val, for another subset and leave them out.
+    Hidden files, and folders whose names start with a dot or two underscores, hold no photographs. Links are followed,
+    a folder is visited once.
+    """
+    found, others, visited = [], Counter(), set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        place = os.path.realpath(root)
+        folders[:] = [] if place in visited else sorted(n for n in folders if not n.startswith((".", "__")))
+        if place in visited:
+            continue
+        visited.add(place)
+        if any(name in DESCRIPTIONS or Path(name).suffix.lower() in TABLES for name in names):
+            return []
+        for path in (Path(root, name) for name in names if not name.startswith(".")):
+            if path.suffix.lower() in IMAGE_SUFFIXES:
+                found.append(path)
+            else:
+                others[path.suffix.lower() or "without suffix"] += 1
+    if found:
+        told = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
+        logger.info("%s: %d photographs%s", folder, len(found), f"; other files are left out: {told}" if told else "")
+    return sorted(found, key=str)
+
+
+def _photograph_table(folder: Path, files: list[Path]) -> tuple[datasets.Dataset, list[str]]:
+    """The files as rows of `image`, undecoded, and their ids: the place below the folder, without suffix.
+
+    Files that differ in nothing but the suffix (a.jpg, a.png) keep it.
+
+    Raises:
+        InputError: a file's name is no text.
+    """
+    stems = [path.relative_to(folder).with_suffix("").as_posix() for path in files]
+    times = Counter(stems)
+    ids = [stem if times[stem] == 1 else stem + path.suffix for stem, path in zip(stems, files, strict=True)]
+    cells = [{"bytes": None, "path": str(path.absolute())} for path in files]
+    with telling(f"data set {folder}: rename a file whose name is not UTF-8", UnicodeEncodeError):
+        features = datasets.Features({"image": datasets.Image(decode=False)})
+        return datasets.Dataset.from_dict({"image": cells}, features=features), ids
 
 
 def _subsets(path: str, revision: str | None, streaming: bool) -> tuple[dict, bool]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from u2pl_hf.data.prepare.archives import Member
-from u2pl_hf.data.prepare.layouts.base import About, ImageRow, Layout, unique_by
+from u2pl_hf.data.prepare.layouts import About, ImageRow, Layout, unique_by
 from u2pl_hf.data.source.class_list import ClassList
 from u2pl_hf.errors import require
 

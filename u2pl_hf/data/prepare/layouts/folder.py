@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from u2pl_hf.constants import IMAGE_SUFFIXES
 from u2pl_hf.data.prepare.archives import Member
-from u2pl_hf.data.prepare.layouts.base import About, ImageRow, Layout, unique_by
+from u2pl_hf.data.prepare.layouts import About, ImageRow, Layout, unique_by
 from u2pl_hf.data.prepare.masks import infer_classes
 from u2pl_hf.data.source.class_list import ClassList
 from u2pl_hf.data.source.id_lists import match_ids, read_ids, require_match, subset_of

@@ -4,7 +4,7 @@ from collections.abc import Sequence, Set
 
 from u2pl_hf.constants import default_palette
 from u2pl_hf.data.prepare.archives import Member
-from u2pl_hf.data.prepare.layouts.base import About, ImageRow, Layout, unique_by
+from u2pl_hf.data.prepare.layouts import About, ImageRow, Layout, unique_by
 from u2pl_hf.data.prepare.masks import require_scipy
 from u2pl_hf.data.source.class_list import ClassList
 from u2pl_hf.data.source.id_lists import match_ids, parse_ids, require_match
