@@ -11,7 +11,7 @@ import shutil
 import types
 import typing
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import yaml
@@ -116,6 +116,16 @@ def file_in(folder: Path, name: str | Path) -> Path | None:
     stays = path.is_relative_to(folder.resolve())
     require(stays, f"{folder / name} leads out of {folder}: put the file itself there, or leave it out")
     return path
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """The files in a folder and in those below it. Links are followed; a folder is visited once, so circles end."""
+    visited = set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        place = os.path.realpath(root)
+        folders[:] = [] if place in visited else sorted(folders)
+        yield from (Path(root, name) for name in names if place not in visited)
+        visited.add(place)
 
 
 def read_text(path: Path, hint: str = HINT) -> str:

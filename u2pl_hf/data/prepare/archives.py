@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from u2pl_hf.errors import InputError, require, telling
-from u2pl_hf.files import write_atomically
+from u2pl_hf.files import files_below, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -126,17 +126,9 @@ def _is_wanted(path: Path, member: Member) -> bool:
 
 
 def _list_folder(path: Path) -> Iterator[Member]:
-    seen = set()
-    for folder, folders, files in os.walk(path, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:  # a link to a folder above: following it would never end
-            folders.clear()
-            continue
-        seen.add(real)
-        for file in (Path(folder, name) for name in files):
-            if file.is_file():
-                status, inside = file.stat(), file.relative_to(path).as_posix()
-                yield Member(str(path.resolve()), inside, status.st_size, status.st_mtime_ns, "folder")
+    for file in filter(Path.is_file, files_below(path)):
+        status, inside = file.stat(), file.relative_to(path).as_posix()
+        yield Member(str(path.resolve()), inside, status.st_size, status.st_mtime_ns, "folder")
 
 
 def _list_archive(path: Path) -> Iterator[Member]:

@@ -4,6 +4,7 @@ A read touches the column of its role, "image" or "label", alone.
 """
 
 import functools
+import itertools
 import os
 import threading
 from collections.abc import Iterable, Sequence
@@ -109,77 +110,64 @@ class ArrowRows(Rows):
 
 
 class ParquetRows(Rows):
-    """Rows of parquet files, read by row group from a disk or the network; nothing is converted or copied first.
+    """Rows of one parquet file, read by row group from a disk or the network; nothing is converted or copied first.
 
     Args:
-        urls: local paths, or anything fsspec opens, such as hf://datasets/USER/NAME@COMMIT/data/train.parquet.
+        url: a local path, or anything fsspec opens, such as hf://datasets/USER/NAME@COMMIT/data/train.parquet.
         columns: role -> column name, "id" included.
 
     Raises:
-        InputError: a file cannot be read or lacks a column.
+        InputError: the file cannot be read or lacks a column.
     """
 
-    def __init__(self, urls: list[str], columns: dict[str, str]):
-        self.urls, self.names = list(urls), columns
-        with ThreadPoolExecutor(CONNECTIONS) as pool:
-            self.footers = list(pool.map(self._footer, urls))
-        self._files: dict[tuple[int, int], tuple[pq.ParquetFile, threading.Lock]] = {}
-        groups = [(f, g) for f, footer in enumerate(self.footers) for g in range(footer.num_row_groups)]
-        self.group_file, self.group_number = np.array(groups, int).reshape(-1, 2).T
-        chunks = [self.footers[f].row_group(g) for f, g in groups]
-        self.group_start = np.cumsum([0] + [chunk.num_rows for chunk in chunks])
-        images = [self._leaves(f, "image") for f in range(len(urls))]
-        self.group_bytes = np.array(
-            [
-                sum(chunk.column(c).total_compressed_size for c in images[f])
-                for (f, _), chunk in zip(groups, chunks, strict=True)
-            ],
-            int,
-        )
+    def __init__(self, url: str, columns: dict[str, str]):
+        self.url, self.names = url, columns
+        with telling(f"{url} cannot be read as parquet", OSError, pa.ArrowException), _open(url) as file:
+            self.footer = pq.read_metadata(file)
+        check_columns(url, columns, self.footer.schema.to_arrow_schema().names)
+        self.starts = np.cumsum([0] + [chunk.num_rows for chunk in self._chunks()])
+        leaves = self._leaves("image")
+        sizes = [sum(chunk.column(leaf).total_compressed_size for leaf in leaves) for chunk in self._chunks()]
+        self.group_bytes = np.array(sizes, int)
+        self._opened: dict[int, tuple[pq.ParquetFile, threading.Lock]] = {}
 
     def __len__(self) -> int:
-        return int(self.group_start[-1])
+        return int(self.starts[-1])
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_files": {}}
+        return self.__dict__ | {"_opened": {}}
 
     def read(self, indices: np.ndarray, role: str) -> dict[int, dict | None]:
         """Several cells; reads the row groups that hold them, of the role's column alone."""
-        indices = np.sort(np.asarray(indices))
-        groups = np.unique(self._group_of(indices))
-        cells: dict[int, dict | None] = {}
-        for file in np.unique(self.group_file[groups]):
-            chosen = groups[self.group_file[groups] == file]
-            rows = np.concatenate([np.arange(*self.group_start[group : group + 2]) for group in chosen])
-            wanted = np.isin(rows, indices)
-            column = self._column(int(file), self.group_number[chosen].tolist(), role)
-            kept = column.take(pa.array(np.flatnonzero(wanted))).to_pylist()
-            kept = [{"bytes": cell, "path": None} if isinstance(cell, bytes) else cell for cell in kept]
-            cells |= dict(zip(rows[wanted].tolist(), kept, strict=True))
-        return cells
+        groups = np.unique(self._group_of(indices)).tolist()
+        rows = np.concatenate([np.arange(*self.starts[group : group + 2]) for group in groups])
+        wanted = np.isin(rows, indices)
+        cells = self._column(groups, role).take(pa.array(np.flatnonzero(wanted))).to_pylist()
+        cells = [{"bytes": cell, "path": None} if isinstance(cell, bytes) else cell for cell in cells]
+        return dict(zip(rows[wanted].tolist(), cells, strict=True))
 
     def blocks(self, indices: np.ndarray) -> list[np.ndarray]:
-        """Neighbouring rows of one file, about BLOCK_BYTES of images together, never less than a row group."""
-        indices = np.sort(np.asarray(indices))
-        groups = self._group_of(indices)
-        used, group_of_row = np.unique(groups, return_inverse=True)
-        # A group's block: how many BLOCK_BYTES lie before it in its file.
+        """Neighbouring rows, about BLOCK_BYTES of images together, never less than a row group."""
+        used, group_of_row = np.unique(self._group_of(indices), return_inverse=True)
+        # A group's block: how many BLOCK_BYTES lie before it.
         before = np.cumsum(self.group_bytes[used]) - self.group_bytes[used]
-        first_of_file = np.concatenate([[True], np.diff(self.group_file[used]) > 0])
-        before -= np.maximum.accumulate(np.where(first_of_file, before, 0))
-        keys = np.stack([self.group_file[used], before // BLOCK_BYTES])[:, group_of_row]
-        return np.split(indices, np.flatnonzero(np.any(np.diff(keys, axis=1) != 0, axis=0)) + 1)
+        return np.split(indices, np.flatnonzero(np.diff((before // BLOCK_BYTES)[group_of_row])) + 1)
 
     @property
     def sizes(self) -> np.ndarray:
-        """From the footers."""
-        return np.repeat(self.group_bytes, np.diff(self.group_start))
+        """From the footer."""
+        return np.repeat(self.group_bytes, np.diff(self.starts))
 
     def ids(self) -> list | None:
-        """Ids of all rows, from the footers where each row has its own group; None where they are to be numbered."""
-        if not all(self._leaves(file, "id") for file in range(len(self.urls))):
+        """Ids of all rows, from the footer where each row has its own group; None where they are to be numbered."""
+        if not (leaves := self._leaves("id")):
             return None
-        return [i for file in range(len(self.urls)) for i in self._ids(file)]
+        statistics = [chunk.column(leaves[0]).statistics for chunk in self._chunks() if chunk.num_rows == 1]
+        # Writers that shorten long values make the largest one different from the smallest.
+        is_told = all(s and s.has_min_max and s.min == s.max for s in statistics)
+        if is_told and len(statistics) == self.footer.num_row_groups:
+            return [s.min for s in statistics]
+        return self._column(range(self.footer.num_row_groups), "id").to_pylist()
 
     def has_label(self) -> np.ndarray:
         """Bool per row; of row groups where some have and some have not, the label column is read."""
@@ -187,72 +175,53 @@ class ParquetRows(Rows):
             return np.zeros(len(self), bool)
         if (sets := self.class_sets()) is not None:
             return np.array([s is not None for s in sets], bool)
-        with ThreadPoolExecutor(CONNECTIONS) as pool:
-            return np.concatenate(list(pool.map(self._has_label, self.group_file.tolist(), self.group_number.tolist())))
+        return np.concatenate([self._group_has_label(*item) for item in enumerate(self._chunks())])
+
+    def _group_has_label(self, group: int, chunk: pq.RowGroupMetaData) -> np.ndarray:
+        statistics = [chunk.column(leaf).statistics for leaf in self._leaves("label")]
+        empty = {s.null_count if s is not None and s.has_null_count else None for s in statistics}
+        if 0 in empty or empty == {chunk.num_rows}:
+            return np.full(chunk.num_rows, 0 in empty)
+        return _are_filled(self._column([group], "label"))
 
     def class_sets(self) -> list[list[int] | None] | None:
-        """The class ids in each row's label, from the files' metadata; None where one has none that fits its rows."""
-        sets = []
-        for footer in self.footers:
-            try:
-                note = parse_json((footer.metadata or {})[METADATA_KEY].decode(), Note)
-            except (KeyError, ValueError):
-                return None
-            if len(note["classes"]) != footer.num_rows:  # kept by a program that left rows out
-                return None
-            sets += note["classes"]
-        return sets
+        """From the file's metadata; None where it has none that fits its rows."""
+        try:
+            note = parse_json((self.footer.metadata or {})[METADATA_KEY].decode(), Note)
+        except (KeyError, ValueError):
+            return None
+        # Programs that leave rows out may keep the note.
+        return note["classes"] if len(note["classes"]) == len(self) else None
 
     def fingerprint(self) -> list:
-        """What tells these rows from others: the files, with size and date where they lie on a disk."""
-        states = [os.stat(url) for url in self.urls if "://" not in url]
-        return [self.urls, [(state.st_size, state.st_mtime_ns) for state in states], self.names]
+        """What tells these rows from others: the file, with size and date where it lies on a disk."""
+        state = os.stat(self.url) if "://" not in self.url else None
+        return [self.url, state and [state.st_size, state.st_mtime_ns], self.names]
 
-    def _footer(self, url: str) -> pq.FileMetaData:
-        with telling(f"{url} cannot be read as parquet", OSError, pa.ArrowException), _open(url) as file:
-            footer = pq.read_metadata(file)
-        check_columns(url, self.names, footer.schema.to_arrow_schema().names)
-        return footer
+    def _chunks(self) -> list[pq.RowGroupMetaData]:
+        return [self.footer.row_group(group) for group in range(self.footer.num_row_groups)]
 
     def _group_of(self, indices: np.ndarray) -> np.ndarray:
-        return np.searchsorted(self.group_start, indices, side="right") - 1
+        return np.searchsorted(self.starts, indices, side="right") - 1
 
-    def _leaves(self, file: int, role: str) -> list[int]:
-        schema = self.footers[file].schema
+    def _leaves(self, role: str) -> list[int]:
+        schema = self.footer.schema
         return [c for c in range(len(schema)) if schema.column(c).path.split(".")[0] == self.names[role]]
 
-    def _has_label(self, file: int, group: int) -> np.ndarray:
-        chunks = self.footers[file].row_group(group)
-        statistics = [chunks.column(leaf).statistics for leaf in self._leaves(file, "label")]
-        empty = [s.null_count if s is not None and s.has_null_count else None for s in statistics]
-        if 0 in empty or set(empty) == {chunks.num_rows}:
-            return np.full(chunks.num_rows, 0 in empty)
-        return _are_filled(self._column(file, [group], "label"))
-
-    def _ids(self, file: int) -> list:
-        footer, leaf = self.footers[file], self._leaves(file, "id")[0]
-        chunks = [footer.row_group(g) for g in range(footer.num_row_groups)]
-        statistics = [chunk.column(leaf).statistics for chunk in chunks if chunk.num_rows == 1]
-        # Writers that shorten long values make the largest one different from the smallest.
-        if len(statistics) == len(chunks) and all(s and s.has_min_max and s.min == s.max for s in statistics):
-            return [s.min for s in statistics]
-        return self._column(file, range(footer.num_row_groups), "id").to_pylist()
-
-    def _column(self, file: int, groups: Sequence[int], role: str) -> pa.ChunkedArray:
+    def _column(self, groups: Sequence[int], role: str) -> pa.ChunkedArray:
         # Connections do not survive a fork, so each process opens its own.
-        key = (os.getpid(), file)
-        if key not in self._files:
+        if os.getpid() not in self._opened:
             # pre_buffer fetches neighbouring pieces in one request.
-            opened = pq.ParquetFile(_open(self.urls[file]), metadata=self.footers[file], pre_buffer=True)
-            self._files[key] = (opened, threading.Lock())
-        opened, lock = self._files[key]
-        told = f"{self.urls[file]} cannot be read any more, the same command goes on"
+            opened = pq.ParquetFile(_open(self.url), metadata=self.footer, pre_buffer=True)
+            self._opened[os.getpid()] = (opened, threading.Lock())
+        opened, lock = self._opened[os.getpid()]
+        told = f"{self.url} cannot be read any more, the same command goes on"
         with telling(told, OSError, pa.ArrowException), lock:
             return opened.read_row_groups(list(groups), columns=[self.names[role]], use_threads=False).column(0)
 
 
 class JoinedRows(Rows):
-    """The rows of several data sets, one after the other."""
+    """The rows of several files or data sets, one after the other."""
 
     def __init__(self, parts: list[Rows]):
         self.parts = parts
@@ -275,11 +244,42 @@ class JoinedRows(Rows):
         """The sizes of all parts."""
         return np.concatenate([part.sizes for part in self.parts])
 
+    def ids(self) -> list | None:
+        """The ids of all parts; None where one has none."""
+        return _chained([part.ids() for part in self.parts])
+
+    def has_label(self) -> np.ndarray:
+        """Bool per row."""
+        with ThreadPoolExecutor(CONNECTIONS) as pool:
+            return np.concatenate(list(pool.map(lambda part: part.has_label(), self.parts)))
+
+    def class_sets(self) -> list[list[int] | None] | None:
+        """Those of all parts; None where one has none."""
+        return _chained([part.class_sets() for part in self.parts])
+
+    def fingerprint(self) -> list:
+        """What tells these rows from others."""
+        return [part.fingerprint() for part in self.parts]
+
     def _dealt(self, indices: np.ndarray) -> list[tuple]:
         indices = np.sort(np.asarray(indices))
         shares = np.split(indices, np.searchsorted(indices, self.starts[1:-1]))
         dealt = zip(self.parts, self.starts[:-1], shares, strict=True)
         return [(part, start, own - start) for part, start, own in dealt if len(own)]
+
+
+def open_parquet(urls: list[str], columns: dict[str, str]) -> JoinedRows:
+    """The rows of parquet files, of which the footers are read, several at a time.
+
+    Raises:
+        InputError: see `ParquetRows`.
+    """
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        return JoinedRows(list(pool.map(lambda url: ParquetRows(url, columns), urls)))
+
+
+def _chained(lists: list[list | None]) -> list | None:
+    return None if None in lists else list(itertools.chain.from_iterable(lists))
 
 
 def check_columns(source: str, columns: dict[str, str], present: list[str]) -> None:

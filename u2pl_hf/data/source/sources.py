@@ -18,9 +18,9 @@ from u2pl_hf.constants import IGNORE, IMAGE_SUFFIXES
 from u2pl_hf.data.demo import demo_folder
 from u2pl_hf.data.source.class_list import ClassList, parse_class_list
 from u2pl_hf.data.source.decode import decode_image, decode_label, open_stored
-from u2pl_hf.data.source.rows import CONNECTIONS, ArrowRows, JoinedRows, ParquetRows, Rows, check_columns
+from u2pl_hf.data.source.rows import CONNECTIONS, ArrowRows, JoinedRows, Rows, check_columns, open_parquet
 from u2pl_hf.errors import InputError, require, telling
-from u2pl_hf.files import read_text
+from u2pl_hf.files import files_below, read_text
 from u2pl_hf.hub_cache import class_list_folder, place_to_read
 
 logger = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ def load_source(
         every, streamed = _subsets(path, revision, streaming)
     _check_subset(path, subset, every, subset_option)
     if streamed:
-        rows = ParquetRows(every[subset], columns)
+        rows = open_parquet(every[subset], columns)
         ids = rows.ids()
     else:
         rows, ids = _arrow_rows(path, every[subset], columns)
@@ -185,23 +185,17 @@ def _photographs(folder: Path) -> list[Path]:
     Hidden files, and folders whose names start with a dot or two underscores, hold no photographs. Links are followed,
     a folder is visited once.
     """
-    found, others, visited = [], Counter(), set()
-    for root, folders, names in os.walk(folder, followlinks=True):
-        place = os.path.realpath(root)
-        folders[:] = [] if place in visited else sorted(n for n in folders if not n.startswith((".", "__")))
-        if place in visited:
-            continue
-        visited.add(place)
-        if any(name in DESCRIPTIONS or Path(name).suffix.lower() in TABLES for name in names):
-            return []
-        for path in (Path(root, name) for name in names if not name.startswith(".")):
-            if path.suffix.lower() in IMAGE_SUFFIXES:
-                found.append(path)
-            else:
-                others[path.suffix.lower() or "without suffix"] += 1
+    places = {path: path.relative_to(folder).parts for path in files_below(folder)}
+    files = [path for path, parts in places.items() if not any(p.startswith((".", "__")) for p in parts[:-1])]
+    if any(path.name in DESCRIPTIONS or path.suffix.lower() in TABLES for path in files):
+        return []
+    shown = [path for path in files if not path.name.startswith(".")]
+    found = [path for path in shown if path.suffix.lower() in IMAGE_SUFFIXES]
+    counts = Counter(path.suffix.lower() or "without suffix" for path in shown)
+    others = [f"{count} {suffix}" for suffix, count in sorted(counts.items()) if suffix not in IMAGE_SUFFIXES]
     if found:
-        told = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
-        logger.info("%s: %d photographs%s", folder, len(found), f"; other files are left out: {told}" if told else "")
+        told = f"; other files are left out: {', '.join(others)}" if others else ""
+        logger.info("%s: %d photographs%s", folder, len(found), told)
     return sorted(found, key=str)
 
 
@@ -292,7 +286,7 @@ def materialised(source: Source, indices: list[int], cache_dir: str | os.PathLik
     Processes of one machine share the table, and it is made once: `datasets` caches it under the files and rows.
     """
     roles = {"image": "image", "label": "label"}
-    with _reading(source.rows.urls[0]):
+    with _reading(source.rows.parts[0].url):
         table = datasets.Dataset.from_generator(
             _cells,
             features=datasets.Features({role: datasets.Image(decode=False) for role in roles}),
@@ -303,7 +297,7 @@ def materialised(source: Source, indices: list[int], cache_dir: str | os.PathLik
     return Source(ArrowRows(table, roles), [source.ids[i] for i in indices], source.classes)
 
 
-def _cells(rows: ParquetRows, indices: list[int]):
+def _cells(rows: Rows, indices: list[int]):
     """Rows for a table, in order; fetched by several threads, a few hundred at a time."""
     with ThreadPoolExecutor(CONNECTIONS) as pool:
         for start in range(0, len(indices), 256):
