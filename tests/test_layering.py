@@ -16,8 +16,6 @@ FORBIDDEN = {
     "hub": ["u2pl_hf.training", "u2pl_hf.method", "u2pl_hf.data", "accelerate"],
     "app": ["u2pl_hf.training", "u2pl_hf.hub", "u2pl_hf.model", "accelerate", "datasets"],
 }  # fmt: skip
-# The one rule for pixels goes to the Hub with the image processor, and training has to read files by it.
-ALLOWED = {("decode.py", "u2pl_hf.model.image_processing_u2pl")}
 
 
 def imported_modules(path: Path) -> list[str]:
@@ -40,7 +38,6 @@ def test_layers(layer):
         for name in imported_modules(file):
             own = layer == "model" and name.startswith("u2pl_hf.model")
             bad = [f for f in FORBIDDEN[layer] if (name == f or name.startswith(f + ".")) and not own]
-            bad = [] if (file.name, name) in ALLOWED else bad
             assert not bad, f"{file.name} imports {name}"
 
 
@@ -51,3 +48,16 @@ def test_model_folder_is_copied_to_the_hub_as_it_is():
         imports = imported_modules(PACKAGE / "model" / f"{name}.py")
         own = [i for i in imports if i.startswith("u2pl_hf")]
         assert set(own) <= {f"u2pl_hf.model.{other}" for other in names}
+
+
+@pytest.mark.parametrize("start", ["evaluation/inference.py", "hub/push.py", "app/page.py"])
+def test_nothing_that_augments_is_loaded_to_predict(start):
+    """What a module imports, directly or by others of the package, without albumentations."""
+    seen, left = set(), [PACKAGE / start]
+    while left:
+        path = left.pop()
+        seen.add(path)
+        names = imported_modules(path)
+        assert "albumentations" not in names, path
+        modules = [PACKAGE.parent / f"{name.replace('.', '/')}.py" for name in names if name.startswith("u2pl_hf.")]
+        left += [module for module in modules if module.is_file() and module not in seen]

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
 
 from tests.data.rows import encode, make_table, write_parquet
-from tests.hub_server import HubServer
 from u2pl_hf import hub_cache
 from u2pl_hf.data.source.sources import load_source
 from u2pl_hf.errors import InputError
@@ -37,21 +36,17 @@ print(json.dumps({"ids": source.ids, "classes": source.class_names, "batches": f
 
 
 @pytest.fixture
-def hub(tmp_path):
+def hub(tmp_path, hub):
     rng = np.random.default_rng(0)
     images = [encode(rng.integers(0, 255, (64, 64, 3), np.uint8)) for _ in range(ROWS)]
     table = make_table(images, [encode(np.zeros((64, 64), np.uint8))] * ROWS)
     folder = write_parquet(tmp_path / "photos", table, shards=4)
     (folder / "class_names.txt").write_text("wall,1,2,3\nwire,4,5,6\n")
-    with HubServer(tmp_path / "hub") as server:
-        upload = (
-            "import huggingface_hub; api = huggingface_hub.HfApi(); "
-            "api.create_repo('user/photos', repo_type='dataset'); "
-            f"api.upload_folder(repo_id='user/photos', repo_type='dataset', folder_path={str(folder)!r})"
-        )
-        run(server, tmp_path, upload)
-        server.folder = folder
-        yield server
+    api = HfApi(endpoint=hub.url)
+    api.create_repo("user/photos", repo_type="dataset")
+    api.upload_folder(repo_id="user/photos", repo_type="dataset", folder_path=folder)
+    hub.folder = folder
+    return hub
 
 
 def run(hub, tmp_path, program, *arguments, **variables) -> str:
