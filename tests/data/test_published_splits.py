@@ -129,7 +129,7 @@ def test_folder_of_the_user_comes_first(tree, offline, tmp_path):
     (tree / PATH).write_text("a\nz")
     with pytest.raises(InputError, match=r"labeled\.txt is not the published list"):
         fetch_list(PATH, splits_dir=tree)
-    with pytest.raises(InputError, match="not a folder"):
+    with pytest.raises(InputError, match="is no folder"):
         fetch_list(PATH, splits_dir=tmp_path / "nowhere")
 
 

@@ -104,9 +104,8 @@ def render(spec: DemoSpec, subset: str, index: int) -> tuple[np.ndarray, np.ndar
         _draw_line(rng, spec, image)
     objects = rng.integers(*spec.objects, endpoint=True)
     distractors = rng.integers(*spec.distractors, endpoint=True)
-    is_object = rng.permutation([True] * objects + [False] * distractors)
-    for paint in is_object:
-        (_draw_object if paint else _draw_distractor)(rng, spec, image, label)
+    for is_object in rng.permutation([True] * objects + [False] * distractors):
+        (_draw_object if is_object else _draw_distractor)(rng, spec, image, label)
     return _photograph(rng, spec, image), label
 
 
@@ -128,8 +127,7 @@ def _draw_distractor(rng: np.random.Generator, spec: DemoSpec, image: np.ndarray
         grain = rng.normal(0, rng.uniform(20, 50), image.shape)
         filling = filling + cv2.GaussianBlur(grain, (0, 0), rng.uniform(0.6, 1.2)) * 1.5
     image[mask] = filling[mask]
-    border = _grown(mask) & (label != 0)
-    label[border] = IGNORE
+    label[_grown(mask) & (label != 0)] = IGNORE
     label[mask] = 0
 
 
@@ -162,8 +160,7 @@ def _grown(mask: np.ndarray) -> np.ndarray:
 
 def _texture(rng: np.random.Generator, spec: DemoSpec, texture: str, hue: float) -> np.ndarray:
     """Float (size, size, 3): a bright colour in stripes or dots on a darker one, at a random angle and phase."""
-    period = rng.uniform(*spec.texture_period)
-    angle = rng.uniform(0, np.pi)
+    period, angle = rng.uniform(*spec.texture_period), rng.uniform(0, np.pi)
     ys, xs = np.mgrid[: spec.size, : spec.size]
     along = xs * np.cos(angle) + ys * np.sin(angle) + rng.uniform(0, period)
     across = ys * np.cos(angle) - xs * np.sin(angle) + rng.uniform(0, period)
@@ -171,14 +168,10 @@ def _texture(rng: np.random.Generator, spec: DemoSpec, texture: str, hue: float)
     if texture == "dotted":
         # About a quarter of the area is dots.
         wave = wave + np.sin(2 * np.pi * across / period) - 0.75
-    bright = _hue_colour(rng, hue + rng.normal(0, spec.hue_spread))
+    hue = (hue + rng.normal(0, spec.hue_spread)) % 1.0  # in turns of the colour circle
+    bright = 255 * np.array(colorsys.hsv_to_rgb(hue, rng.uniform(0.3, 0.9), rng.uniform(0.7, 1.0)))
     dark = np.clip(bright - spec.brightness_gap, 0, 255) * rng.uniform(0.3, 1.0, 3)
     return np.where((wave > 0)[..., None], bright, dark)
-
-
-def _hue_colour(rng: np.random.Generator, hue: float) -> np.ndarray:
-    """A rather bright RGB colour, 0..255, of a hue in turns of the colour circle."""
-    return 255 * np.array(colorsys.hsv_to_rgb(hue % 1.0, rng.uniform(0.3, 0.9), rng.uniform(0.7, 1.0)))
 
 
 def _colour(rng: np.random.Generator) -> np.ndarray:

@@ -8,6 +8,7 @@ from u2pl_hf.constants import IGNORE
 from u2pl_hf.data.prepare.layouts import Layout
 from u2pl_hf.markdown import escaped, markdown_table
 
+FEATURES = {"id": "string", "image": "image", "label": "image"}
 SIZES = [(1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M")]
 
 
@@ -52,11 +53,7 @@ def _front_matter(layout: Layout, result: dict, sizes: dict[str, int], content: 
         "size_categories": [next((text for limit, text in SIZES if total < limit), "n>1M")],
         "configs": [{"config_name": "default", "description": f"sha256 {content}", "data_files": files}],
         "dataset_info": {
-            "features": [
-                {"name": "id", "dtype": "string"},
-                {"name": "image", "dtype": "image"},
-                {"name": "label", "dtype": "image"},
-            ],
+            "features": [{"name": name, "dtype": kind} for name, kind in FEATURES.items()],
             "splits": [{"name": n, "num_bytes": sizes[n], "num_examples": rows[n]} for n in rows],
             "download_size": sum(sizes.values()),
             "dataset_size": sum(sizes.values()),

@@ -32,7 +32,7 @@ IDS, GREYS, ONLY_255, TWO_TONES = "ids", "greys", "only 255", "two tones"
 
 
 class BadMask(ValueError):  # noqa: N818 - reads as what it is
-    """A mask that cannot be used; the message says why."""
+    """A mask, or its image, that cannot be used; the message says why."""
 
 
 @dataclass(frozen=True)

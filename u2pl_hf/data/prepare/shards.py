@@ -5,8 +5,9 @@ import io
 import json
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -133,11 +134,8 @@ def write_shard(shard: Shard, classes: ClassList, data: Path, reports: Path, on_
     for row in shard.rows:
         try:
             label, notes = _checked_label(row, classes)
-        except Exception as error:  # damaged files raise errors of many kinds, and none may end the whole run
-            is_told = isinstance(error, BadMask)
-            report.bad.append(
-                [row.id, str(error) if is_told else f"the image cannot be read: {_told(error, row.image)}"]
-            )
+        except BadMask as error:
+            report.bad.append([row.id, str(error)])
         else:
             for note in notes:
                 report.noted.setdefault(note, []).append(row.id)
@@ -174,17 +172,13 @@ def _write_rows(path: Path, kept: list[tuple[ImageRow, bytes | None, list[int] |
 
 def _checked_label(row: ImageRow, classes: ClassList) -> tuple[np.ndarray | None, list[str]]:
     """Decode image and mask as training will, and give the label's class ids, and what is to be noted of them."""
-    with Image.open(io.BytesIO(row.image.read())) as image:
+    with _reading("image", row.image), Image.open(io.BytesIO(row.image.read())) as image:
         orientation = image.getexif().get(ORIENTATION)  # a TIFF has it no more once it is loaded, and turned
         shape = upright_rgb(image).shape[:2]
     if row.mask is None:
         return None, []
-    try:
+    with _reading("mask", row.mask):
         mask = decode_mask(row.mask.read(), row.coding, classes)
-    except BadMask:
-        raise
-    except Exception as error:
-        raise BadMask(f"the mask cannot be read: {_told(error, row.mask)}") from error
     (height, width), is_sideways = mask.ids.shape, mask.ids.shape == shape[::-1]
     if mask.ids.shape != shape:
         hint = ""
@@ -200,15 +194,24 @@ def _checked_label(row: ImageRow, classes: ClassList) -> tuple[np.ndarray | None
     return mask.ids, [note for note, is_so in notes.items() if is_so]
 
 
-def _told(error: Exception, member: Member) -> str:
-    if isinstance(error, UnidentifiedImageError):
+@contextmanager
+def _reading(what: str, member: Member) -> Iterator[None]:
+    """Damaged files raise errors of many kinds, and none may end the whole run."""
+    try:
+        yield
+    except BadMask:
+        raise
+    except UnidentifiedImageError as error:
         # Its message holds a memory address, another one in each run.
-        return _tiff_bands(member.read()) or "it is no image"
-    return " ".join(str(error).split())[:300] or type(error).__name__
+        raise BadMask(f"the {what} cannot be read: {_tiff_bands(member) or 'it is no image'}") from error
+    except Exception as error:
+        told = " ".join(str(error).split())[:300] or type(error).__name__
+        raise BadMask(f"the {what} cannot be read: {told}") from error
 
 
-def _tiff_bands(data: bytes) -> str | None:
+def _tiff_bands(member: Member) -> str | None:
     """What a TIFF holds that is none of the kinds that are read."""
+    data = member.read()
     if data[:4] not in (b"II*\0", b"MM\0*"):
         return None
     file, directory = io.BytesIO(data), ImageFileDirectory_v2(data[:8])

@@ -40,8 +40,8 @@ def decode_label(cell: dict, name: str) -> np.ndarray:
         # A palette mask as an array is its ids; convert("L") would make grey levels of them.
         ids = np.asarray(ImageOps.exif_transpose(label))
     is_plain = ids.ndim == 2 and ids.dtype.kind in "uib" and ids.min(initial=0) >= 0 and ids.max(initial=0) <= 255
-    kind = f"label of {name} is {label.mode}, not an 8-bit mask of class ids"
-    require(is_plain, f"{kind}; prepare_dataset.py folder makes ids of colours")
+    remedy = "prepare_dataset.py folder makes ids of colours"
+    require(is_plain, f"label of {name} is {label.mode}, not an 8-bit mask of class ids; {remedy}")
     return ids.astype(np.uint8)
 
 

@@ -48,20 +48,19 @@ def fetch_list(path: str, *, splits_dir: str | os.PathLike | None = None) -> Pat
         InputError: another content than the published one, or no way to get it.
     """
     if splits_dir is not None:
-        told = f"--splits_dir {splits_dir} is not a folder; pass one that holds {path}"
-        require(Path(splits_dir).is_dir(), told)
+        require(Path(splits_dir).is_dir(), f"--splits_dir {splits_dir} is no folder; pass one that holds {path}")
         for own in filter(Path.is_file, (Path(splits_dir, path), Path(splits_dir, "data", "splits", path))):
             fault = _fault(own.read_bytes(), path)
             require(not fault, f"{own} is not the published list ({fault}); replace it, or leave --splits_dir")
             return own
-    is_ael = path.startswith("cityscapes_ael/")
-    revision, name = ("with_AEL", path.replace("_ael", "", 1)) if is_ael else (COMMIT, path)
+    revision = "with_AEL" if path.startswith("cityscapes_ael/") else COMMIT
+    name = path.replace("_ael", "")
     cached = cache_folder() / "splits" / revision / name
-    fault = _fault(cached.read_bytes(), path) if cached.is_file() else "it is not there"
-    if cached.is_file() and fault:
+    if cached.is_file():
+        if not (fault := _fault(cached.read_bytes(), path)):
+            return cached
         log.warning("%s is not the published list (%s); fetching it again", cached, fault)
-    if fault:
-        _download(path, f"{REPOSITORY}/{revision}/data/splits/{name}", cached)
+    _download(path, f"{REPOSITORY}/{revision}/data/splits/{name}", cached)
     return cached
 
 

@@ -62,15 +62,13 @@ def resolve_split(
         places = _places(split, ids, _lists(split, splits_dir, dataset_dir), drop_absent)
         bare = [ids[place] for place in sorted(places["labelled"].difference(with_label.tolist()))]
         require(not bare, f"split {split} labels '{''.join(bare[:1])}', which has no label")
-    others = places.get("unlabelled", set(range(len(ids))) - places["labelled"])
-    return sorted(places["labelled"]), sorted(others)
+    return sorted(places["labelled"]), sorted(places.get("unlabelled", {*range(len(ids))} - places["labelled"]))
 
 
 def _draw(
     split: str, ids: list[str], rows: np.ndarray, seed: int, class_presence: Callable[[], np.ndarray] | None
 ) -> set[int]:
-    number = _number(split, len(rows))
-    rng = np.random.default_rng(seed)
+    number, rng = _number(split, len(rows)), np.random.default_rng(seed)
     if class_presence is None or number == len(rows):
         return set(rows[rng.permutation(len(rows))[:number]].tolist())
     rows = np.array(sorted(rows, key=ids.__getitem__))
@@ -85,14 +83,12 @@ def _draw(
 def _number(split: str, total: int) -> int:
     """How many of `total` images a fraction, a count or "all" labels."""
     require(total, f"split {split} needs images with labels, and no training image has one")
-    if split.isdigit() or split == "all":
-        count = total if split == "all" else int(split)
-    else:
-        share = 0 if re.search("/0+$", split) else Fraction(split)
-        count = max(1, round(share * total)) if 0 < share <= 1 else 0
-    rule = "at least one, at most all are labelled"
-    fits = 0 < count <= total
-    require(fits, f"split {split} does not fit {total} training images with labels: {rule}; pass {FORMS}")
+    if split == "all":
+        return total
+    share = 0 if re.search("/0+$", split) else Fraction(split)
+    count = int(share) if split.isdigit() else max(1, round(share * total)) if 0 < share <= 1 else 0
+    rule = f"does not fit {total} training images with labels: at least one, at most all are labelled"
+    require(0 < count <= total, f"split {split} {rule}; pass {FORMS}")
     return count
 
 

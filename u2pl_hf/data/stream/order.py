@@ -65,8 +65,7 @@ class BlockShuffle:
     def __init__(self, key: tuple[int, ...], blocks: list[np.ndarray], batch_size: int, world_size: int):
         self.key, self.blocks, self.batch_size, self.world_size = tuple(key), blocks, batch_size, world_size
         self.length = sum(map(len, blocks))
-        told = f"{self.length} unlabelled images cannot be dealt to {world_size} processes"
-        require(self.length >= world_size, told)
+        require(self.length >= world_size, f"{self.length} images cannot be dealt to {world_size} processes")
         self._epochs: dict[tuple[int, int], tuple] = {}
 
     def place(self, number: int) -> int:
