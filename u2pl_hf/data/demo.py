@@ -101,7 +101,9 @@ def render(spec: DemoSpec, subset: str, index: int) -> tuple[np.ndarray, np.ndar
     image = _cloud(rng, spec)
     label = np.zeros((spec.size, spec.size), np.uint8)
     for _ in range(rng.integers(*spec.lines, endpoint=True)):
-        _draw_line(rng, spec, image)
+        start, end = rng.integers(0, spec.size, (2, 2))
+        colour, width = _colour(rng).tolist(), int(rng.integers(1, 4))
+        cv2.line(image, start.tolist(), end.tolist(), colour, width, cv2.LINE_AA)
     objects = rng.integers(*spec.objects, endpoint=True)
     distractors = rng.integers(*spec.distractors, endpoint=True)
     for is_object in rng.permutation([True] * objects + [False] * distractors):
@@ -129,11 +131,6 @@ def _draw_distractor(rng: np.random.Generator, spec: DemoSpec, image: np.ndarray
     image[mask] = filling[mask]
     label[_grown(mask) & (label != 0)] = IGNORE
     label[mask] = 0
-
-
-def _draw_line(rng: np.random.Generator, spec: DemoSpec, image: np.ndarray) -> None:
-    start, end = rng.integers(0, spec.size, (2, 2))
-    cv2.line(image, start.tolist(), end.tolist(), _colour(rng).tolist(), int(rng.integers(1, 4)), cv2.LINE_AA)
 
 
 def _outline(rng: np.random.Generator, spec: DemoSpec, shape: str) -> np.ndarray:

@@ -7,7 +7,6 @@ the order does not depend on the number of workers, and nothing has to be replay
 
 import atexit
 import itertools
-import logging
 import multiprocessing
 import signal
 import zlib
@@ -26,7 +25,6 @@ from u2pl_hf.data.stream.order import BlockShuffle, FullShuffle, Window
 from u2pl_hf.data.stream.transforms import WeakAugmentation
 from u2pl_hf.errors import InputError
 
-logger = logging.getLogger(__name__)
 # Decoded samples are kept in memory where the whole stream fits: a small labelled set is then decoded once.
 CACHE_BYTES = 256 * 2**20
 
