@@ -134,12 +134,8 @@ def read_text(path: Path, hint: str = HINT) -> str:
     Raises:
         InputError: it cannot be read, or is no text.
     """
-    try:
+    with telling(f"{path} cannot be read as text in UTF-8; {hint}", OSError, ValueError):
         return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); {hint}") from error
-    except ValueError as error:
-        raise InputError(f"{path} is not text in UTF-8; {hint}") from error
 
 
 def read_json(path: Path, kind=dict, hint: str = HINT, *, strict: bool = True):
@@ -153,10 +149,9 @@ def read_json(path: Path, kind=dict, hint: str = HINT, *, strict: bool = True):
     Raises:
         InputError: it cannot be read, is no JSON or of another kind; names the field.
     """
+    text = read_text(path, hint)
     try:
-        return parse_json(read_text(path, hint), kind, strict=strict)
-    except InputError:
-        raise
+        return parse_json(text, kind, strict=strict)
     except ValueError as error:
         raise InputError(f"{path} {error}; {hint}") from error
 

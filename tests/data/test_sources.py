@@ -107,7 +107,7 @@ def test_load_local_folder(tmp_path):
     (tmp_path / "set" / "class_names.txt").write_text('\ufeff"#one"\n"x 1 2 3"\n', encoding="utf-8")
     assert load_source(str(tmp_path / "set")).class_names == ["#one", "x 1 2 3"]
     (tmp_path / "set" / "class_names.txt").write_text("one", encoding="utf-16")
-    with pytest.raises(InputError, match=r"class_names\.txt is not text in UTF-8"):
+    with pytest.raises(InputError, match=r"class_names\.txt cannot be read as text in UTF-8"):
         load_source(str(tmp_path / "set"))
     assert (source.read_image(1) == COLOUR).all() and (source.read_label(2) == GREY % 2).all()
     assert source.size(0) == (6, 8)

@@ -186,5 +186,5 @@ def test_more_fields_and_a_byte_order_mark_pass(tmp_path):
     (tmp_path / "results.json").write_text("\ufeff" + json.dumps(content), encoding="utf-8")
     assert finished_results(tmp_path, TableResults) == content
     (tmp_path / "results.json").write_bytes(json.dumps(content).encode("utf-16"))
-    with pytest.raises(InputError, match=r"results\.json is not text"):
+    with pytest.raises(InputError, match=r"results\.json cannot be read as text in UTF-8"):
         finished_results(tmp_path)
