@@ -23,9 +23,9 @@ import time
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from u2pl_hf.data.stream.transforms import normalize
 from u2pl_hf.method import METHODS, Batch
 from u2pl_hf.method.teacher import batch_statistics
+from u2pl_hf.pixels import normalize
 from u2pl_hf.training.batches import seed_draws
 from u2pl_hf.training.build import assemble, build_student, start
 from u2pl_hf.training.recipe.arguments import BACKBONES, RunArguments, run_arguments

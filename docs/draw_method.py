@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from u2pl_hf.data.stream.transforms import normalize
 from u2pl_hf.errors import InputError, exits_on_input_error
 from u2pl_hf.evaluation.curves import draw_panels, read_metrics
 from u2pl_hf.evaluation.pictures import FONT_SIZE, INK, PAPER, colour_mask, entropy_map, overlay
@@ -28,6 +27,7 @@ from u2pl_hf.method import pseudo_labels as pl
 from u2pl_hf.method.mixing import cutmix
 from u2pl_hf.method.schedules import unreliable_share
 from u2pl_hf.method.teacher import batch_statistics
+from u2pl_hf.pixels import normalize
 from u2pl_hf.training.build import build_run
 from u2pl_hf.training.recipe.command import recipe_arguments
 from u2pl_hf.training.run.checkpoint import load_checkpoint

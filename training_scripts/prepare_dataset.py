@@ -18,10 +18,11 @@ from pathlib import Path
 
 from u2pl_hf.command_line import ScriptParser, number, print_result
 from u2pl_hf.data.prepare.archives import Member, list_members
-from u2pl_hf.data.prepare.convert import check_output, prepare
-from u2pl_hf.data.prepare.infer_classes import infer_classes
-from u2pl_hf.data.prepare.layouts import Layout, cityscapes_layout, folder_layout, voc_layout
-from u2pl_hf.data.prepare.layouts.folder import DEFAULT_VALIDATION
+from u2pl_hf.data.prepare.dataset import check_output, prepare
+from u2pl_hf.data.prepare.layouts import Layout
+from u2pl_hf.data.prepare.layouts.cityscapes import cityscapes_layout
+from u2pl_hf.data.prepare.layouts.folder import DEFAULT_VALIDATION, folder_layout
+from u2pl_hf.data.prepare.layouts.voc import voc_layout
 from u2pl_hf.data.source.class_list import read_class_list
 from u2pl_hf.errors import InputError, exits_on_input_error
 from u2pl_hf.hub.push import check_can_push, push_folder
@@ -85,7 +86,7 @@ def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers",
         type=number(int, at_least=1, at_most=1024),
         default=_cores(),
-        help="processes (default: one per core, here %(default)s)",
+        help="threads (default: one per core, here %(default)s)",
     )
     parser.add_argument("--skip_bad", action="store_true", help="leave out what cannot be used instead of stopping")
     parser.add_argument(
@@ -144,13 +145,8 @@ def find_layout(args: argparse.Namespace, members: list[Member]) -> Layout:
     if args.layout == "cityscapes":
         return cityscapes_layout(members)
     classes = read_class_list(args.classes) if args.classes else None
-    return folder_layout(
-        members,
-        lambda masks: infer_classes(masks, args.workers),
-        classes=classes,
-        validation=args.validation,
-        seed=args.seed,
-    )
+    options = {"validation": args.validation, "seed": args.seed, "workers": args.workers}
+    return folder_layout(members, classes=classes, **options)
 
 
 if __name__ == "__main__":

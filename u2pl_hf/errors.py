@@ -1,12 +1,13 @@
 """Errors that a user can mend, told in one line."""
 
+import contextlib
 import functools
 import logging
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from transformers.utils import logging as transformers_logging
 
@@ -66,6 +67,31 @@ class Stopped(BaseException):
         name = signal.Signals(number).name
         super().__init__(f"stopped by {name} after step {step}; the same command goes on from there")
         self.number, self.step = number, step
+
+
+def require(condition: object, message: str) -> None:
+    """Refuse what a user passed unless a condition holds.
+
+    Raises:
+        InputError: with the message.
+    """
+    if not condition:
+        raise InputError(message)
+
+
+@contextlib.contextmanager
+def telling(message: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Errors of these kinds become InputErrors: the message, and what they say.
+
+    Raises:
+        InputError: instead of them; others pass.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except kinds as error:
+        raise InputError(f"{message}: {' '.join(str(error).split())[:300]}") from error
 
 
 def exits_on_input_error(main: Callable[..., None]) -> Callable[..., None]:

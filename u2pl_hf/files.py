@@ -11,12 +11,13 @@ import os
 import shutil
 import types
 import typing
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import yaml
 
-from u2pl_hf.errors import InputError
+from u2pl_hf.errors import InputError, require, telling
 
 logger = logging.getLogger(__name__)
 
@@ -26,15 +27,13 @@ MAX_DEPTH = 50
 HINT = "restore it, or remove it"
 # What yaml raises for broken dates, numbers and tags, besides its own errors.
 YAML_ERRORS = (yaml.YAMLError, ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError)
-WORDS = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    dict: "an object",
-    list: "a list",
-    types.NoneType: "null",
-}
+WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "an object",
+         list: "a list", types.NoneType: "null"}  # fmt: skip
+
+
+def cache_folder() -> Path:
+    """Where this package keeps what it fetched or made: `$U2PL_CACHE`, or `~/.cache/u2pl_hf`."""
+    return Path(os.environ.get("U2PL_CACHE") or "~/.cache/u2pl_hf").expanduser()
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -47,10 +46,13 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     remove(temporary)
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as the umask says; safetensors writes files that nobody else may read
+        remove(temporary)
         write(temporary)
-        parts = [*(temporary.rglob("*") if temporary.is_dir() else ()), temporary]
-        for part in parts:
-            _open_to_others(part)
+        for part in [*temporary.rglob("*"), temporary]:
+            if part.is_file() and not part.is_symlink():
+                part.chmod(mode)
             sync(part)
     except BaseException:
         remove(temporary)
@@ -65,14 +67,6 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     else:
         temporary.replace(path)
     sync(path.parent)
-
-
-def _open_to_others(path: Path) -> None:
-    # safetensors writes files that nobody else may read.
-    if path.is_file() and not path.is_symlink():
-        umask = os.umask(0o077)
-        os.umask(umask)
-        path.chmod(0o666 & ~umask)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -106,11 +100,8 @@ def sync(path: Path) -> None:
 
 def sha256_of(path: Path) -> str:
     """The sha256 of a file, in hexadecimal."""
-    digest, buffer = hashlib.sha256(), memoryview(bytearray(2**20))
-    with open(path, "rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            digest.update(buffer[:count])
-    return digest.hexdigest()
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def file_in(folder: Path, name: str | Path) -> Path | None:
@@ -125,9 +116,19 @@ def file_in(folder: Path, name: str | Path) -> Path | None:
             return None
     except (OSError, ValueError, RuntimeError):  # no name that a file can have, or links in a circle
         return None
-    if not path.is_relative_to(folder.resolve()):
-        raise InputError(f"{folder / name} leads out of {folder}: put the file itself there, or leave it out")
+    stays = path.is_relative_to(folder.resolve())
+    require(stays, f"{folder / name} leads out of {folder}: put the file itself there, or leave it out")
     return path
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """The files in a folder and in those below it. Links are followed; a folder is visited once, so circles end."""
+    visited = set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        place = os.path.realpath(root)
+        folders[:] = [] if place in visited else sorted(folders)
+        yield from (Path(root, name) for name in names if place not in visited)
+        visited.add(place)
 
 
 def read_text(path: Path, hint: str = HINT) -> str:
@@ -136,12 +137,8 @@ def read_text(path: Path, hint: str = HINT) -> str:
     Raises:
         InputError: it cannot be read, or is no text.
     """
-    try:
+    with telling(f"{path} cannot be read as text in UTF-8; {hint}", OSError, ValueError):
         return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); {hint}") from error
-    except ValueError as error:
-        raise InputError(f"{path} is no text; {hint}") from error
 
 
 def read_json(path: Path, kind=dict, hint: str = HINT, *, strict: bool = True):
@@ -155,10 +152,9 @@ def read_json(path: Path, kind=dict, hint: str = HINT, *, strict: bool = True):
     Raises:
         InputError: it cannot be read, is no JSON or of another kind; names the field.
     """
+    text = read_text(path, hint)
     try:
-        return parse_json(read_text(path, hint), kind, strict=strict)
-    except InputError:
-        raise
+        return parse_json(text, kind, strict=strict)
     except ValueError as error:
         raise InputError(f"{path} {error}; {hint}") from error
 
@@ -198,7 +194,8 @@ def parse_json(text: str, kind=dict, *, strict: bool = True):
     hooks = {"parse_float": _finite, "parse_constant": _finite} if strict else {}
     try:
         content = json.loads(text, parse_int=_int, object_pairs_hook=_distinct, **hooks)
-        _check_depth(content)
+        if _depth(content) > MAX_DEPTH:  # what would end the recursions of others
+            raise ValueError(f"more than {MAX_DEPTH} levels deep")
         if strict:
             json.dumps(content, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
@@ -222,20 +219,15 @@ def _int(text: str) -> int:
 
 
 def _distinct(pairs: list[tuple[str, object]]) -> dict:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands there twice")
-    return content
+    for name, count in Counter(name for name, _ in pairs).items():
+        if count > 1:
+            raise ValueError(f"{name!r} stands there twice")
+    return dict(pairs)
 
 
-def _check_depth(content, left: int = MAX_DEPTH) -> None:
-    """Refuse what would end the recursions of others."""
-    if not left:
-        raise ValueError(f"more than {MAX_DEPTH} levels deep")
-    if isinstance(content, dict | list):
-        for part in content.values() if isinstance(content, dict) else content:
-            _check_depth(part, left - 1)
+def _depth(content) -> int:
+    parts = content.values() if isinstance(content, dict) else content if isinstance(content, list) else ()
+    return 1 + max(map(_depth, parts), default=0)
 
 
 def read_yaml(path: Path, hint: str = HINT):
@@ -245,10 +237,8 @@ def read_yaml(path: Path, hint: str = HINT):
         InputError: it cannot be read, or is no YAML.
     """
     text = read_text(path, hint)
-    try:
+    with telling(f"{path} is damaged; {hint}", *YAML_ERRORS):
         return yaml.safe_load(text)
-    except YAML_ERRORS as error:
-        raise InputError(f"{path} is damaged ({' '.join(str(error).split())[:160]}); {hint}") from error
 
 
 def misfit(value, kind, name: str = "") -> str | None:
@@ -266,17 +256,14 @@ def misfit(value, kind, name: str = "") -> str | None:
     fields = typing.get_type_hints(kind) if isinstance(kind, type) and getattr(kind, "__annotations__", None) else {}
     plain = dict if fields else typing.get_origin(kind) or kind
     # True is an int for Python, and 1 a whole number where any may stand.
-    fits = isinstance(value, int | float if plain is float else plain) and (
-        plain is bool or not isinstance(value, bool)
-    )
-    if not fits:
+    is_of_type = isinstance(value, int | float if plain is float else plain)
+    if not is_of_type or isinstance(value, bool) != (plain is bool):
         return f"{name or 'it'} is {repr(value)[:60]}, and must be {WORDS[plain]}"
-    missing = [field for field in getattr(kind, "__required_keys__", fields) if field not in value]
-    if missing:
+    if missing := [field for field in getattr(kind, "__required_keys__", fields) if field not in value]:
         return f"{'.'.join(filter(None, (name, min(missing))))} is missing"
-    within = {field: (value[field], part) for field, part in fields.items() if field in value}
+    within = [(field, value[field], part) for field, part in fields.items() if field in value]
     if parts:
         items = value.items() if plain is dict else enumerate(value)
-        within = {key: (item, parts[-1]) for key, item in items}
-    each = (misfit(item, part, f"{name}.{key}" if name else str(key)) for key, (item, part) in within.items())
+        within = [(key, item, parts[-1]) for key, item in items]
+    each = (misfit(item, part, f"{name}.{key}" if name else str(key)) for key, item, part in within)
     return next(filter(None, each), None)

@@ -3,13 +3,14 @@
 import functools
 import logging
 import re
+from collections import Counter
 from pathlib import Path
 
 from huggingface_hub import constants, get_session, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from huggingface_hub.file_download import repo_folder_name
 
-from u2pl_hf.errors import InputError
+from u2pl_hf.errors import require
 
 logger = logging.getLogger(__name__)
 # Seconds to connect, twice; the libraries ask for half a minute before they give up.
@@ -48,13 +49,9 @@ def cached_snapshot(repo: str, revision: str | None) -> Path | None:
 
 def _is_whole(snapshot: Path) -> bool:
     """There are data, and of files numbered 00000-of-00004 all."""
-    names = [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()]
-    parts = [
-        match.groups() for match in (re.fullmatch(r"(.*)-\d{5}-of-(\d{5})(\..*)", name) for name in names) if match
-    ]
-    return any(Path(name).suffix not in NO_DATA and Path(name).name not in NO_DATA for name in names) and all(
-        parts.count(part) == int(part[1]) for part in set(parts)
-    )
+    files = [path for path in snapshot.rglob("*") if path.is_file() and NO_DATA.isdisjoint((path.suffix, path.name))]
+    parts = Counter(re.fullmatch(r"(.*)-\d{5}-of-(\d{5})(\..*)|.*", str(file)).groups() for file in files)
+    return bool(files) and all(count == int(part[1]) for part, count in parts.items() if part[1])
 
 
 def place_to_read(path: str, revision: str | None) -> str:
@@ -64,24 +61,20 @@ def place_to_read(path: str, revision: str | None) -> str:
         InputError: there is no such folder, nothing in it, or the Hub is needed and does not answer.
     """
     local = Path(path)
-    if not local.exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
-        raise InputError(f"data set {path}: no such folder")
-    if local.is_dir() and not any(local.iterdir()):
-        raise InputError(f"data set {path}: the folder is empty")
-    if not local.exists() and not REPOSITORY.fullmatch(path):
-        raise InputError(f"data set {path}: no such folder; an id of the Hub has the form OWNER/NAME")
+    require(not local.is_dir() or any(local.iterdir()), f"data set {path}: the folder is empty")
+    can_be = local.exists() or REPOSITORY.fullmatch(path)
+    require(can_be, f"data set {path}: no such folder; an id of the Hub has the form OWNER/NAME")
     if local.exists() or is_reachable():
         return path
     snapshot = cached_snapshot(path, revision)
     if snapshot is not None:
         logger.warning("the Hub does not answer: data set %s is read from its cache, %s", path, snapshot)
         return str(snapshot)
-    if constants.is_offline_mode():
-        return path  # `datasets` has a cache of its own
-    raise InputError(
-        f"data set {path}: there is no such folder, and the Hub does not answer; pass a folder that "
-        "prepare_dataset.py made, or fetch the data set into the Hub's cache before"
-    )
+    remedy = "pass a folder that prepare_dataset.py made, or fetch the data set into the Hub's cache before"
+    # `datasets` has a cache of its own.
+    can_be = constants.is_offline_mode()
+    require(can_be, f"data set {path}: there is no such folder, and the Hub does not answer; {remedy}")
+    return path
 
 
 def class_list_folder(repo: str, revision: str | None) -> Path | None:

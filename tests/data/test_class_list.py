@@ -114,7 +114,7 @@ def test_a_class_in_several_colours(tmp_path):
 
 
 def test_no_such_file(tmp_path):
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(InputError, match="No such file"):
         read_class_list(tmp_path / "x")
     (tmp_path / "b").write_bytes(b"\xff\xfe\x00\x81")
     with pytest.raises(InputError, match="UTF-8"):

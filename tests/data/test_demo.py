@@ -1,7 +1,8 @@
 import numpy as np
 
 from u2pl_hf.data import demo
-from u2pl_hf.data.source.sources import check_labelled, load_source
+from u2pl_hf.data.source.checks import check_labelled
+from u2pl_hf.data.source.sources import load_source
 
 SPEC = demo.DemoSpec(train=40, validation=4, size=64)
 

@@ -6,8 +6,11 @@ import pytest
 
 from tests.data.prepared import grey_png, write_folder, write_tar, write_zip
 from u2pl_hf.data.prepare.archives import list_members
-from u2pl_hf.data.prepare.infer_classes import infer_classes
-from u2pl_hf.data.prepare.layouts import cityscapes_layout, folder_layout, voc_layout
+from u2pl_hf.data.prepare.layouts import voc
+from u2pl_hf.data.prepare.layouts.cityscapes import cityscapes_layout
+from u2pl_hf.data.prepare.layouts.folder import folder_layout
+from u2pl_hf.data.prepare.layouts.voc import voc_layout
+from u2pl_hf.data.prepare.masks import infer_classes
 from u2pl_hf.data.source.class_list import ClassList
 from u2pl_hf.errors import InputError
 
@@ -26,7 +29,7 @@ def voc_files(fine=("f1", "f2", "v1"), augmented=(), images=("f1", "f2", "a1", "
 def table(layout):
     """(subset, file name of the image, folder of the mask, coding) by id."""
     rows = layout.rows
-    return {r.id: (r.subset, r.image.file_name, r.mask and r.mask.parts[-2], r.coding) for r in rows}
+    return {r.id: (r.subset, r.image.path.name, r.mask and r.mask.path.parent.name, r.coding) for r in rows}
 
 
 def test_voc_without_augmented_labels_follows_the_lists(tmp_path):
@@ -102,11 +105,9 @@ def test_voc_lists_of_no_use(tmp_path, augmented):
 
 def test_voc_palette_and_names():
     layout_colours = voc_colours_of_the_challenge()
-    from u2pl_hf.data.prepare.layouts.voc import NAMES, voc_colours
-
-    assert voc_colours(21)[: len(layout_colours)] == layout_colours
-    assert voc_colours(21)[20] == (0, 64, 128)
-    assert (len(NAMES), NAMES[0], NAMES[1], NAMES[20]) == (21, "background", "aeroplane", "tvmonitor")
+    names, colours = voc.CLASSES.names, voc.CLASSES.colours
+    assert colours[: len(layout_colours)] == layout_colours and colours[20] == (0, 64, 128)
+    assert (len(names), names[0], names[1], names[20]) == (21, "background", "aeroplane", "tvmonitor")
 
 
 def voc_colours_of_the_challenge():
@@ -181,7 +182,7 @@ def test_cityscapes_lonely_files(tmp_path):
 def folder_of(path, images, masks, more=None, **options):
     files = {f"mine/images/{i}.jpg": b"" for i in images} | {f"mine/masks/{i}.png": b"" for i in masks}
     members = list_members(write_folder(path, files | (more or {})))
-    return folder_layout(members, lambda _: TWO, **options)
+    return folder_layout(members, classes=TWO, **options)
 
 
 def subsets(layout):
@@ -229,12 +230,12 @@ def test_folders_of_the_user_are_the_subsets(tmp_path, form, masks):
     files = {f"{name}.jpg": b"" for name in images}
     files |= {f"{name.replace('images', masks)}.png": b"" for name in images}
     files |= {f"{name.replace('images', masks)}.txt": b"" for name in images}
-    layout = folder_layout(list_members(write_folder(tmp_path, files)), lambda _: TWO)
+    layout = folder_layout(list_members(write_folder(tmp_path, files)), classes=TWO)
     found = subsets(layout)
     assert [len(found[subset]) for subset in ("train", "validation")] == [3, 3]
     for subset, name in zip(("train", "validation"), names, strict=False):
         assert all(name in key.split("/") and "images" not in key for key in found[subset])
-    assert all(row.image.stem == row.mask.stem and row.subset in (*found,) for row in layout.rows)
+    assert all(row.image.path.stem == row.mask.path.stem and row.subset in (*found,) for row in layout.rows)
     assert "below" in layout.notes[-1] and not layout.bad
 
 
@@ -242,7 +243,7 @@ def test_folder_above_all_images_is_no_subset(tmp_path):
     names = [f"i{n}" for n in range(20)]
     plain = folder_of(tmp_path / "plain", names, names)
     files = {f"val/{kind}/{n}.png": b"" for kind in ("images", "masks") for n in names}
-    layout = folder_layout(list_members(write_folder(tmp_path / "val", files)), lambda _: TWO)
+    layout = folder_layout(list_members(write_folder(tmp_path / "val", files)), classes=TWO)
     assert subsets(layout) == subsets(plain)
     assert layout.notes == plain.notes == [
         "validation: 4 of 20 labelled images drawn, since no folder says which; --validation chooses others"

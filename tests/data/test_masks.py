@@ -8,9 +8,14 @@ from PIL import Image
 from scipy.io import savemat
 
 from tests.data.prepared import encoded, grey_png, ids, palette_png
+from u2pl_hf.data.prepare.masks import BadMask, decode_mask, judge_readings
 from u2pl_hf.data.source.class_list import ClassList, parse_class_list
-from u2pl_hf.data.source.masks import BadMask, decode_mask, judge_readings, read_mask
 from u2pl_hf.errors import InputError
+
+
+def read_mask(data, coding, classes):
+    return decode_mask(data, coding, classes).ids
+
 
 THREE = ClassList(("a", "b", "c"))
 COLOURS = ((0, 0, 0), (200, 10, 10), (0, 250, 0))

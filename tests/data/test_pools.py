@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from tests.data.rows import encode, make_source, make_table, numbered_source, write_parquet
-from u2pl_hf.data.source.label_counts import check_classes, frequent_classes
-from u2pl_hf.data.source.sources import check_labelled, load_source
+from u2pl_hf.data.source.checks import check_classes, check_labelled, frequent_classes
+from u2pl_hf.data.source.sources import load_source
 from u2pl_hf.data.stream.pools import Reservoir, RowPool
 from u2pl_hf.data.stream.streams import SampleStream, endless_loader
 from u2pl_hf.data.stream.transforms import WeakAugmentation

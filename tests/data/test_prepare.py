@@ -18,11 +18,11 @@ from PIL import Image, ImageOps
 
 from tests.data.prepared import encoded, grey_png, ids, palette_png, picture, write_folder, write_tar
 from u2pl_hf.data.prepare import archives, shards
-from u2pl_hf.data.prepare import convert as prepare_module
+from u2pl_hf.data.prepare import dataset as prepare_module
 from u2pl_hf.data.prepare.archives import list_members
-from u2pl_hf.data.prepare.convert import prepare
+from u2pl_hf.data.prepare.dataset import prepare
 from u2pl_hf.data.prepare.dataset_card import render_card
-from u2pl_hf.data.prepare.layouts import folder_layout
+from u2pl_hf.data.prepare.layouts.folder import folder_layout
 from u2pl_hf.data.prepare.shards import plan_shards
 from u2pl_hf.data.source.class_list import ClassList, parse_class_list
 from u2pl_hf.data.source.sources import load_source
@@ -58,7 +58,7 @@ def strange_files():
 
 def layout_of(*paths, validation="3"):
     members = [member for path in paths for member in list_members(path)]
-    return folder_layout(members, lambda _: CLASSES, classes=ClassList(CLASSES.names), validation=validation)
+    return folder_layout(members, classes=ClassList(CLASSES.names), validation=validation)
 
 
 def snapshot(folder):
@@ -371,9 +371,8 @@ def test_only_needed_members_of_a_compressed_tar_are_unpacked(tmp_path, monkeypa
     path, sizes, unpack = write_tar(tmp_path / "x.tgz", files, "w:gz"), [], archives._unpack
 
     def measuring(container, names, target):
-        places = unpack(container, names, target)
-        sizes.append(target.stat().st_size)
-        return places
+        unpack(container, names, target)
+        sizes.append(sum(member.size for member in list_members(target)))
 
     monkeypatch.setattr(archives, "_unpack", measuring)
     prepare(layout_of(path), tmp_path / "out")
@@ -387,7 +386,7 @@ def prepared(folder, masks, classes, images=None, skip_bad=False):
     for name, data in masks.items():
         files[f"images/{name}"] = (images or {}).get(name) or picture(*Image.open(io.BytesIO(data)).size)
     members = list_members(write_folder(folder / "in", files))
-    layout = folder_layout(members, lambda _: CLASSES, classes=parse_class_list(classes, "list"), validation="0")
+    layout = folder_layout(members, classes=parse_class_list(classes, "list"), validation="0")
     return prepare(layout, folder / "out", skip_bad=skip_bad)
 
 

@@ -7,15 +7,16 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from u2pl_hf.data.source import published_splits
-from u2pl_hf.data.source.published_splits import COMMIT, PINS, SPLITS, fetch_list, published_ids
+from u2pl_hf.data.source.id_lists import read_ids
+from u2pl_hf.data.source.published_splits import COMMIT, PINS, SPLITS, fetch_list
 from u2pl_hf.data.source.splits import resolve_split
 from u2pl_hf.errors import InputError
 
 LISTS = {
     "pascal/92/labeled.txt": "a\nb",
     "pascal/92/unlabeled.txt": "c\nd\ne",
-    "pascal/val.txt": "v\n",
     "cityscapes_ael/372/labeled.txt": "leftImg8bit/train/ulm/ulm_000000_000019_leftImg8bit.png\n",
+    "cityscapes_ael/372/unlabeled.txt": "leftImg8bit/train/aachen/aachen_0_leftImg8bit.png\n",
 }
 PATH = "pascal/92/labeled.txt"
 
@@ -63,15 +64,15 @@ def offline(monkeypatch):
 
 
 def test_every_published_split_is_pinned():
-    assert len(SPLITS) == 14 and len(PINS) == 30
+    assert len(SPLITS) == 14 and len(PINS) == 28
     for folder in SPLITS.values():
         assert {f"{folder}/labeled.txt", f"{folder}/unlabeled.txt"} <= set(PINS)
     assert all(len(digest) == 64 for digest in PINS.values())
 
 
 def test_fetched_once_then_cached(mirror, monkeypatch, tmp_path):
-    assert published_ids(PATH) == ["a", "b"]
     path = fetch_list(PATH)
+    assert read_ids(path) == ["a", "b"]
     assert path == tmp_path / "cache" / "splits" / COMMIT / PATH and path.stat().st_mode & 0o444 == 0o444
     assert len(mirror[1]) == 1 and [p.name for p in path.parent.iterdir()] == ["labeled.txt"]
     monkeypatch.setenv("U2PL_SPLITS_URL", "http://127.0.0.1:9")
@@ -81,9 +82,8 @@ def test_fetched_once_then_cached(mirror, monkeypatch, tmp_path):
 def test_split_by_its_published_name(mirror):
     ids = ["e", "x", "a", "b", "d", "c"]
     assert resolve_split("voc_classic/92", ids, 0) == ([2, 3], [0, 4, 5])
-    assert published_ids("voc_val") == ["v"]
-    # From the branch, and with our ids.
-    assert published_ids("cityscapes_ael/372/labeled.txt") == ["ulm_000000_000019"]
+    # From the branch; its lines name files.
+    assert resolve_split("cityscapes_ael/372", ["aachen_0", "ulm_000000_000019"], 0) == ([1], [0])
 
 
 def test_offline_without_cache_is_one_line(tree, offline):
@@ -111,7 +111,7 @@ def test_wrong_download_is_refused_and_not_kept(mirror, tmp_path):
 def test_damaged_cache_is_fetched_anew(mirror, monkeypatch, caplog):
     path = fetch_list(PATH)
     path.write_text("z")
-    assert published_ids(PATH) == ["a", "b"] and path.read_text() == "a\nb"
+    assert fetch_list(PATH) == path and path.read_text() == "a\nb"
     assert "fetching it again" in next(m for m, r in zip(caplog.messages, caplog.records, strict=True)
                                        if r.levelno == logging.WARNING)  # fmt: skip
     path.write_text("z")
@@ -125,11 +125,11 @@ def test_folder_of_the_user_comes_first(tree, offline, tmp_path):
     repository = tmp_path / "repository"
     (repository / "data").mkdir(parents=True)
     (repository / "data" / "splits").symlink_to(tree)
-    assert published_ids(PATH, splits_dir=repository) == ["a", "b"]
+    assert fetch_list(PATH, splits_dir=repository).read_text() == "a\nb"
     (tree / PATH).write_text("a\nz")
     with pytest.raises(InputError, match=r"labeled\.txt is not the published list"):
         fetch_list(PATH, splits_dir=tree)
-    with pytest.raises(InputError, match="not a folder"):
+    with pytest.raises(InputError, match="is no folder"):
         fetch_list(PATH, splits_dir=tmp_path / "nowhere")
 
 
@@ -145,5 +145,3 @@ def test_unusable_cache_and_mirror(mirror, monkeypatch, tmp_path):
     monkeypatch.setenv("U2PL_SPLITS_URL", "no address")
     with pytest.raises(InputError, match="cannot fetch no address"):
         fetch_list(PATH)
-    with pytest.raises(InputError, match=r"no published list 'pascal/93/labeled\.txt'"):
-        fetch_list("pascal/93/labeled.txt")

@@ -9,8 +9,9 @@ from PIL import Image
 
 from tests.data.rows import encode, make_source, make_table, write_parquet
 from u2pl_hf.data.source import rows as rows_module
-from u2pl_hf.data.source.rows import METADATA_KEY, ParquetRows
-from u2pl_hf.data.source.sources import check_some_readable, joined, load_source, materialised
+from u2pl_hf.data.source.checks import check_some_readable
+from u2pl_hf.data.source.rows import METADATA_KEY, Rows, open_parquet
+from u2pl_hf.data.source.sources import joined, load_source, materialised
 from u2pl_hf.errors import InputError
 
 COLUMNS = {"id": "id", "image": "image", "label": "label"}
@@ -20,9 +21,9 @@ IDS = [f"ä/{i}" for i in range(11)]
 
 
 @pytest.fixture(params=[1, 4])
-def rows(request, tmp_path) -> ParquetRows:
+def rows(request, tmp_path) -> Rows:
     folder = write_parquet(tmp_path / "set", make_table(IMAGES, LABELS, IDS), shards=2, group=request.param)
-    return ParquetRows(sorted(map(str, (folder / "data").iterdir())), COLUMNS)
+    return open_parquet(sorted(map(str, (folder / "data").iterdir())), COLUMNS)
 
 
 def test_cells_and_ids_come_as_they_were_written(rows):

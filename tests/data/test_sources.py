@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from tests.data.rows import encode, make_source, make_table
-from u2pl_hf.data.source.sources import check_labelled, check_some_readable, load_source
+from u2pl_hf.data.source.checks import check_labelled, check_some_readable
+from u2pl_hf.data.source.sources import load_source
 from u2pl_hf.errors import InputError
 
 GREY = np.arange(48, dtype=np.uint8).reshape(6, 8)
@@ -106,7 +107,7 @@ def test_load_local_folder(tmp_path):
     (tmp_path / "set" / "class_names.txt").write_text('\ufeff"#one"\n"x 1 2 3"\n', encoding="utf-8")
     assert load_source(str(tmp_path / "set")).class_names == ["#one", "x 1 2 3"]
     (tmp_path / "set" / "class_names.txt").write_text("one", encoding="utf-16")
-    with pytest.raises(InputError, match=r"class_names\.txt is not text in UTF-8"):
+    with pytest.raises(InputError, match=r"class_names\.txt cannot be read as text in UTF-8"):
         load_source(str(tmp_path / "set"))
     assert (source.read_image(1) == COLOUR).all() and (source.read_label(2) == GREY % 2).all()
     assert source.size(0) == (6, 8)

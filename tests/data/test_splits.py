@@ -3,7 +3,8 @@ import logging
 import numpy as np
 import pytest
 
-from u2pl_hf.data.source.splits import read_ids, resolve_split, write_ids
+from u2pl_hf.data.source.id_lists import read_ids, write_ids
+from u2pl_hf.data.source.splits import resolve_split
 from u2pl_hf.errors import InputError
 
 IDS = [f"im_{i:03d}" for i in range(100)]

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from u2pl_hf.data.source.stratify import stratified_draw
+from u2pl_hf.data.source.splits import stratified_draw
 
 
 def drawn_rows(presence, number, seed=0):

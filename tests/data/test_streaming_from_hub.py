@@ -1,95 +1,81 @@
 """Data on a Hub, read in place: the same rows as locally, and no more bytes than are needed."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
+import itertools
 
+import datasets
 import numpy as np
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
 
 from tests.data.rows import encode, make_table, write_parquet
-from tests.hub_server import HubServer
 from u2pl_hf import hub_cache
-from u2pl_hf.data.source.sources import load_source
-from u2pl_hf.errors import InputError
-
-ROOT = Path(__file__).parents[2]
-ROWS = 200
-PROGRAM = """
-import itertools, json, sys
-import numpy as np
 from u2pl_hf.data.source import rows
-rows.BLOCK_BYTES = 30_000
 from u2pl_hf.data.source.sources import load_source, materialised
 from u2pl_hf.data.stream.streams import SampleStream, endless_loader
 from u2pl_hf.data.stream.transforms import WeakAugmentation
-streaming = "streaming" in sys.argv
-source = load_source("user/photos", streaming=streaming)
-labelled = materialised(source, [5, 50, 150]) if streaming else source
-stream = SampleStream(source, [i for i in range(200) if i % 50 != 5], WeakAugmentation(33), seed=0, name="unlabelled",
-                      with_labels=False, batch_size=4)
-first = [b["ids"] for b in itertools.islice(endless_loader(stream, num_workers=2), 3)]
-print(json.dumps({"ids": source.ids, "classes": source.class_names, "batches": first,
-                  "pixel": [int(labelled.read_image(i)[0, 0, 0]) for i in ((0, 1, 2) if streaming else (5, 50, 150))]}))
-"""
+from u2pl_hf.errors import InputError
+
+ROWS = 200
 
 
 @pytest.fixture
-def hub(tmp_path):
+def hub(tmp_path, hub, monkeypatch):
     rng = np.random.default_rng(0)
     images = [encode(rng.integers(0, 255, (64, 64, 3), np.uint8)) for _ in range(ROWS)]
     table = make_table(images, [encode(np.zeros((64, 64), np.uint8))] * ROWS)
-    folder = write_parquet(tmp_path / "photos", table, shards=4)
-    (folder / "class_names.txt").write_text("wall,1,2,3\nwire,4,5,6\n")
-    with HubServer(tmp_path / "hub") as server:
-        upload = (
-            "import huggingface_hub; api = huggingface_hub.HfApi(); "
-            "api.create_repo('user/photos', repo_type='dataset'); "
-            f"api.upload_folder(repo_id='user/photos', repo_type='dataset', folder_path={str(folder)!r})"
-        )
-        run(server, tmp_path, upload)
-        server.folder = folder
-        yield server
+    hub.folder = write_parquet(tmp_path / "photos", table, shards=4)
+    (hub.folder / "class_names.txt").write_text("wall,1,2,3\nwire,4,5,6\n")
+    api = HfApi(endpoint=hub.url)
+    api.create_repo("user/photos", repo_type="dataset")
+    api.upload_folder(repo_id="user/photos", repo_type="dataset", folder_path=hub.folder)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(rows, "BLOCK_BYTES", 30_000)
+    for name, value in {
+        "HF_ENDPOINT": hub.url,
+        "HF_HUB_OFFLINE": False,
+        "HF_DATASETS_CACHE": tmp_path / "kept",
+    }.items():
+        monkeypatch.setattr(datasets.config, name, value)
+    hub_cache.is_reachable.cache_clear()
+    yield hub
+    hub_cache.is_reachable.cache_clear()
 
 
-def run(hub, tmp_path, program, *arguments, **variables) -> str:
-    environment = hub.environment(tmp_path / "home") | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | variables
-    done = subprocess.run(
-        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, env=environment, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def streamed(tmp_path):
+    """Ids, classes, pixels of three labelled rows and the ids of three batches, as a run reads them."""
+    source = load_source("user/photos", streaming=True)
+    labelled = materialised(source, [5, 50, 150], cache_dir=tmp_path / "labelled")
+    unlabelled = [i for i in range(ROWS) if i % 50 != 5]
+    options = {"seed": 0, "name": "unlabelled", "with_labels": False, "batch_size": 4}
+    stream = SampleStream(source, unlabelled, WeakAugmentation(33), **options)
+    batches = [batch["ids"] for batch in itertools.islice(endless_loader(stream, num_workers=2), 3)]
+    return source.ids, source.class_names, [labelled.read_image(i)[0, 0, 0] for i in range(3)], batches
 
 
-def test_a_hub_data_set_is_streamed_with_few_bytes(hub, tmp_path):
+def test_a_hub_data_set_is_streamed_with_few_bytes(hub, tmp_path, monkeypatch):
     size = sum(file.stat().st_size for file in hub.folder.rglob("*.parquet"))
     hub.sent.clear()
-    streamed = json.loads(run(hub, tmp_path, PROGRAM, "streaming").splitlines()[-1])
+    found = streamed(tmp_path)
     used = hub.sent["user/photos"]
     local = load_source(str(hub.folder))
-    assert streamed["ids"] == local.ids and streamed["classes"] == ["wall", "wire"]
-    assert local.palette == [[1, 2, 3], [4, 5, 6]]
-    assert streamed["pixel"] == [local.read_image(i)[0, 0, 0] for i in (5, 50, 150)]
+    pixels = [local.read_image(i)[0, 0, 0] for i in (5, 50, 150)]
+    assert found[:3] == (local.ids, ["wall", "wire"], pixels) and local.palette == [[1, 2, 3], [4, 5, 6]]
     # 3 labelled rows, two windows of 8 blocks of 30,000 bytes, and 64 kB of footer a file, out of more than 2 MB.
     assert size > 2_000_000 and used < 0.45 * size
     # Labelled rows are there from the first time.
     hub.sent.clear()
-    assert json.loads(run(hub, tmp_path, PROGRAM, "streaming").splitlines()[-1]) == streamed
-    assert hub.sent["user/photos"] < used
-    kept = json.loads(run(hub, tmp_path, PROGRAM).splitlines()[-1])
-    assert kept["ids"] == streamed["ids"] and kept["pixel"] == streamed["pixel"]
+    assert streamed(tmp_path) == found and hub.sent["user/photos"] < used
+    kept = load_source("user/photos")
+    assert kept.ids == local.ids and [kept.read_image(i)[0, 0, 0] for i in (5, 50, 150)] == pixels
     # From the cache of the Hub, once all files are there.
-    program = """
-from u2pl_hf.data.source.sources import load_source
-for streaming in (False, True):
-    source = load_source("user/photos", streaming=streaming)
-    print(source.ids[7], source.class_names, source.read_image(50)[0, 0, 0])
-"""
-    expected = [f"{local.ids[7]} ['wall', 'wire'] {local.read_image(50)[0, 0, 0]}"] * 2
-    for variables in ({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}):
-        assert run(hub, tmp_path, program, **variables).splitlines() == expected
+    for name, value in (("HF_HUB_OFFLINE", True), ("ENDPOINT", "http://127.0.0.1:9")):
+        with monkeypatch.context() as patch:
+            patch.setattr(constants, name, value)
+            hub_cache.is_reachable.cache_clear()
+            for streaming in (False, True):
+                source = load_source("user/photos", streaming=streaming)
+                assert source.ids == local.ids and source.class_names == ["wall", "wire"]
+                assert source.read_image(50)[0, 0, 0] == pixels[1]
 
 
 def test_what_the_cache_of_the_hub_has(tmp_path, monkeypatch):

@@ -107,7 +107,7 @@ def test_uneven_rows_are_dealt_without_loss(tmp_path):
             for r, length in ((0, 3), (1, 4))
         ]
         assert sorted(shares[0] + shares[1]) == sorted(source.ids)
-    with pytest.raises(InputError, match="7 unlabelled images cannot be dealt to 8"):
+    with pytest.raises(InputError, match="7 images cannot be dealt to 8"):
         make_stream(source, "unlabelled", world_size=8)
 
 

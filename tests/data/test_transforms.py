@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from u2pl_hf.data.stream.transforms import IMAGE_MEAN, WeakAugmentation, normalize
+from u2pl_hf.constants import IMAGE_MEAN
+from u2pl_hf.data.stream.transforms import WeakAugmentation
+from u2pl_hf.pixels import normalize
 
 
 def test_scale_has_the_published_distribution():

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from u2pl_hf.data.stream.transforms import normalize
 from u2pl_hf.errors import InputError
 from u2pl_hf.evaluation import MeanIoU
 from u2pl_hf.evaluation.inference import (
@@ -15,6 +14,7 @@ from u2pl_hf.evaluation.inference import (
     predict_image,
     segment,
 )
+from u2pl_hf.pixels import normalize
 
 
 class Pointwise(nn.Module):

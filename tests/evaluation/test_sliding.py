@@ -9,10 +9,10 @@ import torch.nn.functional as F
 
 from tests.evaluation.test_inference import Pointwise, WindowIndex
 from u2pl_hf import U2PLConfig, U2PLForSemanticSegmentation
-from u2pl_hf.data.stream.transforms import normalize
 from u2pl_hf.evaluation import segmentation, sliding
 from u2pl_hf.evaluation.inference import predict_images
 from u2pl_hf.evaluation.segmentation import segment, segment_rows
+from u2pl_hf.pixels import normalize
 
 # Height, width, window, stride: shifted last windows, exact multiples, one side or both below the window, one pixel.
 SHAPES = [

@@ -10,10 +10,10 @@ from transformers import AutoImageProcessor, pipeline
 
 from tests.model.test_modeling import narrow_model
 from u2pl_hf import U2PLImageProcessor
-from u2pl_hf.data.stream.transforms import normalize
 from u2pl_hf.evaluation.inference import predict_image
 from u2pl_hf.model.image_processing_u2pl import UnclearPixelsError, upright_rgb
 from u2pl_hf.model.modeling_u2pl import U2PLOutput
+from u2pl_hf.pixels import normalize
 
 
 def photograph(height=19, width=23) -> np.ndarray:

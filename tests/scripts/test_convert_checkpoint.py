@@ -204,7 +204,7 @@ def test_classes_are_assumed_only_where_their_number_says_so(tmp_path, narrow, r
         (["--dataset", "voc"], "--dataset voc has 21 classes, the checkpoint 7"),
         (["--class_names", tmp_path / "three.txt"], "three.txt has 3 classes, the checkpoint 7"),
         (["--class_names", tmp_path / "three.txt", "--dataset", "voc"], "pass one of them"),
-        (["--class_names", tmp_path / "nowhere.txt"], "nowhere.txt: no such file"),
+        (["--class_names", tmp_path / "nowhere.txt"], "nowhere.txt cannot be read"),
         (["--aspp_dilations", "1", "2", "0"], "three positive numbers"),
     ):
         code, stdout, stderr = run(path, tmp_path / "refused", *options)

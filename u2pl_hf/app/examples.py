@@ -6,9 +6,9 @@ from pathlib import Path
 from PIL import Image
 
 from u2pl_hf.app.explain import read_photo
+from u2pl_hf.constants import IMAGE_SUFFIXES
 from u2pl_hf.data.source.sources import load_source
 from u2pl_hf.errors import InputError
-from u2pl_hf.evaluation.photographs import SUFFIXES
 
 
 def find_examples(paths: Sequence[str]) -> list[Path]:
@@ -19,7 +19,7 @@ def find_examples(paths: Sequence[str]) -> list[Path]:
     """
     found: dict[Path, None] = {}
     for path in map(Path, paths):
-        files = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        files = sorted(f for f in path.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES) if path.is_dir() else [path]
         if not files or not all(file.is_file() for file in files):
             raise InputError(f"--examples {path}: no image there; pass image files, or a folder of them")
         found.update(dict.fromkeys(files))

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from u2pl_hf.data.source.decode import DAMAGED, UnclearPixelsError, upright_rgb
 from u2pl_hf.errors import InputError
 from u2pl_hf.evaluation.inference import score_image
 from u2pl_hf.method.pseudo_labels import masked_quantile, pixel_entropy, split_at
+from u2pl_hf.pixels import DAMAGED, UnclearPixelsError, upright_rgb
 
 # Decoded, this many pixels are 300 MB.
 MAX_PIXELS = 100_000_000

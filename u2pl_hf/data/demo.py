@@ -6,10 +6,9 @@ images therefore teach the classes badly, while many unlabelled ones show how ou
 """
 
 import colorsys
+import functools
 import hashlib
 import os
-import shutil
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,8 +17,10 @@ import datasets
 import numpy as np
 import pyarrow.parquet
 
+from u2pl_hf.constants import IGNORE
+from u2pl_hf.files import cache_folder, write_atomically, write_text
+
 SHAPES = ("disc", "square", "triangle")
-TEXTURES = ("striped", "dotted")
 # Neighbours in this order share either the outline or the texture, so that no class can be told by one alone.
 OBJECTS = (
     ("disc", "striped"),
@@ -30,7 +31,6 @@ OBJECTS = (
     ("triangle", "dotted"),
 )
 CLASS_NAMES = ("background", *(f"{texture} {shape}" for shape, texture in OBJECTS))
-VOID = 255
 FORMAT_VERSION = 1
 
 
@@ -66,50 +66,33 @@ def demo_folder(cache_dir: str | os.PathLike | None = None, spec: DemoSpec | Non
     """Folder of the demo data set that `datasets.load_dataset` reads, rendered on the first call.
 
     It holds splits train and validation with columns id, image and label (8-bit, void 255), and `class_names.txt`.
-    `cache_dir` defaults to `$U2PL_CACHE` or `~/.cache/u2pl_hf`. Several processes may call this at the same time.
+    `cache_dir` defaults to `cache_folder`. Several processes may call this at the same time.
     """
     spec = spec or DemoSpec()
-    cache = Path(cache_dir or os.environ.get("U2PL_CACHE") or "~/.cache/u2pl_hf").expanduser()
     digest = hashlib.sha256(repr(asdict(spec)).encode()).hexdigest()[:8]
-    folder = cache / f"demo-{FORMAT_VERSION}-{digest}"
-    if folder.is_dir():
-        return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", suffix=".tmp", dir=cache))
-    try:
-        _write(temporary, spec)
-        # mkdtemp makes the folder private; a cache may be shared, like any other folder.
-        temporary.chmod(0o755)
-        temporary.rename(folder)
-    except OSError:
-        # Another process was first: its folder is as good as ours.
-        if not folder.is_dir():
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    folder = (Path(cache_dir) if cache_dir else cache_folder()) / f"demo-{FORMAT_VERSION}-{digest}"
+    # Written last: where it is, all is.
+    names = folder / "class_names.txt"
+    if not names.is_file():
+        (folder / "data").mkdir(parents=True, exist_ok=True)
+        for subset, count in (("train", spec.train), ("validation", spec.validation)):
+            # Written by arrow itself: Dataset.to_parquet would show a progress bar.
+            table = _table(spec, subset, count).data.table
+            path = folder / "data" / f"{subset}-00000-of-00001.parquet"
+            write_atomically(path, functools.partial(pyarrow.parquet.write_table, table, row_group_size=100))
+        write_text(names, "\n".join(CLASS_NAMES) + "\n")
     return folder
 
 
-def _write(folder: Path, spec: DemoSpec) -> None:
-    (folder / "class_names.txt").write_text("\n".join(CLASS_NAMES) + "\n", encoding="utf-8")
-    (folder / "data").mkdir()
+def _table(spec: DemoSpec, subset: str, count: int) -> datasets.Dataset:
+    columns = {"id": [f"{subset}_{index:04d}" for index in range(count)], "image": [], "label": []}
+    for index, image_id in enumerate(columns["id"]):
+        image, label = render(spec, subset, index)
+        for role, pixels in (("image", image[..., ::-1]), ("label", label)):
+            png = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 3])[1].tobytes()
+            columns[role].append({"bytes": png, "path": f"{image_id}.png"})
     features = datasets.Features(id=datasets.Value("string"), image=datasets.Image(), label=datasets.Image())
-    for subset, count in (("train", spec.train), ("validation", spec.validation)):
-        columns = {"id": [], "image": [], "label": []}
-        for index in range(count):
-            image_id = f"{subset}_{index:04d}"
-            image, label = render(spec, subset, index)
-            columns["id"].append(image_id)
-            columns["image"].append({"bytes": _png(image[..., ::-1]), "path": f"{image_id}.png"})
-            columns["label"].append({"bytes": _png(label), "path": f"{image_id}.png"})
-        rows = datasets.Dataset.from_dict(columns, features=features)
-        # Written by arrow itself: Dataset.to_parquet would show a progress bar.
-        path = folder / "data" / f"{subset}-00000-of-00001.parquet"
-        pyarrow.parquet.write_table(rows.data.table, path, row_group_size=100)
-
-
-def _png(array: np.ndarray) -> bytes:
-    return cv2.imencode(".png", array, [cv2.IMWRITE_PNG_COMPRESSION, 3])[1].tobytes()
+    return datasets.Dataset.from_dict(columns, features=features)
 
 
 def render(spec: DemoSpec, subset: str, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -118,15 +101,13 @@ def render(spec: DemoSpec, subset: str, index: int) -> tuple[np.ndarray, np.ndar
     image = _cloud(rng, spec)
     label = np.zeros((spec.size, spec.size), np.uint8)
     for _ in range(rng.integers(*spec.lines, endpoint=True)):
-        _draw_line(rng, spec, image)
+        start, end = rng.integers(0, spec.size, (2, 2))
+        colour, width = _colour(rng).tolist(), int(rng.integers(1, 4))
+        cv2.line(image, start.tolist(), end.tolist(), colour, width, cv2.LINE_AA)
     objects = rng.integers(*spec.objects, endpoint=True)
     distractors = rng.integers(*spec.distractors, endpoint=True)
-    is_object = rng.permutation([True] * objects + [False] * distractors)
-    for paint in is_object:
-        if paint:
-            _draw_object(rng, spec, image, label)
-        else:
-            _draw_distractor(rng, spec, image, label)
+    for is_object in rng.permutation([True] * objects + [False] * distractors):
+        (_draw_object if is_object else _draw_distractor)(rng, spec, image, label)
     return _photograph(rng, spec, image), label
 
 
@@ -136,7 +117,7 @@ def _draw_object(rng: np.random.Generator, spec: DemoSpec, image: np.ndarray, la
     shape, texture = OBJECTS[kind]
     mask = _outline(rng, spec, shape)
     image[mask] = _texture(rng, spec, texture, kind / len(OBJECTS))[mask]
-    label[_grown(mask)] = VOID
+    label[_grown(mask)] = IGNORE
     label[mask] = kind + 1
 
 
@@ -148,14 +129,8 @@ def _draw_distractor(rng: np.random.Generator, spec: DemoSpec, image: np.ndarray
         grain = rng.normal(0, rng.uniform(20, 50), image.shape)
         filling = filling + cv2.GaussianBlur(grain, (0, 0), rng.uniform(0.6, 1.2)) * 1.5
     image[mask] = filling[mask]
-    border = _grown(mask) & (label != 0)
-    label[border] = VOID
+    label[_grown(mask) & (label != 0)] = IGNORE
     label[mask] = 0
-
-
-def _draw_line(rng: np.random.Generator, spec: DemoSpec, image: np.ndarray) -> None:
-    start, end = rng.integers(0, spec.size, (2, 2))
-    cv2.line(image, start.tolist(), end.tolist(), _colour(rng).tolist(), int(rng.integers(1, 4)), cv2.LINE_AA)
 
 
 def _outline(rng: np.random.Generator, spec: DemoSpec, shape: str) -> np.ndarray:
@@ -182,8 +157,7 @@ def _grown(mask: np.ndarray) -> np.ndarray:
 
 def _texture(rng: np.random.Generator, spec: DemoSpec, texture: str, hue: float) -> np.ndarray:
     """Float (size, size, 3): a bright colour in stripes or dots on a darker one, at a random angle and phase."""
-    period = rng.uniform(*spec.texture_period)
-    angle = rng.uniform(0, np.pi)
+    period, angle = rng.uniform(*spec.texture_period), rng.uniform(0, np.pi)
     ys, xs = np.mgrid[: spec.size, : spec.size]
     along = xs * np.cos(angle) + ys * np.sin(angle) + rng.uniform(0, period)
     across = ys * np.cos(angle) - xs * np.sin(angle) + rng.uniform(0, period)
@@ -191,14 +165,10 @@ def _texture(rng: np.random.Generator, spec: DemoSpec, texture: str, hue: float)
     if texture == "dotted":
         # About a quarter of the area is dots.
         wave = wave + np.sin(2 * np.pi * across / period) - 0.75
-    bright = _hue_colour(rng, hue + rng.normal(0, spec.hue_spread))
+    hue = (hue + rng.normal(0, spec.hue_spread)) % 1.0  # in turns of the colour circle
+    bright = 255 * np.array(colorsys.hsv_to_rgb(hue, rng.uniform(0.3, 0.9), rng.uniform(0.7, 1.0)))
     dark = np.clip(bright - spec.brightness_gap, 0, 255) * rng.uniform(0.3, 1.0, 3)
     return np.where((wave > 0)[..., None], bright, dark)
-
-
-def _hue_colour(rng: np.random.Generator, hue: float) -> np.ndarray:
-    """A rather bright RGB colour, 0..255, of a hue in turns of the colour circle."""
-    return 255 * np.array(colorsys.hsv_to_rgb(hue % 1.0, rng.uniform(0.3, 0.9), rng.uniform(0.7, 1.0)))
 
 
 def _colour(rng: np.random.Generator) -> np.ndarray:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from u2pl_hf.data.stream.transforms import normalize
 from u2pl_hf.errors import InputError
 from u2pl_hf.evaluation.mean_iou import IGNORE_INDEX, MeanIoU
 from u2pl_hf.evaluation.segmentation import describe_protocol, segment, segment_rows, views_of
+from u2pl_hf.pixels import normalize
 
 __all__ = [
     "class_names",

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from u2pl_hf.data.stream.transforms import IMAGE_MEAN, IMAGE_STD
+from u2pl_hf.constants import IMAGE_MEAN, IMAGE_STD
 from u2pl_hf.errors import InputError
 from u2pl_hf.evaluation.sliding import LOGITS_ONLY
 

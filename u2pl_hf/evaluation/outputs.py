@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from u2pl_hf.data.source.decode import DAMAGED
 from u2pl_hf.errors import InputError
 from u2pl_hf.evaluation.pictures import colour_table
+from u2pl_hf.pixels import DAMAGED
 
 # The entry of a PNG file's text that says which model it comes from.
 ORIGIN = "u2pl_hf"

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from u2pl_hf.data.source.decode import DAMAGED, UnclearPixelsError, check_mode, upright_rgb
+from u2pl_hf.constants import IMAGE_SUFFIXES
 from u2pl_hf.errors import InputError
+from u2pl_hf.pixels import DAMAGED, UnclearPixelsError, check_mode, upright_rgb
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 WILDCARDS = "*?["
 
 # Larger ones are decoded when their turn comes: that takes memory, and little time beside their prediction.
@@ -74,7 +74,7 @@ def _matches(pattern: str, recursive: bool, output_dir: Path) -> tuple[Path, lis
         results = output_dir.resolve()
         if results == path.resolve():
             raise InputError(f"--output_dir {output_dir} is also a folder of images: pass another")
-        files = (file for file in path.glob("**/*" if recursive else "*") if file.suffix.lower() in SUFFIXES)
+        files = (file for file in path.glob("**/*" if recursive else "*") if file.suffix.lower() in IMAGE_SUFFIXES)
         # Hidden files are what cameras and file managers leave behind.
         shown = (file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts))
         return path, sorted(f for f in shown if f.is_file() and results not in f.resolve().parents)

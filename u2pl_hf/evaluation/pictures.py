@@ -10,7 +10,9 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-IGNORE = 255
+from u2pl_hf.constants import IGNORE
+from u2pl_hf.constants import default_palette as default_palette
+
 IGNORE_COLOUR = (224, 224, 224)
 BORDER_COLOUR = (230, 20, 40)
 INK, PAPER = (20, 20, 20), (255, 255, 255)
@@ -19,18 +21,6 @@ ENTROPY_COLOURS = np.array([(24, 20, 72), (34, 86, 140), (38, 146, 132), (130, 2
 COLUMNS = ("image", "ground truth", "prediction", "pseudo-label", "entropy")
 LINE_SHARE = 600  # pixels of the longest side for each pixel of a contour
 GAP, TITLE_HEIGHT, FONT_SIZE = 6, 22, 13
-
-
-def default_palette(num_labels: int) -> list[list[int]]:
-    """PASCAL VOC's colours: C rows of [r, g, b] in [0, 255]; class 0, the background, is black.
-
-    The bits of the class id are dealt in turn to red, green and blue, lowest bits to the highest place.
-    """
-
-    def channel(class_id: int, bit: int) -> int:
-        return sum((class_id >> 3 * place + bit & 1) << 7 - place for place in range(8))
-
-    return [[channel(class_id, bit) for bit in range(3)] for class_id in range(num_labels)]
 
 
 def colour_table(palette: Sequence[Sequence[int]]) -> np.ndarray:

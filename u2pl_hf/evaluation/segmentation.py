@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from u2pl_hf.data.stream.transforms import normalize
 from u2pl_hf.errors import InputError
 from u2pl_hf.evaluation.sliding import LOGITS_ONLY, resize, slide_rows
+from u2pl_hf.pixels import normalize
 
 MODES = ("whole", "slide")
 

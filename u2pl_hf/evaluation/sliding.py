@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from u2pl_hf.data.stream.transforms import normalize
+from u2pl_hf.pixels import normalize
 
 # The other heads would be half of the decoder's work.
 LOGITS_ONLY = {"output_representation": False, "output_auxiliary": False}

@@ -4,17 +4,15 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 
-from u2pl_hf.data.source.label_counts import check_classes
-from u2pl_hf.data.source.overlap import warn_of_scored_training, without_evaluation
-from u2pl_hf.data.source.sources import (
+from u2pl_hf.data.source.checks import (
     Labelled,
-    Source,
+    check_classes,
     check_labelled,
     check_some_readable,
-    joined,
-    load_source,
-    materialised,
+    warn_of_scored_training,
+    without_evaluation,
 )
+from u2pl_hf.data.source.sources import Source, joined, load_source, materialised
 from u2pl_hf.data.source.splits import resolve_split
 from u2pl_hf.errors import InputError
 from u2pl_hf.training.recipe.arguments import RunArguments

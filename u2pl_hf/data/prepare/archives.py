@@ -1,7 +1,7 @@
 """Folders, tar (plain or compressed) and zip archives behind one interface: list the members, read one by its place."""
 
+import contextlib
 import functools
-import json
 import logging
 import lzma
 import os
@@ -12,20 +12,21 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from u2pl_hf.errors import InputError
-from u2pl_hf.files import read_json, write_atomically, write_text
+from u2pl_hf.errors import InputError, require, telling
+from u2pl_hf.files import files_below, write_atomically
 
 logger = logging.getLogger(__name__)
 
+NO_TAR = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)
 # NotImplementedError is zipfile's, for a version or compression that nobody has.
-DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, OSError, NotImplementedError)
+DAMAGED = (*NO_TAR, zipfile.BadZipFile, OSError, NotImplementedError)
 ENCRYPTED = 1
 ZIP_START = b"PK\3\4"
 
 
 @dataclass(frozen=True)
 class Member:
-    """One file in a folder or an archive. It holds no open file, so other processes can be handed it.
+    """One file in a folder or an archive. It holds no open file, so any thread can read it.
 
     Attributes:
         container: the folder or archive.
@@ -43,24 +44,14 @@ class Member:
     offset: int = 0
 
     @property
-    def parts(self) -> tuple[str, ...]:
-        """The path inside the container, part by part."""
-        return PurePosixPath(self.name).parts
-
-    @property
-    def file_name(self) -> str:
-        """Last part of the path."""
-        return self.parts[-1]
-
-    @property
-    def stem(self) -> str:
-        """Last part of the path without its suffix."""
-        return PurePosixPath(self.name).stem
+    def path(self) -> PurePosixPath:
+        """The path inside the container."""
+        return PurePosixPath(self.name)
 
     @property
     def suffix(self) -> str:
         """Suffix in small letters, with its dot."""
-        return PurePosixPath(self.name).suffix.lower()
+        return self.path.suffix.lower()
 
     def read(self) -> bytes:
         """All bytes. A member of a compressed tar is slow: everything before it is unpacked on the way."""
@@ -118,90 +109,62 @@ def list_members(path: Path) -> list[Member]:
     Raises:
         InputError: no such file, not an archive, a damaged, encrypted or empty one, or names that lead out of it.
     """
-    if path.is_dir():
-        found = _list_folder(path)
-    elif path.is_file():
-        found = _list_archive(path)
-    else:
-        raise InputError(f"{path}: no such file or folder")
-    try:
+    require(path.exists(), f"{path}: no such file or folder")
+    with telling(f"{path} is damaged or not complete", *DAMAGED):
+        found = _list_folder(path) if path.is_dir() else _list_archive(path)
         # In an archive that was added to, a later member replaces an earlier one of its name.
         by_name = {member.name: member for member in found if _is_wanted(path, member)}
-    except DAMAGED as error:
-        raise InputError(f"{path} is damaged or not complete: {error}") from error
-    if path.is_file() and not by_name:
-        raise InputError(f"{path} holds no files: is the download complete?")
+    require(by_name or path.is_dir(), f"{path} holds no files: is the download complete?")
     return [by_name[name] for name in sorted(by_name)]
 
 
 def _is_wanted(path: Path, member: Member) -> bool:
-    if not member.parts or member.parts[0] == "/" or ".." in member.parts:
-        raise InputError(f"{path} holds the name '{member.name}', which leads out of it: not an archive to trust")
-    return not any(part.startswith(".") or part == "__MACOSX" for part in member.parts)
+    parts = member.path.parts
+    stays = parts and parts[0] != "/" and ".." not in parts
+    require(stays, f"{path} holds the name '{member.name}', which leads out of it: not an archive to trust")
+    return not any(part.startswith(".") or part == "__MACOSX" for part in parts)
 
 
 def _list_folder(path: Path) -> Iterator[Member]:
-    seen = set()
-    for folder, folders, files in os.walk(path, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:  # a link to a folder above: following it would never end
-            folders.clear()
-            continue
-        seen.add(real)
-        for name in files:
-            file = Path(folder, name)
-            if file.is_file():
-                status = file.stat()
-                inside = file.relative_to(path).as_posix()
-                yield Member(str(path.resolve()), inside, status.st_size, status.st_mtime_ns, "folder")
+    for file in filter(Path.is_file, files_below(path)):
+        status, inside = file.stat(), file.relative_to(path).as_posix()
+        yield Member(str(path.resolve()), inside, status.st_size, status.st_mtime_ns, "folder")
 
 
 def _list_archive(path: Path) -> Iterator[Member]:
-    stamp, place = path.stat().st_mtime_ns, str(path.resolve())
-    if _opens_as_tar(path, "r:"):
-        return _list_tar(path, Member(place, "", 0, stamp, "file"))
-    if _opens_as_tar(path, "r:*"):
-        logger.info("%s is compressed: finding out what is in it takes a while", path)
-        return _list_tar(path, Member(place, "", 0, stamp, "stream"))
+    archive = Member(str(path.resolve()), "", 0, path.stat().st_mtime_ns, "zip")
+    for mode, kind in (("r:", "file"), ("r:*", "stream")):
+        with contextlib.suppress(*NO_TAR):
+            tarfile.open(path, mode).close()
+            if kind == "stream":
+                logger.info("%s is compressed: finding out what is in it takes a while", path)
+            return _list_tar(path, replace(archive, kind=kind))
     if zipfile.is_zipfile(path):
-        return _list_zip(path, Member(place, "", 0, stamp, "zip"))
-    raise InputError(
-        f"{path} is no archive: looked for tar, tar.gz, tar.bz2, tar.xz and zip; is the download complete?"
-    )
-
-
-def _opens_as_tar(path: Path, mode: str) -> bool:
-    try:
-        tarfile.open(path, mode).close()
-        return True
-    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError):
-        return False
+        return _list_zip(path, archive)
+    raise InputError(f"{path} is no archive: looked for tar, tar.gz, tar.bz2, tar.xz, zip; is the download complete?")
 
 
 def _list_tar(path: Path, template: Member) -> Iterator[Member]:
     links = []
     with _open_tar(path) as archive:
         for info in archive:
-            if info.issparse():
-                raise InputError(f"{path} holds {info.name} as a sparse file: unpack it and pass --root")
+            require(not info.issparse(), f"{path} holds {info.name} as a sparse file: unpack it and pass --root")
             if info.isreg():
                 yield replace(template, name=info.name, size=info.size, offset=info.offset_data)
             elif info.islnk() or info.issym():
                 links.append(info.name)
     if links:
-        logger.warning(
-            "%s holds %d links, such as %s, which are left out; tar -h packs files", path, len(links), links[0]
-        )
+        told = "%s holds %d links, such as %s, which are left out; tar -h packs files"
+        logger.warning(told, path, len(links), links[0])
 
 
 def _list_zip(path: Path, template: Member) -> Iterator[Member]:
     with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
         first = min((info.header_offset for info in archive.infolist()), default=0)
-        if first and file.read(4) == ZIP_START:
-            raise InputError(f"{path} is damaged, or several zip files end to end: unzip it and pass --root")
+        is_one = not first or file.read(4) != ZIP_START
+        require(is_one, f"{path} is damaged, or several zip files end to end: unzip it and pass --root")
         for info in archive.infolist():
-            if info.flag_bits & ENCRYPTED:
-                raise InputError(f"{path} is encrypted: unpack it and pass --root")
+            require(not info.flag_bits & ENCRYPTED, f"{path} is encrypted: unpack it and pass --root")
             if not info.is_dir():
                 yield replace(template, name=info.filename, size=info.file_size)
 
@@ -209,43 +172,32 @@ def _list_zip(path: Path, template: Member) -> Iterator[Member]:
 def unpack_streams(members: Iterable[Member], folder: Path) -> dict[Member, Member]:
     """Make members of compressed tars readable in any order: each archive is read once, front to back.
 
-    The members lie end to end in one file per archive, without any names, so no name in an archive can do harm. What an
+    They are copied into a plain tar per archive, which is read in place, so no name in an archive can do harm. What an
     earlier call has finished is used again.
 
     Returns:
         for each member of a compressed tar, where its bytes are now.
     """
-    wanted: dict[str, list[Member]] = {}
+    wanted: dict[str, dict[str, Member]] = {}
     for member in members:
         if member.kind == "stream":
-            wanted.setdefault(member.container, []).append(member)
+            wanted.setdefault(member.container, {})[member.name] = member
     unpacked = {}
     for number, (container, group) in enumerate(sorted(wanted.items())):
-        target = folder / f"unpacked-{number}.bin"
-        places = _unpack(container, {member.name for member in group}, target)
-        for member in group:
-            unpacked[member] = replace(member, container=str(target), kind="file", offset=places[member.name])
+        target = folder / f"unpacked-{number}.tar"
+        if not target.is_file():
+            logger.info("unpacking %s files of %s", len(group), container)
+            _unpack(container, group.keys(), target)
+        unpacked |= {group[member.name]: member for member in list_members(target)}
     return unpacked
 
 
-def _unpack(container: str, names: set[str], target: Path) -> dict[str, int]:
-    """Copy members into `target`; the offset of each, which the file beside it remembers."""
-    index = target.with_suffix(".json")
-    if index.is_file():
-        return read_json(index, dict[str, int], f"remove {target.parent}")
-    logger.info("unpacking %s files of %s", len(names), container)
-    places = {}
-
+def _unpack(container: str, names: Iterable[str], target: Path) -> None:
     def copy(temporary: Path) -> None:
-        with open(temporary, "wb") as out, _open_tar(container) as archive:
+        with tarfile.open(temporary, "w") as out, _open_tar(container) as archive:
             for info in archive:
                 if info.name in names and info.isreg():
-                    places[info.name] = out.tell()
-                    out.write(archive.extractfile(info).read())
+                    out.addfile(info, archive.extractfile(info))
 
-    try:
+    with telling(f"{container} is damaged or not complete", *NO_TAR):
         write_atomically(target, copy)
-    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise InputError(f"{container} is damaged or not complete: {error}") from error
-    write_text(index, json.dumps(places))
-    return places

@@ -4,9 +4,11 @@ from pathlib import PurePosixPath
 
 import yaml
 
+from u2pl_hf.constants import IGNORE
 from u2pl_hf.data.prepare.layouts import Layout
 from u2pl_hf.markdown import escaped, markdown_table
 
+FEATURES = {"id": "string", "image": "image", "label": "image"}
 SIZES = [(1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M")]
 
 
@@ -18,6 +20,9 @@ def render_card(layout: Layout, result: dict, sizes: dict[str, int], content: st
         content: a sum of the files. `datasets` tells folders of one name apart by what the card says alone, and would
             give out what it has cached of another.
     """
+    counts = [[name, s["rows"], s["labelled"], s["unlabelled"]] for name, s in result["subsets"].items()]
+    skipped = f"{len(result['skipped'])} rows that could not be used are left out; `prepare.json` names them"
+    notes = [*result["notes"], *[skipped] * bool(result["skipped"]), *warning_lines(result)]
     metadata = yaml.safe_dump(_front_matter(layout, result, sizes, content), sort_keys=False, allow_unicode=True)
     paragraphs = [
         f"---\n{metadata}---",
@@ -25,8 +30,8 @@ def render_card(layout: Layout, result: dict, sizes: dict[str, int], content: st
         layout.about.text,
         "Columns: `id`; `image`, the original file; `label`, an 8-bit PNG of class ids with 255 = ignore, or nothing "
         "for an unlabelled image. Training rows are stored in a random order that depends on nothing but their ids.",
-        markdown_table(["subset", "images", "labelled", "unlabelled"], _count_rows(result)),
-        "\n".join(f"- {escaped(note)}" for note in [*result["notes"], *_left_out(result), *warning_lines(result)]),
+        markdown_table(["subset", "images", "labelled", "unlabelled"], counts),
+        "\n".join(f"- {escaped(note)}" for note in notes),
         "## Classes",
         "Share of each class in the pixels that are not ignored, and of ignored pixels in all, in per cent.",
         markdown_table(["id", "class", *result["subsets"]], _share_rows(result)),
@@ -48,25 +53,12 @@ def _front_matter(layout: Layout, result: dict, sizes: dict[str, int], content: 
         "size_categories": [next((text for limit, text in SIZES if total < limit), "n>1M")],
         "configs": [{"config_name": "default", "description": f"sha256 {content}", "data_files": files}],
         "dataset_info": {
-            "features": [
-                {"name": "id", "dtype": "string"},
-                {"name": "image", "dtype": "image"},
-                {"name": "label", "dtype": "image"},
-            ],
+            "features": [{"name": name, "dtype": kind} for name, kind in FEATURES.items()],
             "splits": [{"name": n, "num_bytes": sizes[n], "num_examples": rows[n]} for n in rows],
             "download_size": sum(sizes.values()),
             "dataset_size": sum(sizes.values()),
         },
     }
-
-
-def _count_rows(result: dict) -> list[list]:
-    return [[name, s["rows"], s["labelled"], s["unlabelled"]] for name, s in result["subsets"].items()]
-
-
-def _left_out(result: dict) -> list[str]:
-    skipped = len(result["skipped"])
-    return [f"{skipped} rows that could not be used are left out; `prepare.json` names them"] if skipped else []
 
 
 def warning_lines(result: dict) -> list[str]:
@@ -78,13 +70,12 @@ def warning_lines(result: dict) -> list[str]:
 
 
 def _share_rows(result: dict) -> list[list]:
-    subsets = result["subsets"].values()
-    rows = []
-    for class_id, name in enumerate(result["classes"]):
-        shares = [_percent(s["pixels"][name], sum(s["pixels"].values())) for s in subsets]
-        rows.append([class_id, name, *shares])
-    ignored = [_percent(s["ignored_pixels"], s["ignored_pixels"] + sum(s["pixels"].values())) for s in subsets]
-    return [*rows, [255, "(ignored)", *ignored]]
+    counted = [(s["pixels"], sum(s["pixels"].values()), s["ignored_pixels"]) for s in result["subsets"].values()]
+    rows = [
+        [class_id, name, *(_percent(pixels[name], total) for pixels, total, _ in counted)]
+        for class_id, name in enumerate(result["classes"])
+    ]
+    return [*rows, [IGNORE, "(ignored)", *(_percent(ignored, ignored + total) for _, total, ignored in counted)]]
 
 
 def _percent(part: int, whole: int) -> str:

@@ -4,15 +4,10 @@ import hashlib
 import io
 import json
 import math
-import multiprocessing
-import multiprocessing.context
-import multiprocessing.forkserver
-import os
-import signal
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -24,14 +19,15 @@ from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from tqdm.auto import tqdm
 
+from u2pl_hf.constants import IGNORE
 from u2pl_hf.data.prepare.archives import Member
-from u2pl_hf.data.prepare.layouts import Row
+from u2pl_hf.data.prepare.layouts import ImageRow
+from u2pl_hf.data.prepare.masks import BadMask, decode_mask
 from u2pl_hf.data.source.class_list import ClassList
-from u2pl_hf.data.source.decode import ORIENTATION, upright_rgb
-from u2pl_hf.data.source.masks import IGNORE, BadMask, decode_mask
+from u2pl_hf.data.source.decode import ORIENTATION
 from u2pl_hf.data.source.rows import METADATA_KEY
-from u2pl_hf.errors import InputError
-from u2pl_hf.files import read_json, sha256_of, write_atomically, write_text
+from u2pl_hf.files import read_json, sha256_of, write_atomically, write_json
+from u2pl_hf.pixels import upright_rgb
 
 FEATURES = datasets.Features(id=datasets.Value("string"), image=datasets.Image(), label=datasets.Image())
 SHARD_BYTES = 256 << 20
@@ -56,7 +52,7 @@ class Shard:
 
     subset: str
     name: str
-    rows: tuple[Row, ...]
+    rows: tuple[ImageRow, ...]
 
 
 @dataclass
@@ -84,28 +80,48 @@ class Report:
     noted: dict[str, list[str]] = field(default_factory=dict)
 
 
-def plan_shards(rows: Sequence[Row], subset: str, count: int | None) -> list[Shard]:
+def plan_shards(rows: Sequence[ImageRow], subset: str, count: int | None) -> list[Shard]:
     """Cut a subset into shards of nearly equal length.
 
     Training rows lie in the order of a hash of their id: neighbours are then a random sample, and a stream needs no
     large buffer to shuffle in. Validation rows lie in the order of their ids.
     """
-    rows = [row for row in rows if row.subset == subset]
-    key = _hash if subset == "train" else (lambda row: row.id)
-    rows = sorted(rows, key=key)
+    rows = sorted((row for row in rows if row.subset == subset), key=lambda row: row.id)
+    if subset == "train":
+        rows.sort(key=lambda row: hashlib.sha256(row.id.encode()).digest())
     total = sum(row.image.size + (row.mask.size if row.mask else 0) for row in rows)
     usual = max(1, min(math.ceil(len(rows) / ROWS_PER_SHARD), max(MANY_SHARDS, math.ceil(total / SHARD_BYTES))))
     count = min(count or usual, len(rows))
-    ends = [len(rows) * number // count for number in range(1, count + 1)]
-    starts = [0, *ends]
+    cuts = [len(rows) * number // count for number in range(count + 1)] if count else []
     return [
-        Shard(subset, f"{subset}-{number:05d}-of-{count:05d}", tuple(rows[start:end]))
-        for number, (start, end) in enumerate(zip(starts, ends, strict=False))
+        Shard(subset, f"{subset}-{number:05d}-of-{count:05d}", tuple(rows[cuts[number] : cuts[number + 1]]))
+        for number in range(count)
     ]
 
 
-def _hash(row: Row) -> bytes:
-    return hashlib.sha256(row.id.encode()).digest()
+def write_shards(shards: Sequence[Shard], classes: ClassList, data: Path, reports: Path, workers: int) -> None:
+    """Write all shards that have no report yet, with a progress bar over the rows. What is finished stays.
+
+    In threads: decoding, compressing and writing, which is most of it, go on beside each other.
+    """
+    done = [shard for shard in shards if read_report(reports, shard)]
+    total, stop = sum(len(shard.rows) for shard in shards), threading.Event()
+    bar = tqdm(total=total, initial=sum(len(shard.rows) for shard in done), desc="prepare", unit="image")
+
+    def on_row() -> None:
+        if stop.is_set():
+            raise CancelledError
+        bar.update()
+
+    with bar, ThreadPoolExecutor(workers) as pool:
+        left = [shard for shard in shards if shard not in done]
+        try:
+            for written in [pool.submit(write_shard, shard, classes, data, reports, on_row) for shard in left]:
+                written.result()
+        finally:
+            # After an error, or Ctrl-C, the others stop at their next row.
+            stop.set()
+            pool.shutdown(cancel_futures=True)
 
 
 def write_shard(shard: Shard, classes: ClassList, data: Path, reports: Path, on_row: Callable[[], None]) -> None:
@@ -118,8 +134,8 @@ def write_shard(shard: Shard, classes: ClassList, data: Path, reports: Path, on_
     for row in shard.rows:
         try:
             label, notes = _checked_label(row, classes)
-        except Exception as error:  # damaged files raise errors of many kinds, and none may end the whole run
-            report.bad.append([row.id, _reason(error, row.image)])
+        except BadMask as error:
+            report.bad.append([row.id, str(error)])
         else:
             for note in notes:
                 report.noted.setdefault(note, []).append(row.id)
@@ -130,7 +146,7 @@ def write_shard(shard: Shard, classes: ClassList, data: Path, reports: Path, on_
     path = data / f"{shard.name}.parquet"
     write_atomically(path, lambda p: _write_rows(p, kept, FEATURES.arrow_schema.with_metadata(metadata)))
     report.size, report.sha256 = path.stat().st_size, sha256_of(path)
-    write_text(reports / f"{shard.name}.json", json.dumps(asdict(report)))
+    write_json(reports / f"{shard.name}.json", asdict(report))
 
 
 def read_report(reports: Path, shard: Shard) -> Report | None:
@@ -142,60 +158,60 @@ def read_report(reports: Path, shard: Shard) -> Report | None:
     return Report(**{name: stored[name] for name in Report.__annotations__})
 
 
-def _write_rows(path: Path, kept: list[tuple[Row, bytes | None, list[int] | None]], schema: pa.Schema) -> None:
+def _write_rows(path: Path, kept: list[tuple[ImageRow, bytes | None, list[int] | None]], schema: pa.Schema) -> None:
     # Each row is a row group without compression, so one range request fetches any image; the statistics of the id
     # alone, smallest and largest being equal, make the footer an index.
     options = {"compression": "none", "use_dictionary": False, "write_statistics": ["id"]}
     with pq.ParquetWriter(path, schema, **options) as writer:
         for row, label, _ in kept:
-            image = {"bytes": row.image.read(), "path": row.image.file_name}
-            cell = None if label is None else {"bytes": label, "path": f"{row.image.stem}.png"}
+            image = {"bytes": row.image.read(), "path": row.image.path.name}
+            cell = None if label is None else {"bytes": label, "path": f"{row.image.path.stem}.png"}
             columns = {"id": [row.id], "image": [image], "label": [cell]}
             writer.write_table(pa.table(columns, schema=schema), row_group_size=1)
 
 
-def _checked_label(row: Row, classes: ClassList) -> tuple[np.ndarray | None, list[str]]:
+def _checked_label(row: ImageRow, classes: ClassList) -> tuple[np.ndarray | None, list[str]]:
     """Decode image and mask as training will, and give the label's class ids, and what is to be noted of them."""
-    with Image.open(io.BytesIO(row.image.read())) as image:
+    with _reading("image", row.image), Image.open(io.BytesIO(row.image.read())) as image:
         orientation = image.getexif().get(ORIENTATION)  # a TIFF has it no more once it is loaded, and turned
         shape = upright_rgb(image).shape[:2]
     if row.mask is None:
         return None, []
-    try:
+    with _reading("mask", row.mask):
         mask = decode_mask(row.mask.read(), row.coding, classes)
-    except BadMask:
-        raise
-    except Exception as error:
-        raise BadMask(f"the mask cannot be read: {_told(error, row.mask)}") from error
+    (height, width), is_sideways = mask.ids.shape, mask.ids.shape == shape[::-1]
     if mask.ids.shape != shape:
         hint = ""
-        if mask.ids.shape == shape[::-1] and mask.orientation:
+        if is_sideways and mask.orientation:
             hint = ", because the mask's own EXIF orientation turns it: draw it upright and without one"
-        elif mask.ids.shape == shape[::-1] and orientation in SIDEWAYS:
+        elif is_sideways and orientation in SIDEWAYS:
             hint = ", because its EXIF orientation turns it: turn the mask as well"
-        size = f"{mask.ids.shape[1]}x{mask.ids.shape[0]}"
-        raise BadMask(f"the image is {shape[1]}x{shape[0]}, but the mask {size}{hint}")
-    notes = [mask.reading] if mask.reading else []
-    notes += [EMPTY] if (mask.ids == IGNORE).all() else []
+        raise BadMask(f"the image is {shape[1]}x{shape[0]}, but the mask {width}x{height}{hint}")
     # Turned by one of two tags alone, and the shapes do not tell whether rightly.
     turn = (orientation or mask.orientation) if None in (orientation, mask.orientation) else None
-    is_unclear = turn in UPSIDE_DOWN or (turn in SIDEWAYS and shape == shape[::-1])
-    return mask.ids, notes + ([UNTURNED] if is_unclear else [])
+    is_unclear = turn in UPSIDE_DOWN or (turn in SIDEWAYS and is_sideways)
+    notes = {mask.reading: mask.reading, EMPTY: (mask.ids == IGNORE).all(), UNTURNED: is_unclear}
+    return mask.ids, [note for note, is_so in notes.items() if is_so]
 
 
-def _reason(error: Exception, image: Member) -> str:
-    return str(error) if isinstance(error, BadMask) else f"the image cannot be read: {_told(error, image)}"
-
-
-def _told(error: Exception, member: Member) -> str:
-    if isinstance(error, UnidentifiedImageError):
+@contextmanager
+def _reading(what: str, member: Member) -> Iterator[None]:
+    """Damaged files raise errors of many kinds, and none may end the whole run."""
+    try:
+        yield
+    except BadMask:
+        raise
+    except UnidentifiedImageError as error:
         # Its message holds a memory address, another one in each run.
-        return _tiff_bands(member.read()) or "it is no image"
-    return " ".join(str(error).split())[:300] or type(error).__name__
+        raise BadMask(f"the {what} cannot be read: {_tiff_bands(member) or 'it is no image'}") from error
+    except Exception as error:
+        told = " ".join(str(error).split())[:300] or type(error).__name__
+        raise BadMask(f"the {what} cannot be read: {told}") from error
 
 
-def _tiff_bands(data: bytes) -> str | None:
+def _tiff_bands(member: Member) -> str | None:
     """What a TIFF holds that is none of the kinds that are read."""
+    data = member.read()
     if data[:4] not in (b"II*\0", b"MM\0*"):
         return None
     file, directory = io.BytesIO(data), ImageFileDirectory_v2(data[:8])
@@ -216,95 +232,3 @@ def _counted(label: np.ndarray | None, report: Report) -> tuple[bytes | None, li
     png = io.BytesIO()
     Image.fromarray(label).save(png, format="png")
     return png.getvalue(), np.flatnonzero(counts[:IGNORE]).tolist()
-
-
-def write_shards(shards: Sequence[Shard], classes: ClassList, data: Path, reports: Path, workers: int) -> None:
-    """Write all shards that have no report yet, with a progress bar over the rows.
-
-    Raises:
-        InputError: a worker was killed. What is finished stays.
-    """
-    done = [shard for shard in shards if read_report(reports, shard)]
-    left = [shard for shard in shards if shard not in done]
-    total = sum(len(shard.rows) for shard in shards)
-    with tqdm(total=total, initial=sum(len(shard.rows) for shard in done), desc="prepare", unit="image") as bar:
-        if min(workers, len(left)) < 2:
-            for shard in left:
-                write_shard(shard, classes, data, reports, bar.update)
-        else:
-            _write_in_parallel(left, classes, data, reports, min(workers, len(left)), bar)
-
-
-def _write_in_parallel(
-    shards: list[Shard], classes: ClassList, data: Path, reports: Path, workers: int, bar: tqdm
-) -> None:
-    context = _process_context()
-    count, stop = context.Value("q", 0), context.Event()
-    with ProcessPoolExecutor(workers, context, _start_worker, (count, stop)) as pool:
-        try:
-            pending = {pool.submit(_work, shard, classes, data, reports) for shard in shards}
-            start = bar.n
-            while pending:
-                finished, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
-                bar.update(start + count.value - bar.n)
-                for future in finished:
-                    future.result()
-        except BrokenProcessPool as error:
-            raise InputError(
-                "a worker process was killed, perhaps for lack of memory: run the same command again, with fewer "
-                "--workers; finished shards are kept"
-            ) from error
-        finally:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
-
-
-def _process_context() -> multiprocessing.context.BaseContext:
-    """Not fork, as this process has threads. A fork server imports the heavy modules once for all workers."""
-    if os.name == "nt":
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    # The server inherits that Ctrl-C is none of its business; else one during its imports would print a traceback.
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        multiprocessing.forkserver.ensure_running()
-    finally:
-        signal.signal(signal.SIGINT, before)
-    # A process that does nothing: when it has run, the imports are over, and workers start too fast for Ctrl-C to part
-    # one from what it shares with us.
-    first = context.Process(target=int)
-    first.start()
-    first.join()
-    return context
-
-
-class Stopped(Exception):  # noqa: N818 - an order rather than an error
-    """The main process wants no more rows."""
-
-
-_progress: Callable[[], None]
-
-
-def _start_worker(count: "multiprocessing.sharedctypes.Synchronized", stop: threading.Event) -> None:
-    """Ctrl-C is the main process's business; if that one dies, the worker must not live on and write."""
-    global _progress
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-
-    def progress() -> None:
-        with count.get_lock():
-            count.value += 1
-        if stop.is_set():
-            raise Stopped
-
-    _progress = progress
-
-
-def _die_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
-def _work(shard: Shard, classes: ClassList, data: Path, reports: Path) -> None:
-    write_shard(shard, classes, data, reports, _progress)

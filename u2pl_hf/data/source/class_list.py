@@ -6,25 +6,25 @@ import json
 import logging
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from u2pl_hf.errors import InputError
+from u2pl_hf.constants import IGNORE
+from u2pl_hf.errors import InputError, require, telling
+from u2pl_hf.files import read_text
 
 logger = logging.getLogger(__name__)
 IGNORED_NAMES = ("ignore", "void")
-MAX_CLASSES = 255
 HEADERS = (["name", "r", "g", "b"], ["name", "red", "green", "blue"], ["name", "value"])
 # Of one column.
 HEADS = ("name", "names", "class", "classes", "class_name", "label", "labels")
 # NAME VALUE and VALUE NAME with something else than a comma between.
 UNCLEAR = re.compile(r"[^,]*[^\s,][\s;:=|]+\d+|\d+[\s;:=|]+[^\s,\d][^,]*|[^,]*;[^,]*")
 FORMS = "a line is NAME, NAME,R,G,B or NAME,VALUE with numbers from 0 to 255"
-# Categories of characters that a line of text cannot hold.
-CONTROL = ("Cc", "Cs", "Zl", "Zp")
 # Other programs' tables: NAME R G B, and R G B NAME, with blanks between.
-BLANKS = (r"(?P<name>.*\S)\s+(?P<colour>\d+\s+\d+\s+\d+)", r"(?P<colour>\d+\s+\d+\s+\d+)\s+(?P<name>\S.*)")
+BLANKS = re.compile(r"(?P<name>.*\S)\s+(?P<after>\d+\s+\d+\s+\d+)|(?P<before>\d+\s+\d+\s+\d+)\s+(?P<rest>\S.*)")
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,19 @@ class ClassList:
     ignore_colours: tuple[tuple[int, ...], ...] = ()
     other_colours: tuple[tuple[tuple[int, ...], int], ...] = ()
 
+    @property
+    def painted(self) -> list[tuple[tuple[int, ...], int]]:
+        """(colour, class id or 255) of all that is named."""
+        own = [(colour, class_id) for class_id, colour in enumerate(self.colours or ())]
+        return own + [*self.other_colours] + [(colour, IGNORE) for colour in self.ignore_colours]
 
-@dataclass(frozen=True)
-class _Entry:
+    @property
+    def palette(self) -> list[list[int]] | None:
+        """[r, g, b] per class, where there are such colours. Grey values only say how masks were painted."""
+        return [list(colour) for colour in self.colours] if self.colours and len(self.colours[0]) == 3 else None
+
+
+class _Entry(NamedTuple):
     where: str
     name: str
     colour: tuple[int, ...] | None
@@ -67,42 +77,27 @@ def read_class_list(path: Path) -> ClassList:
     Raises:
         InputError: names the file and the line.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"class list {path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"class list {path} is not a text file in UTF-8: {error}") from error
+    text = read_text(Path(path), "pass a class list")
     _check_forms(text, path)
     return parse_class_list(text, str(path))
 
 
 def _check_forms(text: str, path: Path) -> None:
-    """Refuse what a user may have meant otherwise than as names; what this package wrote itself is not asked.
-
-    Raises:
-        InputError: names the line, and how to say which is meant.
-    """
+    """Refuse what a user may have meant otherwise than as names; what this package wrote itself is not asked."""
     lines = [line.strip() for line in text.split("\n") if line.strip()]
-    hidden = [line for line in lines if re.match(r"#\w", line)]
-    if hidden:
-        logger.warning(
-            "class list %s: %d lines are taken for comments, such as %s; quote a name that begins with #",
-            path, len(hidden), hidden[0],
-        )  # fmt: skip
+    if hidden := [line for line in lines if re.match(r"#\w", line)]:
+        told = "class list %s: %d lines are taken for comments, such as %s; quote a name that begins with #"
+        logger.warning(told, path, len(hidden), hidden[0])
     lines = [line for line in lines if not line.startswith(("#", '"', "[", "{"))]
-    if lines and lines[0].lower() in HEADS:
-        raise InputError(f"class list {path}: '{lines[0]}' reads like a header; leave it out, or quote it")
-    unclear = [line for line in lines if UNCLEAR.fullmatch(line) and len(_split_at_blanks([line])) == 1]
+    head = lines[0] if lines else ""
+    require(head.lower() not in HEADS, f"class list {path}: '{head}' reads like a header; leave it out, or quote it")
+    unclear = [line for line in lines if UNCLEAR.fullmatch(line) and not BLANKS.fullmatch(line)]
     # zone 1, zone 2 ... are names: values would not come with one name again and again.
-    bases = {re.sub(r"\d+", "", line) for line in unclear}
-    if len(unclear) < len(lines) or len(bases) < len(lines):
+    if len(unclear) < len(lines) or len({re.sub(r"\d+", "", line) for line in unclear}) < len(lines):
         unclear = [line for line in unclear if ";" in line]
     if unclear:
-        raise InputError(
-            f"class list {path}: '{unclear[0]}' may be a name, or a name and numbers: write NAME,VALUE or NAME,R,G,B, "
-            f'or "{unclear[0]}" if it is the name'
-        )
+        ways = f'NAME,VALUE or NAME,R,G,B, or "{unclear[0]}" if it is the name'
+        raise InputError(f"class list {path}: '{unclear[0]}' may be a name, or a name and numbers: write {ways}")
 
 
 def parse_class_list(text: str, path: str) -> ClassList:
@@ -112,86 +107,14 @@ def parse_class_list(text: str, path: str) -> ClassList:
         InputError: names the file and the line.
     """
     is_json = path.lower().endswith(".json") or text.lstrip()[:1] in ("[", "{")
-    entries = list(_json_entries(path, text) if is_json else _text_entries(path, text))
-    return _checked(path, entries, is_text=not is_json)
-
-
-def write_class_list(path: Path, classes: ClassList) -> None:
-    """Write names, and colours for display where there are any. Grey values only say how masks were painted.
-
-    Every name that a class list can have is read back as it is: what would be read otherwise is quoted.
-    """
-    has_rgb = classes.colours is not None and len(classes.colours[0]) == 3
-    colours: Iterable[Sequence[int]] = classes.colours if has_rgb else [()] * len(classes.names)
-    lines = io.StringIO()
-    for name, colour in zip(classes.names, colours, strict=True):
-        is_plain = name[0] not in "#[{" and name.lower() not in HEADS and not UNCLEAR.fullmatch(name)
-        is_plain = is_plain and len(_split_at_blanks([name])) == 1
-        quoting = csv.QUOTE_MINIMAL if is_plain else csv.QUOTE_NONNUMERIC
-        csv.writer(lines, lineterminator="\n", quoting=quoting).writerow([name, *colour])
-    Path(path).write_text(lines.getvalue(), encoding="utf-8", newline="\n")
-
-
-def _text_entries(path: str, text: str) -> Iterable[_Entry]:
-    is_first = True
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        where = f"class list {path}, line {number}"
-        fields = [field.strip() for field in next(csv.reader([line], skipinitialspace=True))]
-        if is_first and [field.lower() for field in fields] in HEADERS:
-            is_first = False
-            continue
-        is_first = False
-        fields = fields if line.lstrip().startswith('"') else _split_at_blanks(fields)
-        if len(fields) not in (1, 2, 4) or not all(re.fullmatch(r"\d{1,9}", field) for field in fields[1:]):
-            raise InputError(f"{where}: '{line.strip()}' cannot be read; {FORMS}")
-        yield _Entry(where, fields[0], tuple(map(int, fields[1:])) or None)
-
-
-def _split_at_blanks(fields: list[str]) -> list[str]:
-    found = next(filter(None, (re.fullmatch(form, fields[0]) for form in BLANKS)), None) if len(fields) == 1 else None
-    return [found["name"], *found["colour"].split()] if found else fields
-
-
-def _json_entries(path: str, text: str) -> Iterable[_Entry]:
-    where = f"class list {path}"
-    try:
-        # Pairs, as an object would silently keep the last of two equal names.
-        content = json.loads(text, object_pairs_hook=list)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where} is not valid JSON: {error}") from error
-    for number, item in enumerate(content if isinstance(content, list) else [None], 1):
-        place = f"{where}, entry {number}"
-        name, colour = (item, None) if isinstance(item, str) else item if isinstance(item, tuple) else (None, None)
-        several = colour if isinstance(colour, list) and colour and isinstance(colour[0], list) else [colour]
-        for values in ([value] if isinstance(value, int) else value or [] for value in several):
-            fits = isinstance(values, list) and len(values) in (0, 1, 3) and all(type(v) is int for v in values)
-            if not isinstance(name, str) or not fits:
-                raise InputError(
-                    f"{place}: pass a list of names, or an object of names with [r, g, b], a value or null"
-                )
-            yield _Entry(place, name.strip(), tuple(values) or None)
-
-
-def _checked(path: str, entries: list[_Entry], is_text: bool) -> ClassList:
-    seen: dict[str, str] = {}
-    for entry in entries:
-        if not entry.name:
-            raise InputError(f"{entry.where}: the name is empty; {FORMS}")
-        # U+FEFF is what editors put before a text.
-        if any(c == "\ufeff" or (c != "\t" and unicodedata.category(c) in CONTROL) for c in entry.name):
-            raise InputError(f"{entry.where}: the name {entry.name!a} holds a line break or control character")
-        if not all(0 <= value <= 255 for value in entry.colour or ()):
-            raise InputError(f"{entry.where}: {entry.name} has a number outside 0..255")
-        may_come_again = entry.colour and (is_text or seen.get(entry.name) == entry.where)
-        if entry.name in seen and not entry.is_ignored and not may_come_again:
-            raise InputError(f"{entry.where}: the class {entry.name} is there twice")
-        seen[entry.name] = entry.where
+    entries = list((_json_entries if is_json else _text_entries)(f"class list {path}", text))
+    _check_names(entries, is_text=not is_json)
     names = list(dict.fromkeys(entry.name for entry in entries if not entry.is_ignored))
-    if not 1 <= len(names) <= MAX_CLASSES:
-        raise InputError(f"class list {path} names {len(names)} classes: pass 1 to {MAX_CLASSES}, one per line")
-    entries = _with_places(entries)
+    fits = 1 <= len(names) <= IGNORE
+    require(fits, f"class list {path} names {len(names)} classes: pass 1 to {IGNORE}, one per line")
+    if any(entry.is_ignored for entry in entries) and not any(entry.colour for entry in entries):
+        # Names alone are numbered by their place; only where one is ignored do the places and the ids differ.
+        entries = [entry._replace(colour=(place,)) for place, entry in enumerate(entries)]
     _check_colours(entries)
     first: dict[str, tuple[int, ...] | None] = {}
     others = []
@@ -199,15 +122,66 @@ def _checked(path: str, entries: list[_Entry], is_text: bool) -> ClassList:
         if not entry.is_ignored and first.setdefault(entry.name, entry.colour) != entry.colour:
             others.append((entry.colour, names.index(entry.name)))
     ignored = tuple(entry.colour for entry in entries if entry.is_ignored and entry.colour)
-    colours = None if first[names[0]] is None else tuple(first.values())
-    return ClassList(tuple(names), colours, ignored, tuple(others))
+    return ClassList(tuple(names), tuple(first.values()) if first[names[0]] else None, ignored, tuple(others))
 
 
-def _with_places(entries: list[_Entry]) -> list[_Entry]:
-    """Names alone are numbered by their place; only where one is ignored do the places and the ids differ."""
-    if any(entry.colour for entry in entries) or not any(entry.is_ignored for entry in entries):
-        return entries
-    return [_Entry(entry.where, entry.name, (place,)) for place, entry in enumerate(entries)]
+def write_class_list(path: Path, classes: ClassList) -> None:
+    """Write names, and colours for display where there are any.
+
+    Every name that a class list can have is read back as it is: what would be read otherwise is quoted.
+    """
+    lines = io.StringIO()
+    for name, colour in zip(classes.names, classes.palette or [[]] * len(classes.names), strict=True):
+        is_plain = name[0] not in "#[{" and name.lower() not in HEADS
+        is_plain = is_plain and not UNCLEAR.fullmatch(name) and not BLANKS.fullmatch(name)
+        quoting = csv.QUOTE_MINIMAL if is_plain else csv.QUOTE_NONNUMERIC
+        csv.writer(lines, lineterminator="\n", quoting=quoting).writerow([name, *colour])
+    Path(path).write_text(lines.getvalue(), encoding="utf-8", newline="\n")
+
+
+def _text_entries(source: str, text: str) -> Iterable[_Entry]:
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    lines = [(number, line) for number, line in lines if not line.lstrip().startswith("#")]
+    for place, (number, line) in enumerate(lines):
+        fields = [field.strip() for field in next(csv.reader([line], skipinitialspace=True))]
+        if place == 0 and [field.lower() for field in fields] in HEADERS:
+            continue
+        if len(fields) == 1 and not line.lstrip().startswith('"') and (found := BLANKS.fullmatch(fields[0])):
+            fields = [found["name"] or found["rest"], *(found["after"] or found["before"]).split()]
+        where = f"{source}, line {number}"
+        fits = len(fields) in (1, 2, 4) and all(re.fullmatch(r"\d{1,9}", field) for field in fields[1:])
+        require(fits, f"{where}: '{line.strip()}' cannot be read; {FORMS}")
+        yield _Entry(where, fields[0], tuple(map(int, fields[1:])) or None)
+
+
+def _json_entries(source: str, text: str) -> Iterable[_Entry]:
+    with telling(f"{source} is not valid JSON", ValueError, RecursionError):
+        # Pairs, as an object would silently keep the last of two equal names.
+        content = json.loads(text, object_pairs_hook=list)
+    for number, item in enumerate(content if isinstance(content, list) else [None], 1):
+        where = f"{source}, entry {number}"
+        name, colour = item if isinstance(item, tuple) else (item, None)
+        several = colour if isinstance(colour, list) and colour and isinstance(colour[0], list) else [colour]
+        for values in ([value] if isinstance(value, int) else value or [] for value in several):
+            fits = isinstance(values, list) and len(values) in (0, 1, 3) and all(type(v) is int for v in values)
+            fits = fits and isinstance(name, str)
+            require(fits, f"{where}: pass a list of names, or an object of names with [r, g, b], a value or null")
+            yield _Entry(where, name.strip(), tuple(values) or None)
+
+
+def _check_names(entries: list[_Entry], is_text: bool) -> None:
+    seen: dict[str, str] = {}
+    for where, name, colour in entries:
+        # What no line of text can hold; U+FEFF is what editors put before one.
+        is_control = any(
+            c == "\ufeff" or unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in name if c != "\t"
+        )
+        may_come_again = name.lower() in IGNORED_NAMES or (colour and (is_text or seen.get(name) == where))
+        require(name, f"{where}: the name is empty; {FORMS}")
+        require(not is_control, f"{where}: the name {name!a} holds a line break or control character")
+        require(max(colour or (0,)) <= 255, f"{where}: {name} has a number outside 0..255")
+        require(name not in seen or may_come_again, f"{where}: the class {name} is there twice")
+        seen[name] = where
 
 
 def _check_colours(entries: list[_Entry]) -> None:
@@ -217,8 +191,8 @@ def _check_colours(entries: list[_Entry]) -> None:
     for entry in entries:
         if entry.is_ignored and entry.colour is None:
             continue
-        if len(entry.colour or ()) != kind:
-            raise InputError(f"{entry.where}: {entry.name} is not painted as the first class is; {FORMS}, all alike")
+        told = f"{entry.where}: {entry.name}"
+        require(len(entry.colour or ()) == kind, f"{told} is not painted as the first class is; {FORMS}, all alike")
         name = "ignore" if entry.is_ignored else entry.name
-        if entry.colour and seen.setdefault(entry.colour, name) != name:
-            raise InputError(f"{entry.where}: {entry.name} has the colour of {seen[entry.colour]}")
+        other = seen.setdefault(entry.colour, name) if entry.colour else name
+        require(other == name, f"{told} has the colour of {other}")

@@ -3,17 +3,11 @@
 import io
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
-from u2pl_hf.errors import InputError
+from u2pl_hf.errors import require, telling
+from u2pl_hf.pixels import DAMAGED, upright_rgb
 
-# There, since it goes to the Hub with each model; here for all who read files.
-from u2pl_hf.model.image_processing_u2pl import UnclearPixelsError, check_mode, upright_rgb
-
-__all__ = ["DAMAGED", "UnclearPixelsError", "check_mode", "decode_image", "decode_label", "image_size", "upright_rgb"]
-
-# What damaged files make PIL raise while it decodes.
-DAMAGED = (OSError, SyntaxError, ValueError)
 ORIENTATION = 0x0112  # of EXIF
 # Formats that change the values they store.
 INEXACT = ("JPEG", "MPO")
@@ -29,11 +23,9 @@ def decode_image(cell: dict, name: str) -> np.ndarray:
     Raises:
         InputError: the bytes are not an image, are damaged, or hold what `upright_rgb` refuses.
     """
-    image = _open(cell, f"image of {name}")
-    try:
+    image = open_stored(cell, f"image of {name}")
+    with telling(f"image {name} cannot be read", *DAMAGED):
         return upright_rgb(image)
-    except DAMAGED as error:
-        raise InputError(f"image {name} cannot be read: {error}") from error
 
 
 def decode_label(cell: dict, name: str) -> np.ndarray:
@@ -42,28 +34,22 @@ def decode_label(cell: dict, name: str) -> np.ndarray:
     Raises:
         InputError: the bytes are not an image, or the mask is JPEG, has several channels or values above 255.
     """
-    label = _open(cell, f"label of {name}")
-    if label.format in INEXACT:
-        raise InputError(f"label of {name} is JPEG, whose values are not exact: store masks as PNG")
-    try:
+    label = open_stored(cell, f"label of {name}")
+    require(label.format not in INEXACT, f"label of {name} is JPEG, whose values are not exact: store masks as PNG")
+    with telling(f"label of {name} cannot be read", *DAMAGED):
         # A palette mask as an array is its ids; convert("L") would make grey levels of them.
         ids = np.asarray(ImageOps.exif_transpose(label))
-    except DAMAGED as error:
-        raise InputError(f"label of {name} cannot be read: {error}") from error
-    if ids.ndim != 2 or ids.dtype.kind not in "uib" or ids.min(initial=0) < 0 or ids.max(initial=0) > 255:
-        kind = f"label of {name} is {label.mode}, not an 8-bit mask of class ids"
-        raise InputError(f"{kind}; prepare_dataset.py folder makes ids of colours")
+    is_plain = ids.ndim == 2 and ids.dtype.kind in "uib" and ids.min(initial=0) >= 0 and ids.max(initial=0) <= 255
+    remedy = "prepare_dataset.py folder makes ids of colours"
+    require(is_plain, f"label of {name} is {label.mode}, not an 8-bit mask of class ids; {remedy}")
     return ids.astype(np.uint8)
 
 
-def image_size(cell: dict, name: str) -> tuple[int, int]:
-    """(height, width) of an image as stored, from its header."""
-    width, height = _open(cell, f"image of {name}").size
-    return height, width
+def open_stored(cell: dict, what: str) -> Image.Image:
+    """An image of which nothing but the header has been read.
 
-
-def _open(cell: dict, what: str) -> Image.Image:
-    try:
+    Raises:
+        InputError: it has none; names `what`.
+    """
+    with telling(f"{what} is not a readable image", *DAMAGED, Image.DecompressionBombError, TypeError, AttributeError):
         return Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"])
-    except (*DAMAGED, UnidentifiedImageError, Image.DecompressionBombError, TypeError, AttributeError) as error:
-        raise InputError(f"{what} is not a readable image") from error

@@ -8,20 +8,29 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from u2pl_hf.errors import InputError
+from u2pl_hf.constants import IMAGE_SUFFIXES
+from u2pl_hf.errors import require
 
 log = logging.getLogger(__name__)
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
-SUFFIX = f"(?:{'|'.join(map(re.escape, SUFFIXES))})"
+SUFFIX = f"(?:{'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES, reverse=True)))})"
 # Names with blanks or commas in them end where their suffix does.
 FILE_FIRST = re.compile(rf'"?(.+?{SUFFIX})"?(?:[\s,;]|$)', re.IGNORECASE)
-SUBSETS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
-           "testing": "test"}  # fmt: skip
 ENDING = re.compile(rf"(?:_leftImg8bit)?{SUFFIX}?$", re.IGNORECASE)
-HEADER = re.compile(
-    r"(?:image|img|file)?_?(?:id|name|path|file)?s?|[a-z_]+(?:[\s,;]+[a-z_]+)+", re.IGNORECASE
-)  # of one column or of several
+# Of one column or of several.
+HEADER = re.compile(r"(?:image|img|file)?_?(?:id|name|path|file)?s?|[a-z_]+(?:[\s,;]+[a-z_]+)+", re.IGNORECASE)
+SUBSETS = {"train": "train", "training": "train", "test": "test", "testing": "test",
+           "val": "validation", "valid": "validation", "validation": "validation"}  # fmt: skip
+
+
+def subset_of(folder: str) -> str:
+    """The subset that a folder's name stands for, such as Train or val2017; "" for others."""
+    return SUBSETS.get(re.sub(r"[-_]?\d{4}$", "", folder.casefold()), "")
+
+
+def write_ids(path: Path, ids: Iterable[str]) -> None:
+    """Write a list file."""
+    path.write_text("".join(f"{i}\n" for i in ids), encoding="utf-8")
 
 
 def read_ids(path: Path, what: str = "") -> list[str]:
@@ -36,15 +45,10 @@ def parse_ids(content: bytes, what: str) -> list[str]:
         InputError: no text, or no line in it; `what` names the list.
     """
     is_wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    try:
-        text = content.decode("utf-16" if is_wide else "utf-8-sig")
-    except UnicodeDecodeError:
-        text = "\0"
-    if "\0" in text:
-        raise InputError(f"{what} is not a text file in UTF-8; pass one with one id per line")
+    text = content.decode("utf-16" if is_wide else "utf-8-sig", errors="replace")
+    require({*text}.isdisjoint("\0\ufffd"), f"{what} is not a text file in UTF-8; pass one with one id per line")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if not lines:
-        raise InputError(f"{what} lists no image: at least one image is needed")
+    require(lines, f"{what} lists no image: at least one image is needed")
     return lines
 
 
@@ -67,39 +71,36 @@ def match_ids(lines: Sequence[str], ids: Iterable[str], what: str) -> tuple[list
     if len(lines) > 1 and found[lines[0]] is None and HEADER.fullmatch(lines[0].replace('"', "")):
         lines = lines[1:]
     counts = Counter(found[line] or line for line in lines)
-    if twice := [name for name, count in counts.items() if count > 1]:
-        raise InputError(f"{what} lists {len(twice)} images more than once, such as '{twice[0]}'")
+    twice = [name for name, count in counts.items() if count > 1]
+    require(not twice, f"{what} lists {len(twice)} images more than once, such as '{''.join(twice[:1])}'")
     if files := [line for line in lines if found[line] not in (line, None)]:
         log.info("%s: %d lines name files, such as '%s' for '%s'", what, len(files), files[0], found[files[0]])
     return [name for line in lines if (name := found[line])], [line for line in lines if not found[line]]
 
 
-def nothing_matches(absent: Sequence[str], ids: Iterable[str], what: str, kind: str = "") -> InputError:
-    """The error for a list without a single image of the data."""
-    example = min(ids, default="")
-    return InputError(
-        f"{what}: the data has none of its {len(absent)} {kind}images; a line of it is '{absent[0]}', an id of the "
-        f"data '{example}': list ids, or files whose names are those of the ids"
-    )
+def require_match(found: Sequence[str], absent: Sequence[str], ids: Iterable[str], what: str, kind: str = "") -> None:
+    """Refuse a list without a single image of the data."""
+    example = f"a line of it is '{''.join(absent[:1])}', an id of the data '{min(ids, default='')}'"
+    remedy = "list ids, or files whose names are those of the ids"
+    require(found, f"{what}: the data has none of its {len(absent)} {kind}images; {example}: {remedy}")
 
 
 def _by_file(line: str, by_name: dict[str, list[str]], folders: set[str], what: str) -> str | None:
-    path = _path(_first_field(line))
+    if file := FILE_FIRST.match(line):
+        field = file[1]
+    else:
+        field = re.split(r"[\t,;]" if re.search(r"[\t,;]", line) else r"\s", line)[0].strip('" ')
+    path = _path(field)
     # Of another folder of the data, or of another subset, it is another image: val/0 is not train/0.
     telling = _folders(path) & folders
-    paths = {name: _path(name) for name in by_name.get(path[-1], [])}
-    fitting = {n: other for n, other in paths.items() if len(other) == 1 or not telling or telling & _folders(other)}
-    scores = {name: _likeness(path, other) for name, other in fitting.items()}
+    scores = {
+        name: (path == other, len({*path} & {*other}), {*other} <= {*path})
+        for name, other in ((name, _path(name)) for name in by_name.get(path[-1], []))
+        if len(other) == 1 or not telling or telling & _folders(other)
+    }
     best = [name for name, score in scores.items() if score == max(scores.values())]
-    if len(best) > 1:
-        raise InputError(f"{what}: '{line}' may be {best[0]} or {best[1]}; list ids as they are")
+    require(len(best) < 2, f"{what}: '{line}' may be {' or '.join(best[:2])}; list ids as they are")
     return best[0] if best else None
-
-
-def _first_field(line: str) -> str:
-    if file := FILE_FIRST.match(line):
-        return file[1]
-    return re.split(r"[\t,;]" if re.search(r"[\t,;]", line) else r"\s", line)[0].strip('" ')
 
 
 def _path(name: str) -> tuple[str, ...]:
@@ -110,9 +111,4 @@ def _path(name: str) -> tuple[str, ...]:
 
 def _folders(path: tuple[str, ...]) -> set[str]:
     """Of a path, in small letters; names of subsets in one spelling, without a year."""
-    folders = {part.casefold() for part in path[:-1]}
-    return {SUBSETS.get(re.sub(r"\d{4}$", "", folder), folder) for folder in folders}
-
-
-def _likeness(path: tuple[str, ...], other: tuple[str, ...]) -> tuple[bool, int, bool]:
-    return path == other, len({*path} & {*other}), {*other} <= {*path}
+    return {subset_of(part) or part.casefold() for part in path[:-1]}

@@ -1,10 +1,11 @@
 """Any data set as rows of id, image and label: the rendered demo, a local folder, or the Hub, kept or streamed."""
 
-import hashlib
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,17 +14,19 @@ import numpy as np
 import pyarrow
 from datasets.fingerprint import Hasher
 
+from u2pl_hf.constants import IGNORE, IMAGE_SUFFIXES
 from u2pl_hf.data.demo import demo_folder
 from u2pl_hf.data.source.class_list import ClassList, parse_class_list
-from u2pl_hf.data.source.decode import decode_image, decode_label, image_size
-from u2pl_hf.data.source.naming import check_distinct, check_ids, check_plain, check_subset, quiet, readable
-from u2pl_hf.data.source.photo_folder import photograph_table, photographs
-from u2pl_hf.data.source.rows import CONNECTIONS, IDS, ArrowRows, JoinedRows, ParquetRows, stored_bytes
-from u2pl_hf.errors import InputError
+from u2pl_hf.data.source.decode import decode_image, decode_label, open_stored
+from u2pl_hf.data.source.rows import CONNECTIONS, ArrowRows, JoinedRows, Rows, check_columns, open_parquet
+from u2pl_hf.errors import InputError, require, telling
+from u2pl_hf.files import files_below, read_text
 from u2pl_hf.hub_cache import class_list_folder, place_to_read
 
-VOID = 255
 logger = logging.getLogger(__name__)
+# What makes a folder one that `datasets` is to read: tables, or descriptions of the images.
+TABLES = {".parquet", ".arrow", ".tar", ".zip"}
+DESCRIPTIONS = {"metadata.csv", "metadata.jsonl", "metadata.parquet"}
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Source:
         streamed: rows come from a network, or from files that are read in place: neighbours are cheap to read together.
     """
 
-    rows: ArrowRows | ParquetRows | JoinedRows
+    rows: Rows
     ids: list[str]
     classes: ClassList | None = None
     streamed: bool = False
@@ -50,8 +53,7 @@ class Source:
     @property
     def palette(self) -> list[list[int]] | None:
         """[r, g, b] per class, where the data set says."""
-        colours = self.classes.colours if self.classes else None
-        return [list(colour) for colour in colours] if colours and len(colours[0]) == 3 else None
+        return None if self.classes is None else self.classes.palette
 
     def read_image(self, index: int, cell: dict | None = None) -> np.ndarray:
         """Image of a row as uint8 (H,W,3) RGB, turned upright; `cell` is its undecoded form where it is at hand.
@@ -68,28 +70,27 @@ class Source:
             InputError: there is none, the bytes are not an image, or the mask has several channels or values above 255.
         """
         cell = self.rows.cell(index, "label")
-        if cell is None:
-            raise InputError(f"image {self.ids[index]} has no label, so it cannot be used as a labelled image")
+        require(cell is not None, f"image {self.ids[index]} has no label, so it cannot be used as a labelled image")
         return decode_label(cell, self.ids[index])
 
     def size(self, index: int) -> tuple[int, int]:
         """(height, width) of a row's image as stored, from its header."""
-        return image_size(self.rows.cell(index, "image"), self.ids[index])
+        return open_stored(self.rows.cell(index, "image"), f"image of {self.ids[index]}").size[::-1]
 
     def class_presence(self) -> np.ndarray:
         """Which classes each row's label holds, bool (rows, 255); from the files' metadata, else by reading labels."""
-        presence = np.zeros((len(self.ids), VOID), bool)
+        presence = np.zeros((len(self.ids), IGNORE + 1), bool)
         sets = self.rows.class_sets()
         if sets is None:
             rows = np.flatnonzero(self.rows.has_label())
             logger.info("reading %d labels, for a split that holds every class", len(rows))
             with ThreadPoolExecutor() as pool:
-                sets = dict(zip(rows, pool.map(lambda i: np.unique(self.read_label(i)), rows), strict=True))
+                found = zip(rows, pool.map(lambda i: np.unique(self.read_label(i)), rows), strict=True)
         else:
-            sets = {row: np.array(ids, int) for row, ids in enumerate(sets) if ids is not None}
-        for row, ids in sets.items():
-            presence[row, ids[ids < VOID]] = True
-        return presence
+            found = ((row, ids) for row, ids in enumerate(sets) if ids is not None)
+        for row, ids in found:
+            presence[row, np.array(ids, int)] = True
+        return presence[:, :IGNORE]
 
 
 def load_source(
@@ -117,29 +118,152 @@ def load_source(
     Raises:
         InputError: no such data set, subset or column; ids that are missing, not unique, or neither text nor integers.
     """
-    path = str(demo_folder(cache_dir)) if dataset == "demo" else dataset
     columns = {"id": id_column, "image": image_column} | ({"label": label_column} if label_column else {})
-    check_distinct(columns)
-    path = place_to_read(path, revision)
-    files = photographs(Path(path)) if Path(path).is_dir() else None
-    if files:
-        check_plain(path, subset, label_column, subset_option)
-        table, ids = photograph_table(Path(path), files)
+    for column in columns.values():
+        twice = [f"--{role}_column" for role in columns if columns[role] == column]
+        require(len(twice) < 2, f"{' and '.join(twice)} both name '{column}': each needs a column of its own")
+    path = place_to_read(str(demo_folder(cache_dir)) if dataset == "demo" else dataset, revision)
+    if files := _photographs(Path(path)):
+        kind = f"data set {path} is a folder of plain images without labels"
+        remedy = "make a data set of images and masks with training_scripts/prepare_dataset.py folder"
+        require(not label_column, f"{kind}; {remedy}, or pass the folder as --unlabelled_dataset")
+        _check_subset(path, subset, ["train"], subset_option)
+        table, ids = _photograph_table(Path(path), files)
         return Source(ArrowRows(table, {"image": "image"}), ids)
-    files = _parquet_files(path, subset, revision, subset_option) if streaming else None
-    if files is not None:
-        rows = ParquetRows(files, columns)
+    with _reading(path):
+        every, streamed = _subsets(path, revision, streaming)
+    _check_subset(path, subset, every, subset_option)
+    if streamed:
+        rows = open_parquet(every[subset], columns)
         ids = rows.ids()
     else:
-        rows, ids = _arrow_rows(path, subset, revision, columns, subset_option)
-    if not len(rows):
-        raise InputError(f"subset '{subset}' of data set {dataset} is empty; pass {subset_option} NAME")
+        rows, ids = _arrow_rows(path, every[subset], columns)
+    require(len(rows), f"subset '{subset}' of data set {dataset} is empty; pass {subset_option} NAME")
     if ids is None:
         ids = [f"{subset}-{number}" for number in range(len(rows))]
         told = "data set %s has no column 'id': its rows are numbered, %s to %s; --id_column NAME takes another column"
         logger.warning(told, dataset, ids[0], ids[-1])
-    check_ids(ids, dataset, id_column)
-    return Source(rows, list(map(str, ids)), _class_list(path, revision), streamed=files is not None)
+    _check_ids(ids, dataset, id_column)
+    return Source(rows, list(map(str, ids)), _class_list(path, revision), streamed)
+
+
+@contextmanager
+def _reading(path: str):
+    """Turns whatever `datasets` raises about a data set into one line, and shows none of its progress bars."""
+    bars = datasets.utils.logging.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        with telling(f"data set {path} cannot be read", Exception):  # datasets lets errors of many libraries through
+            yield
+    finally:
+        if bars:
+            datasets.enable_progress_bars()
+
+
+def _check_subset(path: str, subset: str, every: Iterable[str], option: str) -> None:
+    names = list(map(str, every))
+    other, why = next((name for name in names if name != "train"), "train"), ""
+    if names == ["train"]:
+        why = ", which are the training images; prepare_dataset.py folder --validation 0.2 keeps a share of them apart"
+    there = ", ".join(names) or "none"
+    require(subset in names, f"data set {path} has no subset '{subset}'; it has {there}: pass {option} {other}{why}")
+
+
+def _check_ids(ids: list, dataset: str, column: str) -> None:
+    wrong = [f"{type(name).__name__} in row {row}" for row, name in enumerate(ids) if type(name) not in (str, int)]
+    told = f"column '{column}' of data set {dataset} holds {''.join(wrong[:1]).replace('NoneType', 'nothing')}"
+    require(not wrong, f"{told}, where ids are text or integers; pass --id_column NAME")
+    if len(set(ids)) < len(ids):
+        ((twice, _),) = Counter(ids).most_common(1)
+        raise InputError(f"data set {dataset} has the id '{twice}' more than once; ids must be unique")
+
+
+def _photographs(folder: Path) -> list[Path]:
+    """The image files in a plain folder and below, sorted; none where tables say more of them.
+
+    They are listed here, as `datasets` would take test_1.jpg, or a folder val, for another subset and leave them out.
+    Hidden files, and folders whose names start with a dot or two underscores, hold no photographs. Links are followed,
+    a folder is visited once.
+    """
+    places = {path: path.relative_to(folder).parts for path in files_below(folder)}
+    files = [path for path, parts in places.items() if not any(p.startswith((".", "__")) for p in parts[:-1])]
+    if any(path.name in DESCRIPTIONS or path.suffix.lower() in TABLES for path in files):
+        return []
+    shown = [path for path in files if not path.name.startswith(".")]
+    found = [path for path in shown if path.suffix.lower() in IMAGE_SUFFIXES]
+    counts = Counter(path.suffix.lower() or "without suffix" for path in shown)
+    others = [f"{count} {suffix}" for suffix, count in sorted(counts.items()) if suffix not in IMAGE_SUFFIXES]
+    if found:
+        told = f"; other files are left out: {', '.join(others)}" if others else ""
+        logger.info("%s: %d photographs%s", folder, len(found), told)
+    return sorted(found, key=str)
+
+
+def _photograph_table(folder: Path, files: list[Path]) -> tuple[datasets.Dataset, list[str]]:
+    """The files as rows of `image`, undecoded, and their ids: the place below the folder, without suffix.
+
+    Files that differ in nothing but the suffix (a.jpg, a.png) keep it.
+
+    Raises:
+        InputError: a file's name is no text.
+    """
+    stems = [path.relative_to(folder).with_suffix("").as_posix() for path in files]
+    times = Counter(stems)
+    ids = [stem if times[stem] == 1 else stem + path.suffix for stem, path in zip(stems, files, strict=True)]
+    cells = [{"bytes": None, "path": str(path.absolute())} for path in files]
+    with telling(f"data set {folder}: rename a file whose name is not UTF-8", UnicodeEncodeError):
+        features = datasets.Features({"image": datasets.Image(decode=False)})
+        return datasets.Dataset.from_dict({"image": cells}, features=features), ids
+
+
+def _subsets(path: str, revision: str | None, streaming: bool) -> tuple[dict, bool]:
+    """All subsets: their parquet files as `datasets` finds them, and True; or their tables, and False."""
+    is_local = Path(path).is_dir()
+    if streaming or is_local:
+        found = datasets.load_dataset_builder(path, revision=revision).config.data_files or {}
+        files = {str(name): list(urls) for name, urls in found.items()}
+        is_parquet = all(url.endswith(".parquet") for urls in files.values() for url in urls)
+        if streaming and is_parquet:
+            return files, True
+        require(is_local, f"data set {path} is not stored as parquet, so it cannot be streamed; drop --streaming")
+        if is_parquet and files:
+            # Of a folder with a card only the card would be asked for changes; of named files it is their dates.
+            return datasets.load_dataset("parquet", data_files=files), False
+    return datasets.load_dataset(path, revision=revision), False
+
+
+def _arrow_rows(path: str, table: datasets.Dataset, columns: dict[str, str]) -> tuple[ArrowRows, list | None]:
+    """Rows, and their ids; None where they are to be numbered."""
+    check_columns(f"data set {path}", columns, table.column_names)
+    stored = {role: column for role, column in columns.items() if role != "id"}
+    for column in stored.values():
+        told = f"column '{column}' of data set {path} holds no images but {table.features[column]}"
+        with telling(told, pyarrow.ArrowException, TypeError, ValueError):
+            table = table.cast_column(column, datasets.Image(decode=False))
+    rows = ArrowRows(table, stored)
+    if columns["id"] in table.column_names:
+        return rows, table.select_columns([columns["id"]])[:][columns["id"]]
+    if table.info.builder_name != "imagefolder" or not Path(path).is_dir():
+        return rows, None
+    # A folder of images of which a table tells more: the files' names below it, without suffix.
+    cells, root = rows.read(np.arange(len(rows)), "image"), Path(path).resolve()
+    places = [Path(cell["path"]).resolve().relative_to(root) for cell in cells.values()]
+    return rows, [place.with_suffix("").as_posix() for place in places]
+
+
+def _class_list(path: str, revision: str | None) -> ClassList | None:
+    """What class_names.txt beside the data says, on a disk or on the Hub."""
+    folder = path if Path(path).exists() else class_list_folder(path, revision)
+    file = Path(folder, "class_names.txt") if folder else None
+    if file is None or not file.is_file():
+        return None
+    classes = parse_class_list(read_text(file, "save it so"), str(file))
+    values = [value for value, *others in classes.colours or () if not others]
+    given = f"{file} gives the classes the values {' '.join(map(str, values[:5]))} ..."
+    rule = "labels of a data set are 0, 1 ... in the order of its lines"
+    remedy = "order them so, or make a data set with prepare_dataset.py folder"
+    require(values == list(range(len(values))), f"{given}, but {rule}: {remedy}")
+    return classes
 
 
 def joined(sources: list[Source]) -> Source:
@@ -161,184 +285,25 @@ def materialised(source: Source, indices: list[int], cache_dir: str | os.PathLik
 
     Processes of one machine share the table, and it is made once: `datasets` caches it under the files and rows.
     """
-    features = datasets.Features({name: datasets.Image(decode=False) for name in ("image", "label")})
-    made_from = Hasher.hash([source.rows.fingerprint(), list(indices)])
-    with quiet():
+    roles = {"image": "image", "label": "label"}
+    with _reading(source.rows.parts[0].url):
         table = datasets.Dataset.from_generator(
             _cells,
-            features=features,
+            features=datasets.Features({role: datasets.Image(decode=False) for role in roles}),
             cache_dir=cache_dir,
             gen_kwargs={"rows": source.rows, "indices": list(indices)},
-            fingerprint=made_from,
+            fingerprint=Hasher.hash([source.rows.fingerprint(), list(indices)]),
         )
-    columns = {"image": "image", "label": "label"}
-    return Source(ArrowRows(table, columns), [source.ids[i] for i in indices], source.classes)
+    return Source(ArrowRows(table, roles), [source.ids[i] for i in indices], source.classes)
 
 
-def _cells(rows: ParquetRows, indices: list[int]):
+def _cells(rows: Rows, indices: list[int]):
     """Rows for a table, in order; fetched by several threads, a few hundred at a time."""
     with ThreadPoolExecutor(CONNECTIONS) as pool:
         for start in range(0, len(indices), 256):
-            part = np.array(indices[start : start + 256])
-            blocks = rows.blocks(part)
-            cells = [
-                {
-                    i: cell
-                    for found in pool.map(lambda b, role=role: rows.read(b, role), blocks)
-                    for i, cell in found.items()
-                }
-                for role in ("image", "label")
-            ]
+            part, cells = np.array(indices[start : start + 256]), {"image": {}, "label": {}}
+            for role, own in cells.items():
+                for found in pool.map(lambda block, role=role: rows.read(block, role), rows.blocks(part)):
+                    own |= found
             for i in part.tolist():
-                yield {"image": cells[0][i], "label": cells[1][i]}
-
-
-def _parquet_by_subset(path: str, revision: str | None) -> dict[str, list[str]] | None:
-    """The files of each subset as `datasets` finds them; None where not all of them are parquet."""
-    found = datasets.load_dataset_builder(path, revision=revision).config.data_files or {}
-    files = {str(name): list(urls) for name, urls in found.items()}
-    return files if all(url.endswith(".parquet") for urls in files.values() for url in urls) else None
-
-
-def _parquet_files(path: str, subset: str, revision: str | None, option: str) -> list[str] | None:
-    """Where the parquet files of a subset are; None for a local folder that holds other files."""
-    with readable(path), quiet():
-        files = _parquet_by_subset(path, revision)
-    if files is None:
-        if Path(path).is_dir():
-            return None
-        raise InputError(f"data set {path} is not stored as parquet, so it cannot be streamed; drop --streaming")
-    check_subset(path, subset, files, option)
-    return files[subset]
-
-
-def _load(path: str, revision: str | None) -> datasets.DatasetDict:
-    """All subsets, from the cache of `datasets` where nothing has changed."""
-    # Of a folder with a card only the card would be asked for changes; of named files it is their dates.
-    if Path(path).is_dir() and (files := _parquet_by_subset(path, revision)):
-        return datasets.load_dataset("parquet", data_files=files)
-    return datasets.load_dataset(path, revision=revision)
-
-
-def _arrow_rows(
-    path: str, subset: str, revision: str | None, columns: dict[str, str], option: str
-) -> tuple[ArrowRows, list | None]:
-    """Rows, and their ids; None where they are to be numbered."""
-    with readable(path), quiet():
-        every = _load(path, revision)
-    check_subset(path, subset, every, option)
-    table = every[subset]
-    for role, column in columns.items():
-        if column not in table.column_names and (role, column) != IDS:
-            listed = ", ".join(table.column_names)
-            raise InputError(f"data set {path} has no column '{column}' (it has {listed}); pass --{role}_column NAME")
-    bytes_columns = {role: column for role, column in columns.items() if role != "id"}
-    for column in bytes_columns.values():
-        try:
-            table = table.cast_column(column, datasets.Image(decode=False))
-        except (pyarrow.ArrowException, TypeError, ValueError):
-            kind = table.features[column]
-            raise InputError(f"column '{column}' of data set {path} holds no images but {kind}") from None
-    rows, name = ArrowRows(table, bytes_columns), columns["id"]
-    if name in table.column_names:
-        return rows, table.select_columns([name])[:][name]
-    is_described_folder = table.info.builder_name == "imagefolder" and Path(path).is_dir()
-    return rows, _file_names(path, table.select_columns([columns["image"]])) if is_described_folder else None
-
-
-def _file_names(path: str, images: datasets.Dataset) -> list[str]:
-    """Ids of images in a folder, of which its metadata.csv tells more: the files' names below it, without suffix."""
-    (column,) = images.column_names
-    root = Path(path).resolve()
-    return [Path(cell["path"]).resolve().relative_to(root).with_suffix("").as_posix() for cell in images[:][column]]
-
-
-def _class_list(path: str, revision: str | None) -> ClassList | None:
-    """What class_names.txt beside the data says, on a disk or on the Hub."""
-    folder = path if Path(path).exists() else class_list_folder(path, revision)
-    file = Path(folder, "class_names.txt") if folder else None
-    if file is None or not file.is_file():
-        return None
-    try:
-        classes = parse_class_list(file.read_text(encoding="utf-8-sig"), str(file))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file} is not text in UTF-8: {error}") from error
-    values = [value for value, *others in classes.colours or () if not others]
-    if values not in ([], list(range(len(values)))):
-        raise InputError(
-            f"{file} gives the classes the values {' '.join(map(str, values[:5]))} ..., but labels of a data set are "
-            "0, 1 ... in the order of its lines: order them so, or make a data set with prepare_dataset.py folder"
-        )
-    return classes
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """What one pass over labelled images finds, row by row.
-
-    Attributes:
-        ids: of the rows.
-        counts: int64 (rows,C), pixels of each class; 255 is not counted.
-        sizes: bytes of each image as stored.
-        images, labels: sha256 of each image as stored, and of its class ids, whatever they were compressed with.
-    """
-
-    ids: list[str]
-    counts: np.ndarray
-    sizes: list[int]
-    images: list[bytes]
-    labels: list[bytes]
-
-
-def check_labelled(source: Source, indices: Iterable[int], num_labels: int, *, what: str) -> Labelled:
-    """Decode these rows once and refuse any that cannot be trained or evaluated on.
-
-    Raises:
-        InputError: names the first bad id and how many more there are.
-    """
-    indices = list(indices)
-    with ThreadPoolExecutor() as pool:
-        found = list(pool.map(lambda i: _checked(source, i, num_labels), indices))
-    problems = [p for p in found if isinstance(p, str)]
-    if problems:
-        more = f" (and {len(problems) - 1} more {what} images have problems)" if len(problems) > 1 else ""
-        raise InputError(problems[0] + more)
-    counts, *others = zip(*found, strict=True)
-    return Labelled([source.ids[i] for i in indices], np.stack(counts), *map(list, others))
-
-
-def check_some_readable(source: Source, indices: list[int], tries: int = 8) -> None:
-    """Refuse unlabelled images of which none out of a few can be read.
-
-    Raises:
-        InputError: quotes the first problem.
-    """
-    problems = []
-    for place in np.unique(np.linspace(0, len(indices) - 1, tries).astype(int)):
-        try:
-            source.read_image(indices[place])
-            return
-        except InputError as error:
-            problems.append(str(error))
-    raise InputError(f"{len(problems)} unlabelled images were tried and none can be read: {problems[0]}")
-
-
-def _checked(source: Source, index: int, num_labels: int) -> str | tuple[np.ndarray, int, bytes, bytes]:
-    """What is wrong with a row, or the row of `Labelled` for it."""
-    cell = source.rows.cell(index, "image")
-    try:
-        image, label = source.read_image(index, cell), source.read_label(index)
-    except InputError as error:
-        return str(error)
-    name = source.ids[index]
-    if image.shape[:2] != label.shape:
-        (h, w), (lh, lw) = image.shape[:2], label.shape
-        return f"image and label of {name} differ in size: {w}x{h} and {lw}x{lh}"
-    counts = np.bincount(label.ravel(), minlength=VOID + 1)
-    highest = np.flatnonzero(counts[:VOID]).max(initial=0)
-    if highest >= num_labels:
-        return (
-            f"label of {name} holds the value {highest}, but there are {num_labels} classes (0..{num_labels - 1}, 255)"
-        )
-    stored, pixels = stored_bytes(cell), str(label.shape).encode() + label.tobytes()
-    return counts[:num_labels], len(stored), hashlib.sha256(stored).digest(), hashlib.sha256(pixels).digest()
+                yield {role: own[i] for role, own in cells.items()}

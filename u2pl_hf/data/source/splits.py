@@ -4,29 +4,23 @@ import difflib
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
-from u2pl_hf.data.source.id_lists import match_ids, nothing_matches, read_ids
-from u2pl_hf.data.source.published_splits import SPLITS, published_ids
-from u2pl_hf.data.source.stratify import stratified_draw
-from u2pl_hf.errors import InputError
+from u2pl_hf.data.source.id_lists import match_ids, read_ids, require_match
+from u2pl_hf.data.source.published_splits import SPLITS, fetch_list
+from u2pl_hf.errors import InputError, require
 
 log = logging.getLogger(__name__)
 
-LABELLED, UNLABELLED = "labeled.txt", "unlabeled.txt"
+LISTS = {"labelled": "labeled.txt", "unlabelled": "unlabeled.txt"}
 FORMS = (
     "a file with one id or image file per line, a folder with labeled.txt and unlabeled.txt, a published split such as "
     "voc_classic/92, a fraction such as 1/16, a count such as 25, or 'all'"
 )
-
-
-def write_ids(path: Path, ids: Iterable[str]) -> None:
-    """Write a list file."""
-    path.write_text("".join(f"{i}\n" for i in ids), encoding="utf-8")
 
 
 def resolve_split(
@@ -63,20 +57,18 @@ def resolve_split(
     """
     with_label = np.flatnonzero(np.ones(len(ids), bool) if has_label is None else np.asarray(has_label, bool))
     if re.fullmatch(r"\d+/\d+|\d*\.\d+|\d+|all", split) and not os.path.isfile(split):
-        chosen, others = _draw(split, ids, with_label, seed, class_presence), None
+        places = {"labelled": _draw(split, ids, with_label, seed, class_presence)}
     else:
-        chosen, others = _places(split, ids, *_lists(split, splits_dir, dataset_dir), drop_absent)
-        if bare := chosen - set(with_label.tolist()):
-            raise InputError(f"split {split} labels '{ids[min(bare)]}', which has no label")
-    others = set(range(len(ids))) - chosen if others is None else others
-    return sorted(chosen), sorted(others)
+        places = _places(split, ids, _lists(split, splits_dir, dataset_dir), drop_absent)
+        bare = [ids[place] for place in sorted(places["labelled"].difference(with_label.tolist()))]
+        require(not bare, f"split {split} labels '{''.join(bare[:1])}', which has no label")
+    return sorted(places["labelled"]), sorted(places.get("unlabelled", {*range(len(ids))} - places["labelled"]))
 
 
 def _draw(
     split: str, ids: list[str], rows: np.ndarray, seed: int, class_presence: Callable[[], np.ndarray] | None
 ) -> set[int]:
-    number = _number(split, len(rows))
-    rng = np.random.default_rng(seed)
+    number, rng = _number(split, len(rows)), np.random.default_rng(seed)
     if class_presence is None or number == len(rows):
         return set(rows[rng.permutation(len(rows))[:number]].tolist())
     rows = np.array(sorted(rows, key=ids.__getitem__))
@@ -90,75 +82,110 @@ def _draw(
 
 def _number(split: str, total: int) -> int:
     """How many of `total` images a fraction, a count or "all" labels."""
-    if total == 0:
-        raise InputError(f"split {split} needs images with labels, and no training image has one")
+    require(total, f"split {split} needs images with labels, and no training image has one")
     if split == "all":
         return total
-    try:
-        share = Fraction(split)
-    except ZeroDivisionError:
-        raise InputError(f"split {split} is not a number; pass {FORMS}") from None
-    is_count = split.isdigit()
-    if share <= 0 or share > (total if is_count else 1):
-        raise InputError(
-            f"split {split} does not fit {total} training images with labels: at least one, at most all are labelled"
-        )
-    return int(share) if is_count else max(1, round(share * total))
+    share = 0 if re.search("/0+$", split) else Fraction(split)
+    count = int(share) if split.isdigit() else max(1, round(share * total)) if 0 < share <= 1 else 0
+    rule = f"does not fit {total} training images with labels: at least one, at most all are labelled"
+    require(0 < count <= total, f"split {split} {rule}; pass {FORMS}")
+    return count
 
 
 def _lists(
     split: str, splits_dir: str | os.PathLike | None, dataset_dir: str | os.PathLike | None
-) -> tuple[list[str], list[str] | None]:
-    """Listed ids; None for unlabelled ones that are all the others."""
-    folders = [Path(split)] + ([Path(dataset_dir, "splits", split)] if dataset_dir else [])
-    for folder in folders:
-        if (folder / LABELLED).is_file():
+) -> dict[str, list[str]]:
+    """Lines of the list of labelled images, and of that of unlabelled ones where it is not all the others."""
+    path = Path(split)
+    for folder in (path, Path(dataset_dir, "splits", split)) if dataset_dir else (path,):
+        if (folder / LISTS["labelled"]).is_file():
             log.info("split %s: lists in %s", split, folder)
-            files = [file for file in (folder / LABELLED, folder / UNLABELLED) if file.is_file()]
-            labelled, *unlabelled = (read_ids(file) for file in files)
-            return labelled, unlabelled[0] if unlabelled else None
-    if split in SPLITS and not os.path.isfile(split):
-        labelled, unlabelled = (
-            published_ids(f"{SPLITS[split]}/{name}", splits_dir=splits_dir) for name in (LABELLED, UNLABELLED)
-        )
-        return labelled, unlabelled
-    if re.fullmatch(r"[A-Za-z][\w-]*/\d+", split) and not Path(split).exists():
-        near = difflib.get_close_matches(split, SPLITS, n=1)
-        guess = f"did you mean {near[0]}? " if near else ""
-        raise InputError(f"no split {split}: {guess}Published ones are {', '.join(SPLITS)}; or pass {FORMS}")
-    if not os.path.isfile(split):
-        raise InputError(f"split {split} is not a file; pass {FORMS}")
-    return read_ids(Path(split)), None
+            files = {kind: folder / name for kind, name in LISTS.items()}
+            return {kind: read_ids(file) for kind, file in files.items() if file.is_file()}
+    if path.is_file():
+        return {"labelled": read_ids(path)}
+    if split in SPLITS:
+        files = {kind: fetch_list(f"{SPLITS[split]}/{name}", splits_dir=splits_dir) for kind, name in LISTS.items()}
+        return {kind: read_ids(file) for kind, file in files.items()}
+    near = [f"did you mean {name}? " for name in difflib.get_close_matches(split, SPLITS, n=1)]
+    is_name = re.fullmatch(r"[A-Za-z][\w-]*/\d+", split) and not path.exists()
+    published = f"{''.join(near)}Published ones are {', '.join(SPLITS)}; or pass {FORMS}"
+    raise InputError(f"no split {split}: {published}" if is_name else f"split {split} is not a file; pass {FORMS}")
 
 
-def _places(
-    split: str, ids: list[str], labelled: list[str], unlabelled: list[str] | None, drop_absent: bool
-) -> tuple[set[int], set[int] | None]:
+def _places(split: str, ids: list[str], lists: dict[str, list[str]], drop_absent: bool) -> dict[str, set[int]]:
     """Places of the listed images; absent ones are an error, or left out."""
     place = {name: index for index, name in enumerate(ids)}
-    lists = {"labelled": labelled} if unlabelled is None else {"labelled": labelled, "unlabelled": unlabelled}
-    places, absent = {}, {}
+    places, absent, counts = {}, [], []
     for kind, lines in lists.items():
-        found, absent[kind] = match_ids(lines, ids, f"split {split}")
-        if not found and (kind == "labelled" or not drop_absent):
-            raise nothing_matches(absent[kind], ids, f"split {split}", f"{kind} ")
+        found, missing = match_ids(lines, ids, f"split {split}")
+        if kind == "labelled" or not drop_absent:
+            require_match(found, missing, ids, f"split {split}", f"{kind} ")
         places[kind] = {place[name] for name in found}
-        lists[kind] = found + absent[kind]  # without a header
-    if any(absent.values()):
-        _report_absent(split, lists, absent, drop_absent)
+        absent += missing
+        counts.append(f"{len(missing)} of {len(found) + len(missing)} {kind}")
+    if absent:
+        names = ", ".join(absent[:3]) + (" ..." if len(absent) > 3 else "")
+        told = f"listed ids that the data does not have, {' and '.join(counts)}: {names}"
+        require(drop_absent, f"split {split}: {told}; --drop_absent_ids uses those that are there")
+        log.warning("split %s: dropped %s", split, told)
     if both := places["labelled"] & places.get("unlabelled", set()):
         shown = f"such as {ids[min(both)]}: they are used in both ways"
         log.warning("split %s: %d images are in both of its lists, %s", split, len(both), shown)
-    return places["labelled"], places.get("unlabelled")
+    return places
 
 
-def _report_absent(split: str, lists: dict[str, list[str]], absent: dict[str, list[str]], drop: bool) -> None:
-    counts = " and ".join(f"{len(absent[kind])} of {len(lists[kind])} {kind}" for kind in lists)
-    names = [i for kind in lists for i in absent[kind]]
-    shown = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
-    if not drop:
-        raise InputError(
-            f"split {split} lists ids that the data does not have, {counts}: {shown}; "
-            "--drop_absent_ids uses those that are there"
-        )
-    log.warning("split %s: dropped listed ids that the data does not have, %s: %s", split, counts, shown)
+def stratified_draw(presence: np.ndarray, number: int, rng: np.random.Generator) -> np.ndarray:
+    """Rows of `number` images, by iterative stratification (Sechidis et al., 2011) into drawn and left-out ones.
+
+    Each side wants its share of every class. The class with the fewest images not yet placed comes first, for it has
+    the least choice, and each of its images goes to the side that wants more of that class. Two rules are added: the
+    sides have exact sizes, and all classes that are wanted in half a drawn image or more are drawn at least once;
+    where these are more than `number`, the `number` most frequent of them.
+
+    Args:
+        presence: bool (N, C), which class occurs in which image.
+        number: 1 .. N.
+        rng: draws among equals.
+    """
+    total = len(presence)
+    remaining = presence.sum(0)
+    room = np.array([total - number, number])
+    wanted = np.outer(room, remaining) / total
+    frequency_rank = np.argsort(np.argsort(-remaining, kind="stable"))
+    due = (wanted[1] >= 0.5) & (frequency_rank < number)
+    side = np.full(total, -1)
+    while (side < 0).any():
+        rows, wish = np.flatnonzero(side < 0), room
+        if remaining.any():
+            rarest = np.argmin(np.where(remaining > 0, remaining, total + 1))
+            rows, wish = rows[presence[rows, rarest]], wanted[:, rarest]
+        for row in rng.permutation(rows):
+            forced = _forced_side(presence[row], remaining, due, room)
+            side[row] = _greater(wish, room, rng) if forced is None else forced
+            room[side[row]] -= 1
+            wanted[side[row]] -= presence[row]
+            remaining = remaining - presence[row]
+            if side[row] == 1:
+                due = due & ~presence[row]
+    return np.flatnonzero(side == 1)
+
+
+def _forced_side(shown: np.ndarray, remaining: np.ndarray, due: np.ndarray, room: np.ndarray) -> int | None:
+    """The side an image has to go to, if any: 1 for drawn, 0 for left out.
+
+    Never more classes are due than images can still be drawn, and each has an image to draw; both stay true.
+    """
+    if not room.all():
+        return int(room[1] > 0)
+    if (due & shown & (remaining == 1)).any():
+        return 1
+    if due.sum() == room[1] and not (due & shown).any():
+        return 0
+    return None
+
+
+def _greater(wish: np.ndarray, room: np.ndarray, rng: np.random.Generator) -> int:
+    """The side with the greater wish; ties go to the side with more room, then to either."""
+    (left, drawn) = zip(wish, room, strict=True)
+    return int(drawn > left) if drawn != left else int(rng.integers(2))

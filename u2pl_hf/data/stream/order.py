@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from u2pl_hf.errors import InputError
+from u2pl_hf.errors import require
 
 # A window is what a streaming process holds in memory and shuffles within; the next one is fetched meanwhile.
 WINDOW_BLOCKS = 8
@@ -65,8 +65,7 @@ class BlockShuffle:
     def __init__(self, key: tuple[int, ...], blocks: list[np.ndarray], batch_size: int, world_size: int):
         self.key, self.blocks, self.batch_size, self.world_size = tuple(key), blocks, batch_size, world_size
         self.length = sum(map(len, blocks))
-        if self.length < world_size:
-            raise InputError(f"{self.length} unlabelled images cannot be dealt to {world_size} processes")
+        require(self.length >= world_size, f"{self.length} images cannot be dealt to {world_size} processes")
         self._epochs: dict[tuple[int, int], tuple] = {}
 
     def place(self, number: int) -> int:

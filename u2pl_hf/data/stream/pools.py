@@ -10,8 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from u2pl_hf.constants import IGNORE
 from u2pl_hf.data.stream.streams import SampleStream, collate
-from u2pl_hf.data.stream.transforms import IGNORE
 
 # What a reservoir may keep of crops, per process.
 RESERVOIR_BYTES = 256 * 2**20
@@ -42,19 +42,39 @@ class RowPool:
         return loaded["rows"]
 
     def request(self, rows: Tensor, seeds: Tensor) -> Future:
-        """Begin to read rows (K,), augmented with seeds (K,); -1 stands for an image of padding."""
-        return self.reader.submit(self._read, *_to_host(rows, seeds))
+        """Begin to read rows (K,), augmented with seeds (K,); -1 stands for an image of padding. Nobody waits here."""
+        wanted, arrived = torch.stack([rows, seeds]), None
+        if wanted.is_cuda:
+            wanted, arrived = wanted.to("cpu", non_blocking=True), torch.cuda.Event()
+            arrived.record()
+        return self.reader.submit(self._read, self._sampler(), wanted, arrived)
 
     def receive(self, requested: Future) -> tuple[Tensor, Tensor | None, Tensor]:
         """What was requested, on the device."""
         return self.deliver(requested.result())
 
-    def _read(self, wanted: Tensor, arrived: torch.cuda.Event | None) -> dict:
-        _wait(arrived)
-        return _for_device(collate([self._sample(row, seed) for row, seed in wanted.t().tolist()]), arrived)
+    def _read(self, sample: Callable[[int, int], dict], wanted: Tensor, arrived: torch.cuda.Event | None) -> dict:
+        if arrived is not None:
+            # The reading thread's own device is the first one, where waiting and pinning would open a second context.
+            torch.cuda.set_device(arrived.device)
+            arrived.synchronize()
+        batch = collate([sample(row, seed) for row, seed in wanted.t().tolist()])
+        if arrived is None:
+            return batch
+        # Else the host would wait for the copy to the GPU.
+        return {name: part.pin_memory() if isinstance(part, Tensor) else part for name, part in batch.items()}
 
-    def _sample(self, row: int, seed: int) -> dict:
-        return self.stream.at(row, seed) if row >= 0 else empty_sample(self.stream)
+    def _sampler(self) -> Callable[[int, int], dict]:
+        """Gives the sample of a row and a seed."""
+        return lambda row, seed: self.stream.at(row, seed) if row >= 0 else self._padding()
+
+    def _padding(self) -> dict:
+        side = self.stream.augmentation.crop_size
+        pixels, valid = torch.zeros(3, side, side, dtype=torch.uint8), torch.zeros(side, side, dtype=torch.bool)
+        sample = {"pixel_values": pixels, "valid": valid, "id": "", "row": -1, "skipped": []}
+        if self.stream.with_labels:
+            sample["labels"] = torch.full((side, side), IGNORE, dtype=torch.uint8)
+        return sample
 
 
 class Reservoir(RowPool):
@@ -104,60 +124,16 @@ class Reservoir(RowPool):
         self.crops = {number: crop for number, crop in self.crops.items() if number >= self.served - self.places}
         return torch.tensor([self.rank * self.places + number % self.places for number in numbers])
 
-    def request(self, rows: Tensor, seeds: Tensor) -> Future:
-        """Begin to collect the crops at places (K,); the seeds do not matter."""
-        # What the places hold now, before the next batch comes.
-        return self.reader.submit(self._collect, self.crops, self.served, *_to_host(rows, seeds))
+    def _sampler(self) -> Callable[[int, int], dict]:
+        """Gives the crop at a place, as the places are now, before the next batch comes; the seed does not matter."""
+        stream, crops, last = self.stream, self.crops, max(self.served, self.stream.batch_size) - 1
 
-    def _collect(self, crops: dict[int, dict], served: int, wanted: Tensor, arrived: torch.cuda.Event | None) -> dict:
-        _wait(arrived)
-        numbers = [self._number(row - self.rank * self.places, served) for row in wanted[0].tolist()]
-        samples = [crops[n] if n in crops else self.stream[self._of_stream(n), None] for n in numbers]
-        return _for_device(collate(samples), arrived)
+        def sample(place: int, _seed: int) -> dict:
+            # The last of this process's samples there.
+            number = last - (last - place + self.rank * self.places) % self.places
+            if number in crops:
+                return crops[number]
+            batch, inside = divmod(number, stream.batch_size)
+            return stream[(batch * self.world_size + self.rank) * stream.batch_size + inside, None]
 
-    def _number(self, place: int, served: int) -> int:
-        """The last of this process's samples at a place."""
-        last = max(served, self.stream.batch_size) - 1
-        return last - (last - place) % self.places
-
-    def _of_stream(self, number: int) -> int:
-        """The number in the stream of all processes of this process's sample."""
-        batch, inside = divmod(number, self.stream.batch_size)
-        return (batch * self.world_size + self.rank) * self.stream.batch_size + inside
-
-
-def empty_sample(stream: SampleStream) -> dict:
-    """A sample that is all padding."""
-    side = stream.augmentation.crop_size
-    sample = {
-        "pixel_values": torch.zeros(3, side, side, dtype=torch.uint8),
-        "valid": torch.zeros(side, side, dtype=torch.bool),
-        "id": "",
-        "row": -1,
-        "skipped": [],
-    }
-    return sample | ({"labels": torch.full((side, side), IGNORE, dtype=torch.uint8)} if stream.with_labels else {})
-
-
-def _wait(arrived: torch.cuda.Event | None) -> None:
-    if arrived is not None:
-        # The reading thread's own device is the first one, where waiting and pinning would open a second context.
-        torch.cuda.set_device(arrived.device)
-        arrived.synchronize()
-
-
-def _for_device(batch: dict, arrived: torch.cuda.Event | None) -> dict:
-    """Pinned, where a GPU is to take it: else the host would wait for the copy."""
-    if arrived is None:
-        return batch
-    return {name: part.pin_memory() if isinstance(part, Tensor) else part for name, part in batch.items()}
-
-
-def _to_host(rows: Tensor, seeds: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-    """Rows and seeds on the way to the host, and an event that tells of their arrival: nobody waits here."""
-    wanted = torch.stack([rows, seeds])
-    if wanted.device.type != "cuda":
-        return wanted.cpu(), None
-    wanted, arrived = wanted.to("cpu", non_blocking=True), torch.cuda.Event()
-    arrived.record()
-    return wanted, arrived
+        return sample

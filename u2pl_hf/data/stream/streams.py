@@ -6,7 +6,7 @@ the order does not depend on the number of workers, and nothing has to be replay
 """
 
 import atexit
-import logging
+import itertools
 import multiprocessing
 import signal
 import zlib
@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from u2pl_hf.constants import IGNORE
 from u2pl_hf.data.source.rows import CONNECTIONS
-from u2pl_hf.data.source.sources import VOID, Source
+from u2pl_hf.data.source.sources import Source
 from u2pl_hf.data.stream.order import BlockShuffle, FullShuffle, Window
 from u2pl_hf.data.stream.transforms import WeakAugmentation
 from u2pl_hf.errors import InputError
 
-logger = logging.getLogger(__name__)
 # Decoded samples are kept in memory where the whole stream fits: a small labelled set is then decoded once.
 CACHE_BYTES = 256 * 2**20
 
@@ -63,10 +63,9 @@ class SampleStream(Dataset):
     ):
         self.source, self.indices, self.augmentation = source, np.asarray(indices), augmentation
         self.key = (seed, zlib.crc32(name.encode()))
-        self.with_labels, self.batch_size, self.world_size = with_labels, batch_size, world_size
-        self.is_required = with_labels if is_required is None else is_required
-        self.cache_bytes = cache_bytes
-        self.cache: dict[int, tuple] = {}
+        self.with_labels, self.is_required = with_labels, with_labels if is_required is None else is_required
+        self.batch_size, self.world_size = batch_size, world_size
+        self.cache_bytes, self.cache = cache_bytes, {}
         if source.streamed:
             places = [np.searchsorted(self.indices, block) for block in source.rows.blocks(self.indices)]
             self.order = BlockShuffle(self.key, places, batch_size, world_size)
@@ -89,10 +88,6 @@ class SampleStream(Dataset):
         """A sample of a given row, augmented with `seed`, whatever the order."""
         return self._sample(lambda step: (row + step) % len(self.indices), seed, None)
 
-    def row(self, number: int) -> int:
-        """The row of the source that a sample shows."""
-        return int(self.indices[self.order.place(number)])
-
     def _sample(self, place: Callable[[int], int], seed: int, cell: dict | None) -> dict:
         """The first of the rows at place(0), place(1) ... that can be read, augmented."""
         skipped: list[str] = []
@@ -105,24 +100,22 @@ class SampleStream(Dataset):
                 if self.is_required:
                     raise
                 skipped.append(str(error))
-                continue
-            facts = {"id": self.source.ids[index], "row": row, "skipped": skipped}
-            return self.augmentation(image, label, seed) | facts
+            else:
+                sample = self.augmentation(image, label, seed)
+                return sample | {"id": self.source.ids[index], "row": row, "skipped": skipped}
         raise InputError(f"none of the {len(self.indices)} unlabelled images can be read")
 
     def _read(self, index: int, cell: dict | None) -> tuple[np.ndarray, np.ndarray | None]:
         if index in self.cache:
             return self.cache[index]
-        image = self.source.read_image(index, cell)
-        row = (image, self._label(index, image.shape[:2]) if self.with_labels else None)
-        if sum(array.nbytes for array in row if array is not None) * len(self.indices) <= self.cache_bytes:
-            self.cache[index] = row
-        return row
-
-    def _label(self, index: int, shape: tuple[int, int]) -> np.ndarray:
-        if self.is_required or self.source.rows.cell(index, "label") is not None:
-            return self.source.read_label(index)
-        return np.full(shape, VOID, np.uint8)
+        image, label = self.source.read_image(index, cell), None
+        if self.with_labels and (self.is_required or self.source.rows.cell(index, "label") is not None):
+            label = self.source.read_label(index)
+        elif self.with_labels:
+            label = np.full(image.shape[:2], IGNORE, np.uint8)
+        if (image.nbytes + (0 if label is None else label.nbytes)) * len(self.indices) <= self.cache_bytes:
+            self.cache[index] = (image, label)
+        return image, label
 
 
 class _BlockReader:
@@ -145,14 +138,12 @@ class _BlockReader:
             del self.fetched[window]
         if used >= 0.5:
             self._fetch(self.order.after(window))
-        return self.cells[self.stream.row(number)]
+        return self.cells[int(self.stream.indices[self.order.place(number)])]
 
     def _fetch(self, window: Window) -> list[Future]:
         if window not in self.fetched:
-            rows, indices = self.stream.source.rows, self.stream.indices
-            self.fetched[window] = [
-                self.pool.submit(rows.read, indices[block], "image") for block in self.order.window_blocks(window)
-            ]
+            read, blocks = self.stream.source.rows.read, self.order.window_blocks(window)
+            self.fetched[window] = [self.pool.submit(read, self.stream.indices[block], "image") for block in blocks]
         return self.fetched[window]
 
 
@@ -167,14 +158,10 @@ class _BatchSampler(Sampler):
         self.stream, self.rank, self.start_batch = stream, rank, start_batch
 
     def __iter__(self) -> Iterator[list[tuple[int, dict | None]]]:
-        size, reader = self.stream.batch_size, None
-        if self.stream.source.streamed:
-            reader = _BlockReader(self.stream)
-        batch = self.start_batch
-        while True:
+        size, reader = self.stream.batch_size, _BlockReader(self.stream) if self.stream.source.streamed else None
+        for batch in itertools.count(self.start_batch):
             first = (batch * self.stream.world_size + self.rank) * size
             yield [(number, reader.cell(number) if reader else None) for number in range(first, first + size)]
-            batch += 1
 
 
 def collate(samples: list[dict]) -> dict:
@@ -195,9 +182,8 @@ def _start_worker(worker: int) -> None:
     """
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for name in {"SIGINT", "SIGTERM", "SIGUSR1"}.intersection(dir(signal)):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 @atexit.register

@@ -1,9 +1,8 @@
-"""Weak augmentation of one sample, before batching, and normalisation of a batch, on the device."""
+"""Weak augmentation of one sample, before batching."""
 
 import math
 import os
 import random
-from functools import lru_cache
 
 # albumentations asks the network for a newer version on import unless told not to.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -14,10 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-IGNORE = 255
-# ImageNet's, for pixels in [0, 1].
-IMAGE_MEAN = (0.485, 0.456, 0.406)
-IMAGE_STD = (0.229, 0.224, 0.225)
+from u2pl_hf.constants import IGNORE, IMAGE_MEAN
 
 
 class WeakAugmentation:
@@ -75,17 +71,3 @@ class WeakAugmentation:
         if label is not None:
             sample["labels"] = torch.from_numpy(np.ascontiguousarray(done["masks"][1]))
         return sample
-
-
-@lru_cache
-def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
-    # Kept, because copying them to the device would make the host wait in every step.
-    mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
-    return mean, std
-
-
-def normalize(pixel_values: Tensor, valid: Tensor | None) -> Tensor:
-    """uint8 (B,3,H,W) -> float32 with ImageNet's mean 0 and deviation 1; exactly 0 where `valid` (B,H,W) is False."""
-    mean, std = _statistics(pixel_values.device)
-    normal = (pixel_values.float() / 255.0 - mean) / std
-    return normal if valid is None else normal * valid.unsqueeze(1)

@@ -14,7 +14,6 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from u2pl_hf.data.source.sources import Source
-from u2pl_hf.data.stream.transforms import normalize
 from u2pl_hf.evaluation.inference import describe_protocol
 from u2pl_hf.evaluation.loading import library_versions
 from u2pl_hf.hub.dataset_license import dataset_license
@@ -26,6 +25,7 @@ from u2pl_hf.method.pseudo_labels import (
     resize_logits,
     split_by_entropy,
 )
+from u2pl_hf.pixels import normalize
 from u2pl_hf.training.recipe.arguments import RunArguments
 from u2pl_hf.training.run.tracking import Clock
 

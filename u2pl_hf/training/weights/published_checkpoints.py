@@ -22,10 +22,7 @@ from u2pl_hf.training.weights.weights_file import is_state_dict, read_weights_fi
 logger = logging.getLogger(__name__)
 
 NETWORKS = {"teacher": "teacher_state", "student": "model_state"}
-DATASETS = {
-    "voc": ClassList(tuple(voc.NAMES), voc.voc_colours(len(voc.NAMES))),
-    "cityscapes": ClassList(tuple(cityscapes.CLASSES), tuple(cityscapes.CLASSES.values())),
-}
+DATASETS = {"voc": voc.CLASSES, "cityscapes": cityscapes.CLASSES}
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,76 @@
-"""What lies where in known data sets: files → rows to prepare."""
+"""What lies where in known data sets: files → rows to prepare. Here is what every layout gives."""
 
-from u2pl_hf.data.prepare.layouts.base import About, Layout, Row
-from u2pl_hf.data.prepare.layouts.cityscapes import cityscapes_layout
-from u2pl_hf.data.prepare.layouts.folder import folder_layout
-from u2pl_hf.data.prepare.layouts.voc import voc_layout
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
-__all__ = ["About", "Layout", "Row", "cityscapes_layout", "folder_layout", "voc_layout"]
+from u2pl_hf.data.prepare.archives import Member
+from u2pl_hf.data.source.class_list import ClassList
+
+SUBSETS = ("train", "validation")
+
+
+@dataclass(frozen=True)
+class ImageRow:
+    """One image to prepare.
+
+    Attributes:
+        id: unique in the data set.
+        subset: train or validation.
+        mask: None for an unlabelled image.
+        coding: how the mask holds classes, see `masks.decode_mask`.
+    """
+
+    id: str
+    subset: str
+    image: Member
+    mask: Member | None
+    coding: str = "ids"
+
+
+@dataclass(frozen=True)
+class About:
+    """What the dataset card says of the origin.
+
+    Attributes:
+        title: heading.
+        text: one paragraph.
+        licence: one paragraph.
+        metadata: licence fields of the card's front matter.
+    """
+
+    title: str
+    text: str
+    licence: str
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A data set, found but not yet read.
+
+    Attributes:
+        name: voc, cityscapes or folder.
+        bad: (id, reason) of what cannot be used and is in no row.
+        splits: lists of labelled ids by their path below `splits/`.
+        notes: what the user should know of files that were listed or found but are not used.
+    """
+
+    name: str
+    rows: list[ImageRow]
+    classes: ClassList
+    about: About
+    bad: list[tuple[str, str]] = field(default_factory=list)
+    splits: dict[str, list[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def unique_by(keyed: Iterable[tuple[str, Member]], what: str, bad: list[tuple[str, str]]) -> dict[str, Member]:
+    """Members by id. An id with several files is unclear: it goes to `bad`, with all of its files."""
+    groups: dict[str, list[Member]] = {}
+    for key, member in keyed:
+        groups.setdefault(key, []).append(member)
+    for key, group in groups.items():
+        if len(group) > 1:
+            names = " and ".join(sorted(member.name for member in group)[:2])
+            bad.append((key, f"the id is there {len(group)} times: {what} {names}"))
+    return {key: group[0] for key, group in groups.items() if len(group) == 1}

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 
 from u2pl_hf.data.prepare.archives import Member
-from u2pl_hf.data.prepare.layouts.base import About, Layout, Row, require, unique_by
+from u2pl_hf.data.prepare.layouts import About, ImageRow, Layout, unique_by
 from u2pl_hf.data.source.class_list import ClassList
+from u2pl_hf.errors import require
 
-CLASSES = {
+COLOURS = {
     "road": (128, 64, 128),
     "sidewalk": (244, 35, 232),
     "building": (70, 70, 70),
@@ -27,6 +28,7 @@ CLASSES = {
     "motorcycle": (0, 0, 230),
     "bicycle": (119, 11, 32),
 }
+CLASSES = ClassList(tuple(COLOURS), tuple(COLOURS.values()))
 SUBSETS = {"train": "train", "val": "validation"}
 IMAGE = "_leftImg8bit.png"
 TRAIN_IDS = "_gtFine_labelTrainIds.png"
@@ -51,37 +53,33 @@ def cityscapes_layout(members: Sequence[Member]) -> Layout:
         InputError: images or labels are missing.
     """
     bad: list[tuple[str, str]] = []
-    images = unique_by(_keyed(members, IMAGE), "images", bad)
-    masks = unique_by(_keyed(members, LABEL_IDS), "labels", bad)
-    train_ids = unique_by(_keyed(members, TRAIN_IDS), "labels", bad)
+    images, masks, train_ids = (
+        unique_by(((m.path.name[: -len(ending)], m) for m in _ending(members, ending) if _subset(m)), what, bad)
+        for ending, what in ((IMAGE, "images"), (LABEL_IDS, "labels"), (TRAIN_IDS, "labels"))
+    )
     require(images, f"no images found: looked for leftImg8bit/{{train,val}}/CITY/*{IMAGE}")
     require(masks | train_ids, f"no labels found: looked for gtFine/{{train,val}}/CITY/*{LABEL_IDS} or *{TRAIN_IDS}")
     rows = []
     for key, image in sorted(images.items()):
         mask, coding = (train_ids[key], "ids") if key in train_ids else (masks.get(key), "cityscapes")
-        subset = SUBSETS[image.parts[-3]]
-        if mask is None and subset == "validation":
+        if mask is None and _subset(image) == "validation":
             bad.append((key, "the validation image has no label"))
         else:
-            rows.append(Row(key, subset, image, mask, coding))
+            rows.append(ImageRow(key, _subset(image), image, mask, coding))
     require([row for row in rows if row.mask], "no image has a label of its name: the two archives share no id")
-    known_bad = {key for key, _ in bad}
-    lonely = sorted((masks.keys() | train_ids.keys()) - images.keys() - known_bad)
+    lonely = sorted((masks.keys() | train_ids.keys()) - images.keys() - {key for key, _ in bad})
     bad += [(key, "the mask has no image") for key in lonely]
-    classes = ClassList(tuple(CLASSES), tuple(CLASSES.values()))
-    return Layout("cityscapes", rows, classes, ABOUT, bad, notes=_notes(members, rows))
-
-
-def _keyed(members: Sequence[Member], ending: str) -> list[tuple[str, Member]]:
-    return [
-        (m.file_name[: -len(ending)], m)
-        for m in members
-        if m.file_name.endswith(ending) and len(m.parts) > 2 and m.parts[-3] in SUBSETS
-    ]
-
-
-def _notes(members: Sequence[Member], rows: list[Row]) -> list[str]:
-    others = [m for m in members if m.file_name.endswith(IMAGE) and m.parts[-3:-2] not in (("train",), ("val",))]
+    others = [member for member in _ending(members, IMAGE) if not _subset(member)]
     unlabelled = sum(row.mask is None for row in rows)
     notes = [f"{len(others)} images outside train and val are left out"] if others else []
-    return notes + ([f"{unlabelled} train images have no label: they are unlabelled rows"] if unlabelled else [])
+    notes += [f"{unlabelled} train images have no label: they are unlabelled rows"] if unlabelled else []
+    return Layout("cityscapes", rows, CLASSES, ABOUT, bad, notes=notes)
+
+
+def _ending(members: Sequence[Member], ending: str) -> list[Member]:
+    return [member for member in members if member.path.name.endswith(ending)]
+
+
+def _subset(member: Member) -> str | None:
+    """Of a file in SUBSET/CITY; None in other folders."""
+    return SUBSETS.get(member.path.parent.parent.name)

@@ -4,22 +4,23 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Container, Sequence, Set
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from u2pl_hf.constants import IMAGE_SUFFIXES
 from u2pl_hf.data.prepare.archives import Member
-from u2pl_hf.data.prepare.layouts.base import About, Layout, Row, require, unique_by
+from u2pl_hf.data.prepare.layouts import About, ImageRow, Layout, unique_by
+from u2pl_hf.data.prepare.masks import infer_classes
 from u2pl_hf.data.source.class_list import ClassList
-from u2pl_hf.data.source.id_lists import SUFFIXES, match_ids, nothing_matches, read_ids
-from u2pl_hf.errors import InputError
+from u2pl_hf.data.source.id_lists import match_ids, read_ids, require_match, subset_of
+from u2pl_hf.errors import require
 
 FOLDERS = {"images": "images", "masks": "masks", "unlabelled": "unlabelled", "unlabeled": "unlabelled"}
 # Other names of masks/, where there is none.
 MASKS = {"labels", "annotations"}
-SUBSETS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
-SUBSETS |= dict.fromkeys(("val", "valid", "validation"), "validation")
 DEFAULT_VALIDATION = "0.2"
+SURROGATE = re.compile("[\ud800-\udfff]")
 ABOUT = About(
     title="Images and masks for semantic segmentation",
     text="Prepared from a folder of images and masks.",
@@ -41,86 +42,89 @@ class _File:
 
 def folder_layout(
     members: Sequence[Member],
-    find_classes: Callable[[list[Member]], ClassList],
     *,
     classes: ClassList | None = None,
     validation: str = DEFAULT_VALIDATION,
     seed: int = 0,
+    workers: int = 1,
 ) -> Layout:
     """Rows of a folder; an id is the path below images/ or unlabelled/ without its suffix.
 
     Folders called train, val or test, below images/ or above it, are the subsets; their name is part of the ids.
 
     Args:
-        find_classes: makes the class list out of the masks where `classes` is None.
+        classes: None: as the masks have them.
         validation: share, count or list file of the labelled images to validate on, where no folder is called val.
         seed: another seed draws another validation set.
+        workers: threads that look through the masks for classes.
 
     Raises:
         InputError: nothing found, no mask belongs to an image, or a validation set that cannot be drawn.
     """
     bad: list[tuple[str, str]] = []
     files = _found(members)
-    others = [file for file in files if file.member.suffix not in SUFFIXES]
-    groups = {kind: [f for f in files if f.kind == kind and f.member.suffix in SUFFIXES] for kind in FOLDERS.values()}
-    require(groups["images"], f"no images found: {LOOKED_FOR}{_advice(others, 'images', 'JPEG or PNG')}")
-    require(groups["masks"], f"no masks found: {LOOKED_FOR}{_advice(others, 'masks', 'PNG')}{_polygons(members)}")
-    images = unique_by(((f.key, f.member) for f in groups["images"] + groups["unlabelled"]), "images", bad)
-    masks = unique_by(((f.key, f.member) for f in groups["masks"]), "masks", bad)
-    below_images = {file.key: file for file in groups["images"]}
-    _require_pairs(below_images.keys(), masks.keys())
+    others = [file for file in files if file.member.suffix not in IMAGE_SUFFIXES]
+    of_kind = {
+        kind: [f for f in files if f.kind == kind and f.member.suffix in IMAGE_SUFFIXES] for kind in FOLDERS.values()
+    }
+    require(of_kind["images"], f"no images found: {LOOKED_FOR}{_advice(others, 'images', 'JPEG or PNG')}")
+    require(of_kind["masks"], f"no masks found: {LOOKED_FOR}{_advice(others, 'masks', 'PNG')}{_polygons(members)}")
+    images = unique_by(((f.key, f.member) for f in of_kind["images"] + of_kind["unlabelled"]), "images", bad)
+    masks = unique_by(((f.key, f.member) for f in of_kind["masks"]), "masks", bad)
+    below_images = {file.key: file for file in of_kind["images"]}
+    example = f"images/{min(below_images)}, masks/{min(masks, default='')}"
+    pairs = below_images.keys() & masks.keys()
+    require(pairs, f"no mask belongs to an image, as their names differ ({example}): {LOOKED_FOR}")
     unclear = {key for key, _ in bad}
     bad += [(key, "the mask has no image") for key in sorted(masks.keys() - below_images.keys() - unclear)]
-    bad += [(key, "the name is not valid text") for key in sorted(images) if not _is_text(key)]
-    images = {key: member for key, member in images.items() if key not in {key for key, _ in bad}}
-    chosen = {key: masks.get(key) if key in below_images else None for key in images}
-    require(
-        [mask for mask in chosen.values() if mask], f"no image with a mask can be used: {bad and ': '.join(bad[0])}"
-    )
+    bad += [(key, "the name is not valid text") for key in sorted(images) if SURROGATE.search(key)]
+    chosen = {key: masks.get(key) if key in below_images else None for key in images.keys() - {key for key, _ in bad}}
+    used = [mask for _, mask in sorted(chosen.items()) if mask]
+    require(used, f"no image with a mask can be used: {bad and ': '.join(bad[0])}")
     subsets, more_notes = _subsets(chosen, below_images, validation, seed)
-    notes = [f"{len(others)} files are no images and left out: {_counted(others)}"] if others else []
-    classes = classes or find_classes([mask for mask in chosen.values() if mask])
+    classes = classes or infer_classes(used, workers)
     coding = "colours" if classes.colours else "ids"
-    rows = [Row(key, subsets[key], images[key], chosen[key], coding) for key in sorted(subsets)]
-    unlabelled = [row.id for row in rows if row.mask is None]
-    if unlabelled:
-        notes.append(f"{len(unlabelled)} images have no mask: they are unlabelled rows")
+    rows = [ImageRow(key, subsets[key], images[key], chosen[key], coding) for key in sorted(subsets)]
+    unlabelled = sum(row.mask is None for row in rows)
+    notes = [f"{len(others)} files are no images and left out: {_counted(others)}"] if others else []
+    notes += [f"{unlabelled} images have no mask: they are unlabelled rows"] if unlabelled else []
     return Layout("folder", rows, classes, ABOUT, bad, notes=notes + more_notes)
 
 
 def _found(members: Sequence[Member]) -> list[_File]:
     """What lies below the first folder of such a name."""
-    places = [(member, place) for member in members if (place := _place(member.parts[:-1], FOLDERS)) is not None]
-    if not any(FOLDERS[m.parts[place].lower()] == "masks" and m.suffix in SUFFIXES for m, place in places):
-        other = {member: place for member in members if (place := _place(member.parts[:-1], MASKS)) is not None}
-        places += [(m, place) for m, place in other.items() if _place(m.parts[:-1], FOLDERS) is None]
-    above = {_subset(m.parts[:place])[0] for m, place in places if m.parts[place].lower() == "images"}
+    places = {member: place for member in members if (place := _place(member, FOLDERS)) is not None}
+    kinds = {member: FOLDERS[member.path.parts[place].lower()] for member, place in places.items()}
+    if not any(kind == "masks" and member.suffix in IMAGE_SUFFIXES for member, kind in kinds.items()):
+        other = {m: place for m in members if m not in places and (place := _place(m, MASKS)) is not None}
+        places, kinds = places | other, kinds | dict.fromkeys(other, "masks")
+    above = {_subset(m.path.parts[: places[m]])[0] for m, kind in kinds.items() if kind == "images"}
     # A folder above all images is no subset but the name of the whole.
-    return [_file(member, place, len(above) > 1) for member, place in places]
+    return [_file(member, place, kinds[member], len(above) > 1) for member, place in places.items()]
 
 
-def _file(member: Member, place: int, has_subsets_above: bool) -> _File:
-    inside = member.parts[place + 1 :]
+def _file(member: Member, place: int, kind: str, has_subsets_above: bool) -> _File:
+    parts = member.path.parts
+    inside = parts[place + 1 :]
     subset, at = _subset(inside[:-1])
-    folder = member.parts[place : place + at + 2]
-    above, at = _subset(member.parts[:place])
+    folder = parts[place : place + at + 2]
+    above, at = _subset(parts[:place])
     if above and has_subsets_above:
-        inside = (member.parts[at], *inside)
+        inside = (parts[at], *inside)
         if not subset:
-            subset, folder = above, member.parts[at : place + 1]
+            subset, folder = above, parts[at : place + 1]
     # One letter can be written in two ways; file systems differ, and image and mask must meet.
     key = unicodedata.normalize("NFC", str(PurePosixPath(*inside).with_suffix("")))
-    return _File(key, member, FOLDERS.get(member.parts[place].lower(), "masks"), subset, "/".join(folder))
+    return _File(key, member, kind, subset, "/".join(folder))
 
 
-def _place(folders: tuple[str, ...], names: Container[str]) -> int | None:
-    return next((n for n, part in enumerate(folders) if part.lower() in names), None)
+def _place(member: Member, names: Container[str]) -> int | None:
+    return next((n for n, part in enumerate(member.path.parts[:-1]) if part.lower() in names), None)
 
 
 def _subset(folders: tuple[str, ...]) -> tuple[str, int]:
     """The subset that a folder names, such as Train or val2017, and which of them; ("", -1) if none does."""
-    names = [SUBSETS.get(re.sub(r"[-_]?\d{4}$", "", folder.lower()), "") for folder in folders]
-    return next(((name, n) for n, name in enumerate(names) if name), ("", -1))
+    return next(((name, n) for n, folder in enumerate(folders) if (name := subset_of(folder))), ("", -1))
 
 
 def _counted(files: list[_File]) -> str:
@@ -139,37 +143,21 @@ def _polygons(members: Sequence[Member]) -> str:
     return f"; {len(found)} .json files are there, such as {found[0].name}: {remedy}" if found else ""
 
 
-def _require_pairs(images: Set[str], masks: Set[str]) -> None:
-    if not images & masks:
-        example = f"images/{min(images)}, masks/{min(masks)}"
-        raise InputError(f"no mask belongs to an image, as their names differ ({example}): {LOOKED_FOR}")
-
-
-def _is_text(key: str) -> bool:
-    try:
-        key.encode()
-        return True
-    except UnicodeEncodeError:
-        return False
-
-
 def _subsets(
     masks: dict[str, Member | None], below_images: dict[str, _File], validation: str, seed: int
 ) -> tuple[dict[str, str], list[str]]:
     """Subset of each id to keep. Folders named after subsets decide; without one for validation, images are drawn."""
     named = {key: below_images[key].subset for key in masks if key in below_images}
-    subsets = {key: named.get(key) or "train" for key in masks}
-    tests = [key for key, subset in subsets.items() if subset == "test"]
+    of_subset = {name: sorted(key for key in named if named[key] == name) for name in ("", "test", "validation")}
+    loose, tests, listed = of_subset.values()
+    lonely = [key for key in listed if masks[key] is None]
+    kept = {key: named.get(key) or "train" for key in masks.keys() - {*tests, *lonely}}
     notes = [f"{len(tests)} images below {below_images[tests[0]].folder} are left out"] if tests else []
-    loose = [key for key, subset in named.items() if not subset]
     if loose and any(named.values()):
-        notes.append(f"{len(loose)} images in no folder of a subset are for training, such as {min(loose)}")
-    listed = [key for key, subset in subsets.items() if subset == "validation"]
-    lonely = {key for key in listed if masks[key] is None}
+        notes.append(f"{len(loose)} images in no folder of a subset are for training, such as {loose[0]}")
     if lonely:
-        notes.append(f"{len(lonely)} validation images without a mask are left out, such as {min(lonely)}")
-        require(set(listed) - lonely, f"no image below {below_images[min(lonely)].folder} has a mask to validate on")
-    kept = {key: subset for key, subset in subsets.items() if subset != "test" and key not in lonely}
+        notes.append(f"{len(lonely)} validation images without a mask are left out, such as {lonely[0]}")
+        require(set(listed) - {*lonely}, f"no image below {below_images[lonely[0]].folder} has a mask to validate on")
     if not listed:
         drawn, note = _draw(sorted(key for key in kept if masks[key]), validation, seed)
         return kept | dict.fromkeys(drawn, "validation"), notes + note
@@ -178,39 +166,25 @@ def _subsets(
     return kept, notes
 
 
-def _draw(labelled: list[str], validation: str, seed: int) -> tuple[set[str], list[str]]:
+def _draw(labelled: list[str], validation: str, seed: int) -> tuple[list[str], list[str]]:
     """Validation ids: a list file's, or as many as asked for, drawn by hashes so that files added later move few."""
     require(labelled, "no image with a mask is left for training, as those below a folder of test images are left out")
+    total, option = len(labelled), f"--validation {validation}"
     if Path(validation).is_file():
-        what = f"--validation {validation}"
-        found, absent = match_ids(read_ids(Path(validation), what), labelled, what)
-        if not found:
-            raise nothing_matches(absent, labelled, what)
-        if absent:
-            raise InputError(f"{what} lists {len(absent)} ids without image or mask: {absent[0]}")
+        found, absent = match_ids(read_ids(Path(validation), option), labelled, option)
+        require_match(found, absent, labelled, option)
+        require(not absent, f"{option} lists {len(absent)} ids without image or mask: {', '.join(absent[:1])}")
         require(
-            set(labelled).difference(found), f"{what} lists all {len(found)} labelled images: none is left to train on"
+            set(labelled).difference(found), f"{option} lists all {total} labelled images: none is left to train on"
         )
-        return set(found), [f"validation: {len(found)} of {len(labelled)} labelled images, those of {validation}"]
-    count = _count(len(labelled), validation)
-    drawn = sorted(labelled, key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest())[:count]
-    why = "since no folder says which; --validation chooses others"
-    note = f"validation: {count} of {len(labelled)} labelled images drawn, {why}"
-    return set(drawn), [] if validation == "0" else [note]
-
-
-def _count(total: int, validation: str) -> int:
-    try:
-        share = float(validation)
-    except ValueError:
-        share = -1.0
+        return found, [f"validation: {len(found)} of {total} labelled images, those of {validation}"]
     if validation.isdecimal():
         count = int(validation)
     else:
-        count = min(max(1, round(share * total)), total - 1) if 0 < share < 1 else -1
-    if not 0 <= count < total:
-        raise InputError(
-            f"--validation {validation} does not fit {total} labelled images: pass a share such as 0.2, a count below "
-            f"{total}, a file with one id per line, or 0 for none"
-        )
-    return count
+        share = float(validation) if re.fullmatch(r"0?\.\d+", validation) else 0.0
+        count = min(max(1, round(share * total)), total - 1) if share else total
+    ways = f"a share such as 0.2, a count below {total}, a file with one id per line, or 0 for none"
+    require(count < total, f"{option} does not fit {total} labelled images: pass {ways}")
+    drawn = sorted(labelled, key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest())[:count]
+    why = "since no folder says which; --validation chooses others"
+    return drawn, [f"validation: {count} of {total} labelled images drawn, {why}"] if count else []

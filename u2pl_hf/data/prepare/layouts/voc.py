@@ -2,18 +2,22 @@
 
 from collections.abc import Sequence, Set
 
+from u2pl_hf.constants import default_palette
 from u2pl_hf.data.prepare.archives import Member
-from u2pl_hf.data.prepare.layouts.base import About, Layout, Row, require, unique_by
+from u2pl_hf.data.prepare.layouts import About, ImageRow, Layout, unique_by
+from u2pl_hf.data.prepare.masks import require_scipy
 from u2pl_hf.data.source.class_list import ClassList
-from u2pl_hf.data.source.id_lists import match_ids, nothing_matches, parse_ids
-from u2pl_hf.data.source.masks import require_scipy
-from u2pl_hf.errors import InputError
+from u2pl_hf.data.source.id_lists import match_ids, parse_ids, require_match
+from u2pl_hf.errors import require
 
 NAMES = [
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair",
     "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 ]  # fmt: skip
+CLASSES = ClassList(tuple(NAMES), tuple(map(tuple, default_palette(len(NAMES)))))
 FINE_TRAIN = 1464
+# (folder, suffix, coding) of labels; the more trusted come later.
+LABELS = [("cls", ".mat", "sbd"), ("SegmentationClassAug", ".png", "ids"), ("SegmentationClass", ".png", "ids")]
 ABOUT = About(
     title="PASCAL VOC 2012 for semantic segmentation",
     text="Images of the PASCAL Visual Object Classes challenge 2012 with 21 classes. Labels are the official ones "
@@ -28,15 +32,6 @@ ABOUT = About(
 )
 
 
-def voc_colours(count: int) -> tuple[tuple[int, int, int], ...]:
-    """The palette of VOC: the bits of the class id, lowest first, are dealt in turn to the high bits of r, g and b."""
-
-    def channel(class_id: int, first_bit: int) -> int:
-        return sum((class_id >> (3 * k + first_bit) & 1) << (7 - k) for k in range(8))
-
-    return tuple((channel(i, 0), channel(i, 1), channel(i, 2)) for i in range(count))
-
-
 def voc_layout(members: Sequence[Member]) -> Layout:
     """Rows of VOC: validation as listed; train is every other image with a label, or the train list alone.
 
@@ -45,81 +40,63 @@ def voc_layout(members: Sequence[Member]) -> Layout:
     """
     root = _voc_root(members)
     bad: list[tuple[str, str]] = []
-    images = unique_by(((m.stem, m) for m in members if m.parts[:-2] == root and _is(m, "JPEGImages", ".jpg")),
-                       "images", bad)  # fmt: skip
-    labels, has_augmented = _labels(members, bad)
-    require(
-        labels, "no labels found: looked for SegmentationClass/*.png, SegmentationClassAug/*.png and SBD's cls/*.mat"
-    )
+    images = [member for member in _in_folder(members, "JPEGImages", ".jpg") if member.path.parts[:-2] == root]
+    images = unique_by(((member.path.stem, member) for member in images), "images", bad)
+    labels: dict[str, tuple[Member, str]] = {}
+    for folder, suffix, coding in LABELS:
+        found = ((member.path.stem, member) for member in _in_folder(members, folder, suffix))
+        labels |= {key: (member, coding) for key, member in unique_by(found, "labels", bad).items()}
+    places = "SegmentationClass/*.png, SegmentationClassAug/*.png and SBD's cls/*.mat"
+    require(labels, f"no labels found: looked for {places}")
     if any(coding == "sbd" for _, coding in labels.values()):
         require_scipy()
     usable = images.keys() & labels.keys()
     require(usable, "no image has a label of its name: JPEGImages and the label folders share no id")
+    has_augmented = any(_in_folder(members, folder, suffix) for folder, suffix, _ in LABELS[:2])
     validation, val_note = _listed(members, "val.txt", images.keys(), usable)
     train_list, train_note = _listed(members, "train.txt", images.keys(), usable, is_needed=not has_augmented)
-    train = usable.difference(validation) if has_augmented else usable.intersection(train_list).difference(validation)
-    rows = [Row(i, "train", images[i], *labels[i]) for i in sorted(train)]
-    rows += [Row(i, "validation", images[i], *labels[i]) for i in sorted(usable.intersection(validation))]
+    train = (usable if has_augmented else usable.intersection(train_list)).difference(validation)
     require(train, "no image is left for training: val.txt lists all that have a label")
-    both = sorted(set(validation).intersection(train_list))
-    overlap = f"{len(both)} images are in train.txt and in val.txt: they are for validation" if both else ""
+    subsets = {"train": sorted(train), "validation": sorted(usable.intersection(validation))}
+    rows = [ImageRow(i, subset, images[i], *labels[i]) for subset, ids in subsets.items() for i in ids]
+    both = len(set(validation).intersection(train_list))
+    overlap = f"{both} images are in train.txt and in val.txt: they are for validation" if both else ""
     is_classic = len(train_list) == FINE_TRAIN < len(train) and train.issuperset(train_list)
-    return Layout(
-        "voc",
-        rows,
-        ClassList(tuple(NAMES), voc_colours(len(NAMES))),
-        ABOUT,
-        bad,
-        {f"voc_classic/{FINE_TRAIN}/labeled.txt": train_list} if is_classic else {},
-        [note for note in (train_note, val_note, overlap) if note],
-    )
+    splits = {f"voc_classic/{FINE_TRAIN}/labeled.txt": train_list} if is_classic else {}
+    notes = [note for note in (train_note, val_note, overlap) if note]
+    return Layout("voc", rows, CLASSES, ABOUT, bad, splits, notes)
 
 
-def _is(member: Member, folder: str, suffix: str) -> bool:
-    return len(member.parts) > 1 and member.parts[-2] == folder and member.suffix == suffix
+def _in_folder(members: Sequence[Member], folder: str, suffix: str) -> list[Member]:
+    return [member for member in members if member.path.parent.name == folder and member.suffix == suffix]
 
 
 def _voc_root(members: Sequence[Member]) -> tuple[str, ...]:
     """The folder above JPEGImages. With several years side by side, the one called VOC2012."""
-    roots = {member.parts[:-2] for member in members if _is(member, "JPEGImages", ".jpg")}
+    roots = {member.path.parts[:-2] for member in _in_folder(members, "JPEGImages", ".jpg")}
     require(roots, "no images found: looked for JPEGImages/*.jpg, as in VOCtrainval_11-May-2012.tar")
     chosen = roots if len(roots) == 1 else {root for root in roots if root and root[-1] == "VOC2012"}
-    if len(chosen) != 1:
-        listed = ", ".join(sorted("/".join(root) for root in roots))
-        raise InputError(f"several folders hold JPEGImages ({listed}): pass --root of one of them")
+    listed = ", ".join(sorted("/".join(root) for root in roots))
+    require(len(chosen) == 1, f"several folders hold JPEGImages ({listed}): pass --root of one of them")
     return chosen.pop()
-
-
-def _labels(members: Sequence[Member], bad: list[tuple[str, str]]) -> tuple[dict[str, tuple[Member, str]], bool]:
-    """(mask, coding) of each id, the most trusted label first; and whether there are augmented labels."""
-    kinds = [("cls", ".mat", "sbd"), ("SegmentationClassAug", ".png", "ids"), ("SegmentationClass", ".png", "ids")]
-    labels: dict[str, tuple[Member, str]] = {}
-    counts = []
-    for folder, suffix, coding in kinds:
-        found = unique_by(((m.stem, m) for m in members if _is(m, folder, suffix)), "labels", bad)
-        counts.append(len(found))
-        labels.update({key: (member, coding) for key, member in found.items()})
-    return labels, counts[0] + counts[1] > 0
 
 
 def _listed(
     members: Sequence[Member], name: str, images: Set[str], usable: set[str], is_needed: bool = True
 ) -> tuple[list[str], str]:
     """The images of a list, and a note if some of its lines are of no use."""
-    lists = [m for m in members if m.parts[-3:] == ("ImageSets", "Segmentation", name)]
-    lists = [m for m in lists if "VOC2012" in m.parts] or lists
-    if len(lists) > 1:
-        raise InputError(f"{name} is there {len(lists)} times ({lists[0]}; {lists[1]}): pass only one data set")
+    lists = [m for m in members if m.path.parts[-3:] == ("ImageSets", "Segmentation", name)]
+    lists = [m for m in lists if "VOC2012" in m.path.parts] or lists
+    twice = f"{name} is there {len(lists)} times ({'; '.join(map(str, lists[:2]))})"
+    require(len(lists) < 2, f"{twice}: pass only one data set")
+    require(lists or not is_needed, f"no ImageSets/Segmentation/{name} found: it says which images are for {name[:-4]}")
     if not lists:
-        if is_needed:
-            raise InputError(f"no ImageSets/Segmentation/{name} found: it says which images are for {name[:-4]}")
         return [], ""
-    lines = parse_ids(lists[0].read(), str(lists[0]))
-    found, missing = match_ids(lines, images, str(lists[0]))
-    if is_needed and not found:
-        raise nothing_matches(missing, images, str(lists[0]))
+    what = str(lists[0])
+    found, missing = match_ids(parse_ids(lists[0].read(), what), images, what)
     used, listed = len(usable.intersection(found)), len(found) + len(missing)
-    if is_needed and not used:
-        raise InputError(f"none of the {listed} images in {lists[0]} has a label here: pass their labels as well")
+    if is_needed:
+        require_match(found, missing, images, what)
+        require(used, f"none of the {listed} images in {what} has a label here: pass their labels as well")
     note = f"{name} lists {listed} ids, {listed - used} of them have no image or no label here"
     return found, note if used < listed else ""
