@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from u2pl_hf.app.examples import find_examples
 
 from tests.app_server import NAMES, tiny_model
 from u2pl_hf.app import explain as app
 from u2pl_hf.app import facts, markup
-from u2pl_hf.app.examples import find_examples
 from u2pl_hf.data.stream.transforms import IMAGE_MEAN, IMAGE_STD
 from u2pl_hf.errors import InputError
 from u2pl_hf.hub.model_card import render_card

@@ -15,8 +15,7 @@ from pathlib import Path
 
 from huggingface_hub import SpaceCardData
 
-from u2pl_hf.app.explain import LONGEST_SIDE
-from u2pl_hf.app.facts import model_title
+from u2pl_hf.app.photo import LONGEST_SIDE, model_title
 from u2pl_hf.errors import InputError, exits_on_input_error
 from u2pl_hf.files import file_in, read_json
 from u2pl_hf.markdown import escaped
@@ -54,30 +53,8 @@ def write_space(
     """
     on_hub = not Path(model).is_dir()
     title = title or model_title(model)
-    requirements = "\n".join([CPU_TORCH, *(f"{name}=={_version(name)}" for name in REQUIREMENTS)])
-    card = _card(title, model if on_hub else None)
-    settings = {"model": model if on_hub else None, "revision": revision, "title": title, "longest_side": longest_side}
-    folder.mkdir(parents=True)
-    (folder / "README.md").write_text(card, encoding="utf-8")
-    (folder / "requirements.txt").write_text(requirements + "\n")
-    (folder / "settings.json").write_text(json.dumps(settings, indent=2) + "\n")
-    (folder / "app.py").write_text(APP)
-    package = Path(__file__).parents[1]
-    shutil.copytree(package, folder / package.name, ignore=shutil.ignore_patterns("__pycache__"))
-    for number, example in enumerate(examples):
-        (folder / "examples").mkdir(exist_ok=True)
-        # The number keeps the order, and two of one name apart.
-        shutil.copyfile(example, folder / "examples" / f"{number:02d}_{example.name}")
-    if not on_hub:
-        (folder / "model").mkdir()
-        for name in MODEL_FILES:
-            if path := file_in(Path(model), name):
-                shutil.copyfile(path, folder / "model" / name)
-
-
-def _card(title: str, model: str | None) -> str:
-    """README.md: the Space's settings as YAML, and what it is."""
-    data = SpaceCardData(
+    requirements = [CPU_TORCH, *(f"{name}=={_version(name)}" for name in REQUIREMENTS)]
+    card = SpaceCardData(
         title=title,
         colorFrom="indigo",
         colorTo="yellow",
@@ -86,11 +63,26 @@ def _card(title: str, model: str | None) -> str:
         python_version=f"{sys.version_info.major}.{sys.version_info.minor}",
         app_file="app.py",
         license="apache-2.0",
-        models=[model] if model else None,
+        models=[model] if on_hub else None,
         tags=["u2pl", "semantic-segmentation"],
     )
-    shown = f"[{model}](https://huggingface.co/{model})" if model else escaped(title)
-    return f"---\n{data.to_yaml()}\n---\n\nSegments photographs with {shown}, and shows which pixels it is unsure of.\n"
+    shown = f"[{model}](https://huggingface.co/{model})" if on_hub else escaped(title)
+    about = f"Segments photographs with {shown}, and shows which pixels it is unsure of."
+    settings = {"model": model if on_hub else None, "revision": revision, "title": title, "longest_side": longest_side}
+    package = Path(__file__).parents[1]
+    shutil.copytree(package, folder / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "README.md").write_text(f"---\n{card.to_yaml()}\n---\n\n{about}\n", encoding="utf-8")
+    (folder / "requirements.txt").write_text("\n".join(requirements) + "\n")
+    (folder / "settings.json").write_text(json.dumps(settings, indent=2) + "\n")
+    (folder / "app.py").write_text(APP)
+    # The number keeps the order, and two of one name apart.
+    copies = {f"examples/{number:02d}_{example.name}": example for number, example in enumerate(examples)}
+    if not on_hub:
+        copies |= {f"model/{name}": file_in(Path(model), name) for name in MODEL_FILES}
+    for name, file in copies.items():
+        if file:
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, folder / name)
 
 
 def _version(name: str) -> str:

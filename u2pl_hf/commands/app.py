@@ -1,0 +1,66 @@
+"""Try a trained model in the browser.
+
+    python training_scripts/app.py runs/demo_u2pl --dataset demo
+
+The page shows overlay, classes and reliability of a photograph. Its address is told on stderr, and as one JSON object
+on stdout where that is no terminal; the page is there until Ctrl-C. It needs `pip install 'u2pl_hf[app]'`.
+"""
+
+import socket
+import tempfile
+import threading
+from pathlib import Path
+
+from u2pl_hf.app.photo import find_examples, write_examples
+from u2pl_hf.command_line import ScriptParser, number, print_result
+from u2pl_hf.commands.options import add_model, add_page
+from u2pl_hf.errors import InputError, exits_on_input_error
+
+
+@exits_on_input_error
+def main(argv: list[str] | None = None) -> None:
+    """Serve the page until Ctrl-C."""
+    parser = ScriptParser(description=__doc__)
+    add_model(parser)
+    add_page(parser)
+    parser.add_argument("--dataset", help="take examples from a data set: demo, a folder, or a Hub id")
+    parser.add_argument("--subset", default="validation", help="of the data set (default: validation)")
+    some = number(int, at_least=1, at_most=1000)
+    parser.add_argument("--num_examples", type=some, default=6, help="taken from the data set (default: 6)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=7860, help="0: a free one (default: 7860)")
+    parser.add_argument("--share", action="store_true", help="also give it a public address, through Gradio's servers")
+    args = parser.parse_args(argv)
+    port = find_port(args.host, args.port)
+    # Here, so that an installation without Gradio is told in one line.
+    from u2pl_hf.app.page import launch_page, open_model
+
+    with tempfile.TemporaryDirectory() as folder:
+        examples = find_examples(args.examples)
+        if args.dataset:
+            examples += write_examples(args.dataset, args.subset, args.num_examples, Path(folder))
+        options = {"device": args.device, "examples": examples, "longest_side": args.longest_side}
+        blocks = open_model(args.model, revision=args.model_revision, **options)
+        url = launch_page(blocks, server_name=args.host, server_port=port, share=args.share)
+        told = f"{args.model} is at {url} until Ctrl-C"
+        print_result({"model": args.model, "url": url}, told, as_json=args.json)
+        threading.Event().wait()
+
+
+def find_port(host: str, port: int) -> int:
+    """The port itself where it is free; a free one for 0.
+
+    Raises:
+        InputError: it is in use, or nothing can listen there.
+    """
+    try:
+        with socket.socket() as probe:
+            # As the server itself: a port whose last connections are still closing is free.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+            return probe.getsockname()[1]
+    except (OSError, OverflowError) as error:
+        raise InputError(
+            f"--host {host} --port {port}: cannot listen there ({error}); pass another port, or 0 for a free one"
+        ) from error
