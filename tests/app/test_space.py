@@ -67,7 +67,7 @@ def test_folder(here, model_dir, example, tmp_path):
     code, out, err = here("push_space.py", model_dir, "--output_dir", tmp_path / "s", "--examples", example, example)
     assert code == 0 and json.loads(out)["folder"] == str(tmp_path / "s"), err
     names = {path.name for path in (tmp_path / "s").iterdir()}
-    assert names == {"README.md", "requirements.txt", "settings.json", "app.py", "u2pl_hf", "model", "examples"}
+    assert names == {"README.md", "requirements.txt", "app.py", "u2pl_hf", "model", "examples"}
     card = RepoCard.load(tmp_path / "s" / "README.md").data
     assert (card.sdk, card.app_file, card.license) == ("gradio", "app.py", "apache-2.0")
     assert card.sdk_version == importlib.metadata.version("gradio") and card.to_dict().get("models") is None
@@ -86,7 +86,8 @@ def test_card_names_the_model(tmp_path):
     write_space(tmp_path / "s", "user/net", revision="v1")
     card = RepoCard.load(tmp_path / "s" / "README.md")
     assert card.data.models == ["user/net"] and card.data.title == "user/net"
-    assert json.loads((tmp_path / "s" / "settings.json").read_text())["revision"] == "v1"
+    assert "'user/net', '--title', 'user/net', " in (app := (tmp_path / "s" / "app.py").read_text())
+    assert "'--model_revision', 'v1'" in app and "--examples" not in app
 
 
 def imports_of(file: Path) -> set[str]:
@@ -102,7 +103,7 @@ def imports_of(file: Path) -> set[str]:
 
 
 def test_requirements_are_what_the_page_imports():
-    waiting, seen, others = ["u2pl_hf.app.page", "u2pl_hf.app.space"], set(), set()
+    waiting, seen, others = ["u2pl_hf.app.page", "u2pl_hf.commands.app"], set(), set()
     while waiting:
         parts = waiting.pop().split(".")
         for end in range(1, len(parts) + 1):  # a package's __init__ runs as well

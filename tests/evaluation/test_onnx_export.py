@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.in_process import run_here
 from tests.model.test_modeling import narrow_model, scramble
-from tests.scripts.test_train import run_script
 from u2pl_hf.errors import InputError
 from u2pl_hf.evaluation import onnx_export
 from u2pl_hf.evaluation.onnx_export import export_onnx
@@ -22,7 +22,7 @@ def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("onnx")
     model.save_pretrained(folder / "run")
     path = folder / "deep" / "model.onnx"
-    done = run_script("export_onnx.py", folder / "run", path)
+    done = run_here("export_onnx.py", folder / "run", path)
     assert done.returncode == 0, done.stderr
     return model, path, json.loads(done.stdout)
 

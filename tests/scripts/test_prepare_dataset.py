@@ -1,6 +1,5 @@
-"""The real script; refusals run in this process, as starting another one takes seconds."""
+"""The real script, killed in a process of its own, and in this one."""
 
-import importlib.util
 import io
 import json
 import os
@@ -9,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 import datasets
 import numpy as np
@@ -17,9 +15,9 @@ import pytest
 from scipy.io import savemat
 
 from tests.data.prepared import NOISE, grey_png, ids, palette_png, picture, write_folder, write_tar, write_zip
+from tests.in_process import ROOT, run_here
 from u2pl_hf.data.source.sources import load_source
 
-ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "training_scripts" / "prepare_dataset.py"
 
 
@@ -29,27 +27,13 @@ def start(*arguments):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
 
 
-def load_script():
-    spec = importlib.util.spec_from_file_location("prepare_dataset", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the script's main here: (exit code, last line of stdout, stderr)."""
-    main = load_script().main
+def run():
+    """Run the script here: (exit code, last line of stdout, stderr)."""
 
     def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["prepare_dataset.py", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as error:
-            code = error.code
-        captured = capsys.readouterr()
-        return code, captured.out.splitlines()[-1:], captured.err
+        done = run_here("prepare_dataset.py", *arguments)
+        return done.returncode, done.stdout.splitlines()[-1:], done.stderr
 
     return call
 
@@ -201,9 +185,6 @@ def test_refusals(tmp_path, refused):
 
 
 @pytest.mark.parametrize("layout", [[], ["voc"], ["cityscapes"], ["folder"]])
-def test_help_shows_an_example(run, capsys, monkeypatch, layout):
-    monkeypatch.setattr(sys, "argv", ["prepare_dataset.py", *layout, "--help"])
-    with pytest.raises(SystemExit):
-        load_script().parse_arguments()
-    text = capsys.readouterr().out
-    assert "python training_scripts/prepare_dataset.py " + " ".join(layout) in text
+def test_help_shows_an_example(layout):
+    told = run_here("prepare_dataset.py", *layout, "--help").stdout
+    assert "python training_scripts/prepare_dataset.py " + " ".join(layout) in told

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-import runpy
 import shlex
 import shutil
 import subprocess
@@ -13,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from tests.hub_server import TOKEN
+from tests.in_process import run_here
 from tests.scripts.test_train import ROOT, run_script
 from tests.training.test_trainer import make_trainer
 
@@ -33,21 +32,12 @@ def run(tiny_data, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def here(monkeypatch, capsys):
+def here():
     """Runs a script in this process, which is logged in at the test Hub; gives exit code, result and stderr."""
 
     def start(script: str, *arguments) -> tuple[int, dict | None, str]:
-        path, code, stdout = ROOT / "training_scripts" / script, 0, sys.stdout
-        monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
-        AcceleratorState._reset_state(reset_partial_state=True)
-        try:
-            runpy.run_path(str(path), run_name="__main__")
-        except SystemExit as end:
-            code = end.code
-        finally:
-            sys.stdout = stdout  # train_u2pl.py keeps it for itself
-        told = capsys.readouterr()
-        return code, json.loads(told.out.splitlines()[-1]) if told.out else None, told.err
+        done = run_here(script, *arguments)
+        return done.returncode, json.loads(done.stdout.splitlines()[-1]) if done.stdout else None, done.stderr
 
     return start
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import runpy
 import signal
 import subprocess
 import sys
@@ -12,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.in_process import ROOT, run_here
 from u2pl_hf.errors import InputError, TrainingError
 from u2pl_hf.measure import queue as run_queue
 from u2pl_hf.measure.queue import run_all
 
-ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "training_scripts" / "run_table.py"
 TABLE = """
 title: Tiny
@@ -40,19 +39,13 @@ def finish(process: subprocess.Popen) -> tuple[int, str, str]:
     return process.returncode, out, errors
 
 
-def here(monkeypatch, capsys, *arguments) -> tuple[int, str, str]:
+def here(*arguments) -> tuple[int, str, str]:
     """The script in this process: exit code, stdout, stderr."""
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
-    code = 0
-    try:
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-    except SystemExit as ended:
-        code = ended.code
-    told = capsys.readouterr()
-    return code, told.out, told.err
+    done = run_here("run_table.py", *arguments)
+    return done.returncode, done.stdout, done.stderr
 
 
-def test_a_table_is_interrupted_goes_on_and_is_rendered(tiny_data, tmp_path, monkeypatch, capsys):
+def test_a_table_is_interrupted_goes_on_and_is_rendered(tiny_data, tmp_path):
     table = tmp_path / "tiny.yaml"
     table.write_text(TABLE.format(data=tiny_data, steps=4000))
     options = [table, "--output_dir", tmp_path / "runs", "--model_cards", tmp_path / "cards"]
@@ -66,13 +59,13 @@ def test_a_table_is_interrupted_goes_on_and_is_rendered(tiny_data, tmp_path, mon
     assert any((tmp_path / "runs" / "tiny_suponly_seed0" / "checkpoints").iterdir())
     assert not (tmp_path / "runs" / "tiny_ael_seed0").exists()
 
-    code, out, errors = here(monkeypatch, capsys, *options, "--list")
+    code, out, errors = here(*options, "--list")
     assert code == 0 and json.loads(out)["to_do"] == ["tiny_suponly_seed0", "tiny_ael_seed0"]
-    code, out, errors = here(monkeypatch, capsys, *options, "--list", "--only", "ael")
+    code, out, errors = here(*options, "--list", "--only", "ael")
     assert code == 0 and json.loads(out)["to_do"] == ["tiny_ael_seed0"]
     # The rest with fewer steps would be another run, so the table says so before anything starts.
     table.write_text(TABLE.format(data=tiny_data, steps=5))
-    code, out, errors = here(monkeypatch, capsys, *options, "--only", "ael")
+    code, out, errors = here(*options, "--only", "ael")
     assert code == 2 and "table tiny, row suponly:" in errors and "max_steps is 4000 there and 5 here" in errors
     # Two beside each other, and a signal reaches both.
     table.write_text(TABLE.format(data=tiny_data, steps=4000))
@@ -147,9 +140,9 @@ def test_finished_runs_are_passed_over_and_failed_ones_are_named(tiny_data, tmp_
         ("- a", [], "is not a title and rows"),
     ],
 )
-def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, content, options, message):
+def test_mistakes_are_one_line(tmp_path, content, options, message):
     (tmp_path / "t.yaml").write_text(content)
-    code, out, errors = here(monkeypatch, capsys, tmp_path / "t.yaml", "--output_dir", tmp_path / "runs", *options)
+    code, out, errors = here(tmp_path / "t.yaml", "--output_dir", tmp_path / "runs", *options)
     assert code == 2 and not out and message in errors.splitlines()[-1] and "Traceback" not in errors
     assert not (tmp_path / "runs").exists()
 
@@ -162,13 +155,13 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, content, options, 
         ("recipe.yaml", "a: [", "recipe.yaml is damaged"),
     ],
 )
-def test_a_damaged_run_is_named(tmp_path, monkeypatch, capsys, name, content, message):
+def test_a_damaged_run_is_named(tmp_path, name, content, message):
     table, run = tmp_path / "t.yaml", tmp_path / "runs" / "t_a_seed0"
     table.write_text("title: A\nrows:\n  - {id: a, name: A, recipe: demo_suponly.yaml}")
     run.mkdir(parents=True)
     (run / "recipe.yaml").write_text((ROOT / "training_scripts" / "recipes" / "demo_suponly.yaml").read_text())
     (run / name).write_text(content)
-    code, out, errors = here(monkeypatch, capsys, table, "--output_dir", tmp_path / "runs")
+    code, out, errors = here(table, "--output_dir", tmp_path / "runs")
     assert code == 2 and not out and message in errors.splitlines()[-1] and "Traceback" not in errors
 
 

@@ -13,7 +13,6 @@ from huggingface_hub import ModelCard, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 
-from u2pl_hf.data.source.sources import load_source
 from u2pl_hf.evaluation.photographs import find_images, read_photograph
 from u2pl_hf.method.pseudo_labels import masked_quantile, split_at
 
@@ -40,20 +39,6 @@ def find_examples(paths: Sequence[str]) -> list[Path]:
     files = list(find_images(paths))
     for file in files:
         read_photo(file)
-    return files
-
-
-def write_examples(dataset: str, subset: str, count: int, folder: Path) -> list[Path]:
-    """The first `count` images of a data set's subset as PNG files in `folder`.
-
-    Raises:
-        InputError: no such data set or subset, or a damaged image.
-    """
-    source = load_source(dataset, subset, label_column=None)
-    # Ids may hold slashes; the number alone is a name everywhere.
-    files = [folder / f"{subset}_{index}.png" for index in range(min(count, len(source.ids)))]
-    for index, file in enumerate(files):
-        Image.fromarray(source.read_image(index)).save(file)
     return files
 
 

@@ -23,8 +23,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 def add_page(parser: argparse.ArgumentParser) -> None:
     """What the page shows."""
     parser.add_argument("--examples", nargs="+", default=[], metavar="IMAGE", help="image files, or folders of them")
-    parser.add_argument("--longest_side", type=number(int, at_least=1), default=LONGEST_SIDE,
-                        help=f"shrink larger images to it (default: {LONGEST_SIDE})")  # fmt: skip
+    parser.add_argument("--title", help="of the page (default: the model's name)")
+    side, told = number(int, at_least=1), f"shrink larger images to it (default: {LONGEST_SIDE})"
+    parser.add_argument("--longest_side", type=side, default=LONGEST_SIDE, help=told)
 
 
 def add_segmentation(parser: argparse.ArgumentParser, *, auto: bool = False) -> None:

@@ -30,7 +30,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--repo_id", metavar="USER/NAME", help="push it there")
     parser.add_argument("--private", action="store_true", help="a new Space that only you see")
     parser.add_argument("--output_dir", help="new folder to keep the files in; without --repo_id nothing is pushed")
-    parser.add_argument("--title", help="of the page (default: the model's name)")
     add_page(parser)
     args = parser.parse_args(argv)
     if not args.repo_id and not args.output_dir:

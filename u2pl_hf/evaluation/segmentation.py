@@ -134,10 +134,8 @@ def slide_rows(
     batch, _, height, width = images.shape
     tall, wide = min(window, height), min(window, width)
     rows, columns = ([*range(0, n - side, stride), n - side] for n, side in ((height, tall), (width, wide)))
-    over_row, over_column = (
-        _times_covered(rows, tall).to(images.device),
-        _times_covered(columns, wide).to(images.device),
-    )
+    over_row = _times_covered(rows, tall, images.device)
+    over_column = _times_covered(columns, wide, images.device)
     # One sequence for the whole batch: a pass may hold windows of two rows, or of two images.
     corners = list(itertools.product(range(batch), rows, columns))
     windows = _window_logits(model, images, corners, tall, wide, window_batch)
