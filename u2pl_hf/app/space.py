@@ -19,8 +19,9 @@ from u2pl_hf.files import file_in
 from u2pl_hf.markdown import escaped
 
 # What `u2pl app` imports, directly or through this package. Gradio comes from the Hub, as README.md says.
-REQUIREMENTS = """torch transformers huggingface-hub accelerate evaluate datasets albumentations opencv-python-headless
-safetensors pillow numpy pyarrow fsspec pyyaml tqdm""".split()
+REQUIREMENTS = ("torch", "transformers", "huggingface-hub", "accelerate", "evaluate", "datasets", "albumentations",
+                "opencv-python-headless", "safetensors", "pillow", "numpy", "pyarrow", "fsspec", "pyyaml",
+                "tqdm")  # fmt: skip
 # Spaces without a GPU would otherwise download gigabytes of CUDA.
 CPU_TORCH = "--extra-index-url https://download.pytorch.org/whl/cpu"
 MODEL_FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "README.md")
