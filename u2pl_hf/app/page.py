@@ -15,17 +15,7 @@ from pathlib import Path
 # Read when Gradio is imported; the page is to work without any network.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
-from u2pl_hf.app import markup
-from u2pl_hf.app.photo import (
-    LONGEST_SIDE,
-    card_scores,
-    class_shares,
-    describe_model,
-    model_title,
-    read_photo,
-    shrink,
-    split_reliable,
-)
+from u2pl_hf.app import markup, photos
 from u2pl_hf.errors import InputError
 from u2pl_hf.evaluation.loading import load_model
 from u2pl_hf.evaluation.pictures import colour_mask, entropy_map
@@ -51,7 +41,7 @@ class Page:
         longest_side: larger images are shrunk to it.
     """
 
-    def __init__(self, model, longest_side: int = LONGEST_SIDE):
+    def __init__(self, model, longest_side: int = photos.LONGEST_SIDE):
         self.model, self.longest_side = model, longest_side
 
     def segment(self, photo: str | None, opacity: float, alpha: float) -> tuple:
@@ -60,14 +50,14 @@ class Page:
             return (None,) * 7
         start = time.perf_counter()
         try:
-            image = read_photo(photo)
-            found = predict(self.model, shrink(image, self.longest_side), mode="whole")
+            image = photos.read_photo(photo)
+            found = predict(self.model, photos.shrink(image, self.longest_side), mode="whole")
         except InputError as error:
             raise gr.Error(html.escape(str(error)), print_exception=False, title="Cannot show this") from error
         logger.info("predicted %s in %.2f s", _size(found.image), time.perf_counter() - start)
         is_small = found.image.shape == image.shape
         note = f"{_size(image)} pixels{'' if is_small else f', shrunk to {_size(found.image)} before prediction'}."
-        legend = markup.legend(class_shares(found.labels), found.class_names, found.palette)
+        legend = markup.legend(photos.class_shares(found.labels), found.class_names, found.palette)
         classes = colour_mask(found.labels, found.palette)
         drawn = (self.draw_overlay(found, opacity), classes, legend, *self.draw_entropy(found, alpha))
         return found, markup.note(note), *drawn
@@ -80,12 +70,12 @@ class Page:
         """The entropy with the border of the unreliable pixels, and its scale."""
         if found is None:
             return None, None
-        gamma, unreliable = split_reliable(found.entropy, alpha)
+        gamma, unreliable = photos.split_reliable(found.entropy, alpha)
         num_labels = len(found.class_names)
         # As wide on the screen for a large image as for a small one.
         width = max(1, round(max(found.entropy.shape) / 300))
-        picture = entropy_map(found.entropy, gamma, num_labels=num_labels, border_width=width)
-        return picture, markup.entropy_scale(gamma, unreliable.mean(), num_labels)
+        drawn = entropy_map(found.entropy, gamma, num_labels=num_labels, border_width=width)
+        return drawn, markup.entropy_scale(gamma, unreliable.mean(), num_labels)
 
 
 def build_page(model, title: str, facts: Sequence[str] = (), examples: Sequence[str | Path] = (), **options):
@@ -107,16 +97,16 @@ def build_page(model, title: str, facts: Sequence[str] = (), examples: Sequence[
             with gr.Column(min_width=300):
                 # With a mode, Gradio would convert the file.
                 upload = {"type": "filepath", "image_mode": None, "sources": ["upload", "clipboard"]}
-                photo = gr.Image(label="Photograph", elem_classes="u2pl-picture", **upload)
+                picture = gr.Image(label="Photograph", elem_classes="u2pl-picture", **upload)
                 # It would also open the file, and answer with its own error where it cannot.
-                photo.preprocess = lambda payload: payload and payload.path
+                picture.preprocess = lambda payload: payload and payload.path
                 size = gr.HTML(padding=False)
                 if files:
                     # These files, wherever they lie, may be shown; no others.
                     gr.set_static_paths(files)
                     # gr.Examples would replace the component, and `preprocess` with it.
                     samples = [[file] for file in files]
-                    thumbnails = gr.Dataset(components=[photo], samples=samples, type="index", label="Examples")
+                    thumbnails = gr.Dataset(components=[picture], samples=samples, type="index", label="Examples")
                 legend = gr.HTML(padding=False)
             with gr.Column(min_width=300):
                 over = _picture("Overlay", "jpeg")
@@ -130,14 +120,14 @@ def build_page(model, title: str, facts: Sequence[str] = (), examples: Sequence[
         hidden = {"api_visibility": "private", "show_progress": "hidden"}
 
         def run_on(trigger, **options) -> None:
-            done = trigger(page.segment, [photo, opacity, alpha], shown, show_progress_on=[over, entropy], **options)
+            done = trigger(page.segment, [picture, opacity, alpha], shown, show_progress_on=[over, entropy], **options)
             # Or the last photograph's pictures would stay beside one that was refused.
             done.failure(lambda: (None,) * len(shown), None, shown, **hidden)
 
         # `change` would fire twice where an upload replaces a photograph.
-        run_on(partial(gr.on, [photo.upload, photo.clear]), api_name="segment", trigger_mode="always_last")
+        run_on(partial(gr.on, [picture.upload, picture.clear]), api_name="segment", trigger_mode="always_last")
         if files:
-            chosen = thumbnails.click(files.__getitem__, thumbnails, photo, **hidden)
+            chosen = thumbnails.click(files.__getitem__, thumbnails, picture, **hidden)
             run_on(chosen.then, api_visibility="private")
         redraw = {"show_progress": "hidden", "trigger_mode": "always_last"}
         opacity.input(page.draw_overlay, [found, opacity], over, api_name="overlay", **redraw)
@@ -161,8 +151,8 @@ def open_model(name: str, *, revision: str | None = None, device: str = "auto", 
         InputError: the model cannot be loaded.
     """
     model = load_model(name, device=device, revision=revision)
-    facts = [describe_model(model), *card_scores(name, revision)]
-    return build_page(model, title or model_title(name), facts, **options)
+    facts = [photos.describe_model(model), *photos.card_scores(name, revision)]
+    return build_page(model, title or photos.model_title(name), facts, **options)
 
 
 def launch_page(blocks, **options) -> str:

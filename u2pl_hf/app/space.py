@@ -13,8 +13,8 @@ from pathlib import Path
 
 from huggingface_hub import SpaceCardData
 
-from u2pl_hf.app.photo import LONGEST_SIDE, model_title
-from u2pl_hf.errors import InputError
+from u2pl_hf.app.photos import LONGEST_SIDE, model_title
+from u2pl_hf.errors import refusing
 from u2pl_hf.files import file_in
 from u2pl_hf.markdown import escaped
 
@@ -91,7 +91,5 @@ def write_space(
 
 def _version(name: str) -> str:
     """Installed version of a library, without a build's suffix such as +cpu."""
-    try:
+    with refusing(importlib.metadata.PackageNotFoundError, "a Space needs it", ": pip install 'u2pl_hf[app]'"):
         return importlib.metadata.version(name).partition("+")[0]
-    except importlib.metadata.PackageNotFoundError as error:
-        raise InputError(f"a Space needs {name}, which is not installed here: pip install 'u2pl_hf[app]'") from error

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from u2pl_hf.app.photo import find_examples
+from u2pl_hf.app.photos import find_examples
 from u2pl_hf.command_line import ScriptParser, number, print_result
 from u2pl_hf.commands.options import add_model, add_page
 from u2pl_hf.data.source.sources import load_source
-from u2pl_hf.errors import InputError, exits_on_input_error
+from u2pl_hf.errors import exits_on_input_error, refusing
 
 
 @exits_on_input_error
@@ -74,13 +74,9 @@ def find_port(host: str, port: int) -> int:
     Raises:
         InputError: it is in use, or nothing can listen there.
     """
-    try:
-        with socket.socket() as probe:
-            # As the server itself: a port whose last connections are still closing is free.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-            return probe.getsockname()[1]
-    except (OSError, OverflowError) as error:
-        raise InputError(
-            f"--host {host} --port {port}: cannot listen there ({error}); pass another port, or 0 for a free one"
-        ) from error
+    wrong, hint = f"--host {host} --port {port}: cannot listen there", "; pass another port, or 0 for a free one"
+    with refusing((OSError, OverflowError), wrong, hint), socket.socket() as probe:
+        # As the server itself: a port whose last connections are still closing is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((host, port))
+        return probe.getsockname()[1]

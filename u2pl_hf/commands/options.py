@@ -4,7 +4,7 @@ import argparse
 
 import torch
 
-from u2pl_hf.app.photo import LONGEST_SIDE
+from u2pl_hf.app.photos import LONGEST_SIDE
 from u2pl_hf.command_line import number
 from u2pl_hf.evaluation.loading import pick_device
 from u2pl_hf.evaluation.prediction import MAX_WHOLE_PIXELS

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from u2pl_hf.app.photo import find_examples
+from u2pl_hf.app.photos import find_examples
 from u2pl_hf.app.space import write_space
 from u2pl_hf.command_line import ScriptParser, print_result
 from u2pl_hf.commands.options import add_model, add_page

@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig
 from transformers.utils.hub import extract_commit_hash
 
 from u2pl_hf.constants import IGNORE
-from u2pl_hf.errors import InputError
+from u2pl_hf.errors import InputError, refusing
 from u2pl_hf.files import misfit, sha256_of
 from u2pl_hf.model.configuration_u2pl import U2PLConfig
 from u2pl_hf.model.modeling_u2pl import U2PLForSemanticSegmentation
@@ -42,16 +42,13 @@ def load_model(name: str, *, device: str = "auto", revision: str | None = None):
         raise InputError(f"{where}: no config.json in it; pass a folder that training exported, or a Hub id")
     if not path.exists() and not HUB_ID.fullmatch(name):
         raise InputError(f"{where}: no such folder")
-    config, failure = _load_config(name, revision), None
-    try:
-        model, report = U2PLForSemanticSegmentation.from_pretrained(
-            name, config=config, revision=revision, output_loading_info=True
-        )
-    except Exception as error:  # safetensors, torch and pickle raise their own types for a damaged file
-        failure = error
-    check_downloads(where, name, revision)
-    if failure:
-        raise InputError(f"{where}: its weights cannot be read ({_line(failure)})") from failure
+    options = {"config": _load_config(name, revision), "revision": revision, "output_loading_info": True}
+    # safetensors, torch and pickle raise their own types for a damaged file.
+    with refusing(Exception, f"{where}: its weights cannot be read"):
+        try:
+            model, report = U2PLForSemanticSegmentation.from_pretrained(name, **options)
+        finally:
+            check_downloads(where, name, revision)
     if missing := report["missing_keys"]:
         # Without this, a file with other names would evaluate random weights.
         raise InputError(f"{where}: {len(missing)} weights are not in its file, such as {min(missing)}")
@@ -64,7 +61,8 @@ def load_model(name: str, *, device: str = "auto", revision: str | None = None):
 def _load_config(name: str, revision: str | None) -> U2PLConfig:
     """The auto classes are not asked: they offer to run the code that a configuration names."""
     where = f"model {name}"
-    try:
+    # transformers and huggingface_hub raise their own types for wrong fields.
+    with refusing(Exception, f"{where}: no such folder or Hub model, or no usable config.json"):
         content, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
         if (kind := content.get("model_type")) != U2PLConfig.model_type:
             raise InputError(f"{where}: its type is {kind!r}, not 'u2pl'; pass a U2PL model")
@@ -77,10 +75,6 @@ def _load_config(name: str, revision: str | None) -> U2PLConfig:
             raise ValueError(f"id2label.{wrong}")
         if config.palette is not None and len(config.palette) < config.num_labels:
             raise ValueError(f"palette has {len(config.palette)} colours for {config.num_labels} classes")
-    except InputError:
-        raise
-    except Exception as error:  # transformers and huggingface_hub raise their own types for wrong fields
-        raise InputError(f"{where}: no such folder or Hub model, or no usable config.json ({_line(error)})") from error
     return config
 
 
@@ -124,11 +118,9 @@ def pick_device(name: str = "auto") -> torch.device:
     if name == "auto":
         found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         return found or torch.device("cpu")
-    try:
+    with refusing((RuntimeError, AssertionError), f"device {name}: not available here; pass auto or cpu"):
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {name}: not available here; pass auto or cpu ({_line(error)})") from error
     return device
 
 
@@ -168,8 +160,3 @@ def library_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:  # this package itself, run from its source folder
             continue
     return versions
-
-
-def _line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:160]

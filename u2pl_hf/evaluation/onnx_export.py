@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from u2pl_hf.constants import IMAGE_MEAN, IMAGE_STD
-from u2pl_hf.errors import InputError
+from u2pl_hf.errors import InputError, refusing
 from u2pl_hf.evaluation.inference import class_names
 from u2pl_hf.evaluation.segmentation import LOGITS_ONLY
 
@@ -57,10 +57,8 @@ def export_onnx(model: nn.Module, path: Path, output: str = "logits") -> dict:
         InputError: onnx or onnxruntime is not there, the network cannot be exported, or ONNX Runtime differs.
     """
     for package in ("onnx", "onnxscript", "onnxruntime"):
-        try:
+        with refusing(ImportError, f"{package} is not installed", ": pip install 'u2pl_hf[onnx]'"):
             importlib.import_module(package)
-        except ImportError as error:
-            raise InputError(f"{package} is not installed: pip install 'u2pl_hf[onnx]'") from error
     network, part = FullSize(model, output).eval(), path.with_name(f"{path.name}.part")
     least = {0: ("batch", 1), 2: ("height", 33), 3: ("width", 33)}
     facts = {

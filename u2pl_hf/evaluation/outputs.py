@@ -12,7 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from u2pl_hf.data.source.decode import DAMAGED
-from u2pl_hf.errors import InputError
+from u2pl_hf.errors import InputError, refusing
 from u2pl_hf.evaluation.pictures import colour_table
 from u2pl_hf.files import write_atomically
 
@@ -38,11 +38,9 @@ def save_png(
     if palette is not None:
         image.putpalette(colour_table(palette).tobytes())
     text.add_text(ORIGIN, json.dumps(origin))
-    try:
+    with refusing(OSError, f"{path} cannot be written"):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda partial: image.save(partial, format="PNG", pnginfo=text))
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror or error})") from error
 
 
 def read_origin(path: Path) -> dict | None:
@@ -95,12 +93,7 @@ def check_writable(folder: str | os.PathLike, option: str) -> None:
     Raises:
         InputError: names the option and the system's reason.
     """
-    try:
+    with refusing(OSError, f"{option} {folder} cannot be written to", "; pass another folder"):
         Path(folder).mkdir(parents=True, exist_ok=True)
         # Rights alone do not tell: the disk may be mounted to be read only.
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise InputError(
-            f"{option} {folder} cannot be written to ({error.strerror or error}); pass another folder"
-        ) from error
+        tempfile.TemporaryFile(dir=folder).close()

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from u2pl_hf.data.source.decode import DAMAGED, UnclearPixelsError, check_mode, upright_rgb
-from u2pl_hf.errors import InputError
+from u2pl_hf.errors import InputError, refusing
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 # Larger ones are decoded when their turn comes: that takes memory, and little time beside their prediction.
@@ -127,19 +127,15 @@ def _opened(path: str | Path, name: str | None = None) -> Iterator[Image.Image]:
     Raises:
         InputError: names the file.
     """
-    try:
-        with warnings.catch_warnings():
-            # A warning at 89 million pixels; from 179 million on it is an error.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    unreadable, hint = (*DAMAGED, Image.DecompressionBombError), "; pass a JPEG, PNG, WebP, BMP or TIFF file"
+    with warnings.catch_warnings(), refusing(unreadable, f"{name or path}: not an image that can be read", hint):
+        # A warning at 89 million pixels; from 179 million on it is an error.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
             with Image.open(path) as image:
                 yield image
-    except UnclearPixelsError as error:
-        raise InputError(f"{name or path}: {error}") from error
-    except (*DAMAGED, Image.DecompressionBombError) as error:
-        told = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(
-            f"{name or path}: not an image that can be read ({told[0]}); pass a JPEG, PNG, WebP, BMP or TIFF file"
-        ) from error
+        except UnclearPixelsError as error:
+            raise InputError(f"{name or path}: {error}") from error
 
 
 def read_ahead(photographs: Sequence[Photograph], ahead: int) -> Iterator[tuple[Photograph, np.ndarray]]:

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from u2pl_hf.data.source.decode import DAMAGED, upright_rgb
-from u2pl_hf.errors import InputError
+from u2pl_hf.errors import InputError, refusing
 from u2pl_hf.evaluation import pictures
 from u2pl_hf.evaluation.inference import class_colours, class_names, confidence_of, ids_and_entropy
 from u2pl_hf.evaluation.loading import load_model
@@ -87,10 +87,8 @@ def predict(
     if isinstance(image, str | os.PathLike):
         image = read_photograph(image)
     elif isinstance(image, Image.Image):
-        try:
+        with refusing(DAMAGED, "the image cannot be used"):
             image = np.array(upright_rgb(image))
-        except DAMAGED as error:
-            raise InputError(f"the image cannot be used: {error}") from error
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise InputError(f"the image is {image.dtype} {image.shape}: pass RGB (H,W,3) uint8, a PIL image or a file")
     with computing(precision, next(model.parameters()).device):
