@@ -21,7 +21,7 @@ def run_here(script: str, *arguments, **environment: str) -> subprocess.Complete
     logged = logging.StreamHandler(err)
     AcceleratorState._reset_state(reset_partial_state=True)
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        for name, value in ({"ACCELERATE_USE_CPU": "true"} | environment).items():
+        for name, value in ({"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)} | environment).items():
             patch.setenv(name, value)
         patch.setattr(sys, "argv", [str(path), *map(str, arguments)])
         logging.root.addHandler(logged)

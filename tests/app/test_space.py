@@ -3,7 +3,6 @@
 import ast
 import importlib.metadata
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -29,24 +28,18 @@ def example(tmp_path):
     return path
 
 
-def test_pushed_space_runs_from_its_own_files(hub, model_dir, example, tmp_path):
+def test_pushed_space_runs_from_its_own_files(here, hub, model_dir, example, tmp_path):
     from gradio_client import Client, handle_file
 
     push_folder(model_dir, "user/net")
-    # In processes of their own: transformers keeps the Hub's address that it found when it was imported.
+    options = ["--repo_id", "user/try", "--private", "--examples", str(example), "--title", "Try it"]
+    code, out, err = here("push_space.py", "user/net", *options)
+    assert code == 0, err
+    # In a process of its own: transformers keeps the Hub's address that it found when it was imported.
     environment = hub.environment(tmp_path / "home") | {"OMP_NUM_THREADS": "1", "NO_ALBUMENTATIONS_UPDATE": "1"}
     environment.pop("PYTHONPATH", None)
-    options = ["--repo_id", "user/try", "--private", "--examples", str(example), "--title", "Try it"]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "training_scripts" / "push_space.py"), "user/net", *options],
-        env=environment | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
     space = hub.repos["space", "user/try"]
-    result = json.loads(done.stdout.splitlines()[-1])
+    result = json.loads(out)
     assert result == {"model": "user/net", "url": f"{hub.url}/spaces/user/try/commit/{space.branches['main']}"}
     assert space.private
     folder = tmp_path / "container"

@@ -85,13 +85,13 @@ def test_finished_runs_are_passed_over_and_failed_ones_are_named(tiny_data, tmp_
     table = tmp_path / "tiny.yaml"
     table.write_text(TABLE.format(data=tiny_data, steps=5))
     options = [table, "--output_dir", tmp_path / "runs", "--model_cards", tmp_path / "cards"]
-    code, out, errors = finish(start(*options, "--only", "suponly", "--", "--max_steps", "4", "--seed", "7"))
+    code, out, errors = here(*options, "--only", "suponly", "--", "--max_steps", "4", "--seed", "7")
     assert code == 0 and json.loads(out)["finished"] == ["tiny_suponly_seed0"]
     told = json.loads((tmp_path / "runs" / "tiny_suponly_seed0" / "results.json").read_text())
     # They win over the table's own, but not over what tells the runs apart.
     assert (told["max_steps"], told["seed"]) == (4, 0)
     options += ["--jobs", "2", "--", "--max_steps", "4"]
-    code, out, errors = finish(start(*options))
+    code, out, errors = here(*options)
     assert code == 0 and json.loads(out) == {
         "table": "tiny", "finished": ["tiny_suponly_seed0", "tiny_ael_seed0"], "to_do": []
     }  # fmt: skip
@@ -104,7 +104,7 @@ def test_finished_runs_are_passed_over_and_failed_ones_are_named(tiny_data, tmp_
     assert results["method"] == "u2pl_ael" and (tmp_path / "cards" / "tiny_ael_seed0" / "README.md").exists()
 
     table.write_text(TABLE.format(data=tiny_data, steps=5).replace('["0"]', '["no_such_class"]'))
-    code, out, errors = finish(start(table, "--output_dir", tmp_path / "other", "--model_cards", tmp_path / "kept"))
+    code, out, errors = here(table, "--output_dir", tmp_path / "other", "--model_cards", tmp_path / "kept")
     # What did not fail is kept.
     assert "SupOnly" in (tmp_path / "kept" / "tiny.md").read_text()
     assert code == 1 and not out and "error: tiny_ael_seed0 failed; see" in errors.splitlines()[-1]

@@ -141,21 +141,6 @@ def test_the_next_command_evaluates_as_the_run_did():
     assert told[5].endswith(f"evaluate.py {options}")
 
 
-def test_two_processes(tiny_data, tmp_path):
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    options = ["--dataset", tiny_data, "--split", "1/4", "--max_steps", "4", "--warmup_steps", "1", *TINY]
-    done = run_script("train_u2pl.py", RECIPES / "demo_u2pl.yaml", *options, "--output_dir", tmp_path / "run",
-                      launcher=launcher)  # fmt: skip
-    result = result_of(done)
-    assert result["hardware"]["processes"] == 2 and result["batch_size_unlabelled"] == 4
-    evaluated = result_of(run_here("evaluate.py", tmp_path / "run", "--dataset", tiny_data, "--subset", "validation"))
-    # Both processes evaluated the model that was exported.
-    assert evaluated["mean_iou"] == pytest.approx(result["last"]["mean_iou"], abs=1e-9)
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
-    assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1  # of the main process
-
-
 @pytest.fixture(scope="session")
 def damaged(tiny_data, tmp_path_factory):
     """A copy of the tiny data set with one thing wrong."""
