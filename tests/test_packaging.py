@@ -22,7 +22,7 @@ LIGHT = """
 import sys, u2pl_hf
 heavy = {"datasets", "albumentations", "evaluate", "gradio", "cv2", "pyarrow"}
 assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()
-assert u2pl_hf.predict.__module__ == "u2pl_hf.evaluation.prediction"
+assert u2pl_hf.predict.__module__ == "u2pl_hf.evaluation.inference"
 """
 
 

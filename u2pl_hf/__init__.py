@@ -23,7 +23,7 @@ U2PLConfig.register_for_auto_class()
 U2PLForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
 
 # Imported when they are asked for, since what they need takes seconds.
-_LATER = {"predict": "u2pl_hf.evaluation.prediction", "train": "u2pl_hf.training.api"}
+_LATER = {"predict": "u2pl_hf.evaluation.inference", "train": "u2pl_hf.training.api"}
 
 __all__ = ["U2PLConfig", "U2PLForSemanticSegmentation", "U2PLImageProcessor", "__version__", *_LATER]
 

@@ -9,8 +9,7 @@ from tests.app_server import NAMES, tiny_model
 from u2pl_hf.app import markup, photos
 from u2pl_hf.data.stream.transforms import IMAGE_MEAN, IMAGE_STD
 from u2pl_hf.errors import InputError
-from u2pl_hf.evaluation.inference import class_colours, class_names
-from u2pl_hf.evaluation.prediction import predict
+from u2pl_hf.evaluation.inference import class_colours, class_names, predict
 from u2pl_hf.hub.model_card import render_card
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (37, 53, 3)).astype(np.uint8)

@@ -17,9 +17,9 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 from u2pl_hf.app import markup, photos
 from u2pl_hf.errors import InputError
+from u2pl_hf.evaluation.inference import Prediction, predict
 from u2pl_hf.evaluation.loading import load_model
 from u2pl_hf.evaluation.pictures import colour_mask, entropy_map
-from u2pl_hf.evaluation.prediction import Prediction, predict
 
 try:
     import gradio as gr

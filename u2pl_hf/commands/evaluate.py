@@ -97,7 +97,7 @@ def prepare(args: argparse.Namespace):
     columns = {name: getattr(args, name) for name in ("id_column", "image_column", "label_column")}
     source = load_source(args.dataset, args.subset, **columns, revision=args.dataset_revision, streaming=args.streaming)
     check_classes(class_names(model), source.class_names, args.dataset)
-    folders = {f"--{name}": getattr(args, name) for name in ("save_predictions", "save_overlays")}
+    folders = {"--save_predictions": args.save_predictions, "--save_overlays": args.save_overlays}
     folders = {option: Path(folder) for option, folder in folders.items() if folder}
     for option, folder in folders.items():
         check_pictures(folder, source.ids, option, overwrite=args.overwrite)

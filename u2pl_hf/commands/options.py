@@ -6,8 +6,8 @@ import torch
 
 from u2pl_hf.app.photos import LONGEST_SIDE
 from u2pl_hf.command_line import number
+from u2pl_hf.evaluation.inference import MAX_WHOLE_PIXELS
 from u2pl_hf.evaluation.loading import pick_device
-from u2pl_hf.evaluation.prediction import MAX_WHOLE_PIXELS
 from u2pl_hf.system.compute import PRECISIONS
 from u2pl_hf.system.precision import check_compiler, check_number_type
 

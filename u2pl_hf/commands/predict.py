@@ -9,20 +9,18 @@ stdout, where that is no terminal, is one JSON object with the files written, an
 """
 
 import argparse
-import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 from tqdm.auto import tqdm
 
 from u2pl_hf.command_line import ScriptParser, number, print_result
 from u2pl_hf.commands.options import add_model, add_segmentation, device_to_use, segmentation_options
 from u2pl_hf.errors import InputError, exits_on_input_error
-from u2pl_hf.evaluation.inference import as_bytes, describe_protocol, same_size_batches
+from u2pl_hf.evaluation.inference import as_bytes, describe_protocol, predict_all, same_size_batches
 from u2pl_hf.evaluation.loading import load_model, model_digest
 from u2pl_hf.evaluation.outputs import check_replaceable, check_writable, is_of, save_png
 from u2pl_hf.evaluation.photographs import Photograph, find_photographs, read_ahead, read_headers
-from u2pl_hf.evaluation.prediction import predict_all
 from u2pl_hf.system.compute import compile_model, computing
 
 
@@ -58,17 +56,19 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     device = device_to_use(args)
     photographs = find_photographs(args.images, recursive=args.recursive, output_dir=args.output_dir)
-    files = {photograph: list(outputs(photograph, args).values()) for photograph in photographs}
-    inputs = {photograph.path.resolve() for photograph in photographs}
-    for path in itertools.chain(*files.values()):
+    # The mask is the last: where it is, all is.
+    kinds = ["overlay", *(["confidence"] if args.save_confidence else []), "mask"]
+    files = {p: {kind: args.output_dir / f"{p.name}_{kind}.png" for kind in kinds} for p in photographs}
+    paths, inputs = [path for made in files.values() for path in made.values()], {p.path.resolve() for p in photographs}
+    for path in paths:
         if path.resolve() in inputs:
             raise InputError(f"{path} is one of the images and would be overwritten: pass another --output_dir")
     model = load_model(args.model, device=args.device, revision=args.model_revision)
     how = args.protocol | {"precision": args.precision}
     origin = {"model": args.model, "digest": model_digest(model), "options": how}
-    check_replaceable(itertools.chain(*files.values()), "--output_dir", origin["digest"])
-    todo = [p for p in photographs if not (args.skip_existing and all(is_of(file, origin) for file in files[p]))]
-    todo, written = read_headers(todo), []
+    check_replaceable(paths, "--output_dir", origin["digest"])
+    done = {p for p in photographs if args.skip_existing and all(is_of(file, origin) for file in files[p].values())}
+    todo, written = read_headers([p for p in photographs if p not in done]), []
     if todo:
         # The last of the checks, since it makes the folder.
         check_writable(args.output_dir, "--output_dir")
@@ -76,43 +76,35 @@ def main(argv: list[str] | None = None) -> None:
             compile_model(model)
         try:
             with computing(args.precision, device):
-                predict_files(model, todo, args, origin, written)
+                for facts in predict_files(model, todo, files, args, origin):
+                    written.append(facts)
         except InputError as error:
             kept = f"{len(written)} of {len(todo)} are done; without this file, --skip_existing goes on from there"
             raise InputError(f"{error}; {kept}") from error
-    skipped = len(photographs) - len(todo)
-    facts = {"model": args.model, "protocol": args.protocol, "precision": args.precision, "skipped": skipped}
-    told = f"{len(written)} images predicted, {skipped} were there already: masks and overlays are in {args.output_dir}"
-    print_result(facts | {"files": written}, told, as_json=args.json)
+    result = {"model": args.model, "protocol": args.protocol, "precision": args.precision, "skipped": len(done)}
+    told = (
+        f"{len(written)} images predicted, {len(done)} were there already: masks and overlays are in {args.output_dir}"
+    )
+    print_result(result | {"files": written}, told, as_json=args.json)
 
 
-def outputs(photograph: Photograph, args: argparse.Namespace) -> dict[str, Path]:
-    """The files to write for an image; the mask is the last."""
-    kinds = ["overlay", *(["confidence"] if args.save_confidence else []), "mask"]
-    return {kind: args.output_dir / f"{photograph.name}_{kind}.png" for kind in kinds}
-
-
-def predict_files(model, photographs: list[Photograph], args: argparse.Namespace, origin: dict, written: list) -> None:
-    """Predict and write; puts the facts of each image that is done into `written`."""
-    total = sum(photograph.pixels for photograph in photographs)
+def predict_files(
+    model, photographs: list[Photograph], files: dict[Photograph, dict], args: argparse.Namespace, origin: dict
+) -> Iterator[dict]:
+    """Predict and write, one batch of images of one size after the other; gives the facts of each image."""
+    total, number = sum(photograph.pixels for photograph in photographs), args.batch_size
     with tqdm(total=total, desc="predict", unit="px", unit_scale=True) as bar:
-        for batch in same_size_batches(read_ahead(photographs, args.batch_size), args.batch_size):
-            bar.set_postfix_str(f"{len(written)}/{len(photographs)} images")
-            predict_batch(model, batch, args, bar, origin, written)
-
-
-def predict_batch(
-    model, batch: list[tuple[Photograph, np.ndarray]], args: argparse.Namespace, bar: tqdm, origin: dict, written: list
-) -> None:
-    """Predict and write images of one size; a function of its own, so that its arrays are gone before the next."""
-    options = segmentation_options(args) | {"max_whole_pixels": args.max_whole_pixels, "progress": bar.update}
-    found = predict_all(model, [pixels for _, pixels in batch], with_entropy=args.save_confidence, **options)
-    for (photograph, _), prediction in zip(batch, found, strict=True):
-        files = outputs(photograph, args)
-        drawn = prediction.overlay(args.opacity, contour=args.contour, legend=args.legend)
-        save_png(files["overlay"], drawn, origin)
-        if args.save_confidence:
-            save_png(files["confidence"], as_bytes(prediction.confidence), origin)
-        save_png(files["mask"], prediction.labels, origin, prediction.palette)
-        paths = {kind: str(path) for kind, path in files.items()}
-        written.append({"image": str(photograph.path), **paths, "mode": prediction.mode})
+        options = segmentation_options(args) | {"max_whole_pixels": args.max_whole_pixels, "progress": bar.update}
+        for batch in same_size_batches(read_ahead(photographs, number), number):
+            found = predict_all(model, [pixels for _, pixels in batch], with_entropy=args.save_confidence, **options)
+            for (photograph, _), prediction in zip(batch, found, strict=True):
+                made = files[photograph]
+                drawn = prediction.overlay(args.opacity, contour=args.contour, legend=args.legend)
+                save_png(made["overlay"], drawn, origin)
+                if args.save_confidence:
+                    save_png(made["confidence"], as_bytes(prediction.confidence), origin)
+                save_png(made["mask"], prediction.labels, origin, prediction.palette)
+                paths = {kind: str(path) for kind, path in made.items()}
+                yield {"image": str(photograph.path), **paths, "mode": prediction.mode}
+            # Before the next are read: each may be as large as the memory allows.
+            del batch, found, prediction, drawn

@@ -6,7 +6,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,7 @@ class Photograph:
 
     path: Path
     name: str
-    pixels: int = 0
+    pixels: int = field(default=0, compare=False)
 
 
 def find_photographs(patterns: Sequence[str], *, recursive: bool, output_dir: Path) -> list[Photograph]:

@@ -134,8 +134,6 @@ def slide_rows(
     batch, _, height, width = images.shape
     tall, wide = min(window, height), min(window, width)
     rows, columns = ([*range(0, n - side, stride), n - side] for n, side in ((height, tall), (width, wide)))
-    over_row = _times_covered(rows, tall, images.device)
-    over_column = _times_covered(columns, wide, images.device)
     # One sequence for the whole batch: a pass may hold windows of two rows, or of two images.
     corners = list(itertools.product(range(batch), rows, columns))
     windows = _window_logits(model, images, corners, tall, wide, window_batch)
@@ -144,24 +142,18 @@ def slide_rows(
         for y, following in zip(rows, [*rows[1:], height], strict=True):
             for x in columns:
                 logits = next(windows)
-                band = logits.new_zeros(len(logits), tall, width) if band is None else band
-                band[:, :, x : x + wide] += logits
+                # The last channel counts the windows.
+                band = logits.new_zeros(len(logits) + 1, tall, width) if band is None else band
+                band[:-1, :, x : x + wide] += logits
+                band[-1, :, x : x + wide] += 1
             done = following - y
             for first in range(0, done, PIECE):
-                last = min(first + PIECE, done)
-                yield image, y + first, band[:, first:last].div_(over_row[y + first : y + last, None] * over_column)
+                piece = band[:, first : min(first + PIECE, done)]
+                yield image, y + first, piece[:-1].div_(piece[-1])
             # What later windows will add to moves up; class by class, as a copy of all would be as large again.
             for scores in band:
                 scores[: tall - done] = scores[done:].clone()
                 scores[tall - done :] = 0
-
-
-def _times_covered(starts: list[int], side: int, device: torch.device) -> Tensor:
-    """How many windows lie over each place along one side of the image, float."""
-    count = torch.zeros(starts[-1] + side)
-    for start in starts:
-        count[start : start + side] += 1
-    return count.to(device)
 
 
 def _window_logits(
