@@ -15,7 +15,7 @@ from u2pl_hf.hub.model_card import render_card
 PIXELS = np.random.default_rng(0).integers(0, 256, (37, 53, 3)).astype(np.uint8)
 
 
-def test_explain_is_the_models_softmax():
+def test_labels_and_entropy_are_those_of_the_models_softmax():
     model = tiny_model()
     found = predict(model, PIXELS)
     normal = (PIXELS / 255 - IMAGE_MEAN) / IMAGE_STD
