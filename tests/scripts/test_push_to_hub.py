@@ -16,8 +16,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from tests.hub_server import TOKEN
-from tests.in_process import run_here
-from tests.scripts.test_train import ROOT, run_script
+from tests.in_process import ROOT, run_here
 from tests.training.test_trainer import make_trainer
 
 SETTINGS = {"max_steps": 4, "eval_steps": 2, "logging_steps": 1, "picture_samples": 1, "queue_length": 50,
@@ -75,9 +74,8 @@ def test_a_run_is_pushed_and_read_back(hub, run, tiny_data, tmp_path, here):
     hub.fail_next(1, 503, "/preupload/")
     hub.drop_next(1, "PUT /lfs/")
     options = ["--repo_id", "user/net", "--revision", "seed/0", "--private"]
-    done = run_script("push_to_hub.py", run, *options, **environment)
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
+    code, told, stderr = here("push_to_hub.py", run, *options)
+    assert code == 0, stderr
     repo = hub.repos["model", "user/net"]
     assert told["url"].endswith(repo.branches["seed/0"]) and repo.private and set(repo.branches) == {"main", "seed/0"}
     assert len(repo.commits) == 2 and repo.commits[repo.branches["main"]] == {}  # the empty start, and one commit
