@@ -1,51 +1,6 @@
-"""Make a model folder of a checkpoint that the published U2PL code wrote.
+"""Make a model folder of a checkpoint that the published U2PL code wrote: `u2pl convert`; --help tells more."""
 
-    python training_scripts/convert_checkpoint.py ckpt_best.pth models/u2pl_voc --dataset voc
-
-FILE is a .pth with teacher_state or model_state, or a bare state dict; with or without the prefix of DDP; or a
-.safetensors of the same tensors. It is read without running anything in it. The folder is like those that training
-exports: `from_pretrained`, evaluate.py, predict.py and `train_u2pl.py --initial_model` take it. The last line of
-stdout, where that is no terminal, is one JSON object; epoch and best_miou are what the file says.
-"""
-
-import argparse
-from pathlib import Path
-
-import u2pl_hf  # noqa: F401 - registers the model classes
-from u2pl_hf.command_line import ScriptParser, print_result
-from u2pl_hf.errors import exits_on_input_error
-from u2pl_hf.model.configuration_u2pl import OUTPUT_STRIDES
-from u2pl_hf.training.weights.published_checkpoints import DATASETS, NETWORKS, convert_checkpoint
-
-
-def parse_arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = ScriptParser(description=__doc__)
-    parser.add_argument("file", type=Path, metavar="FILE", help="published checkpoint, .pth or .safetensors")
-    parser.add_argument(
-        "output_dir", type=Path, metavar="OUTPUT_DIR", help="folder to write; must not exist or be empty"
-    )
-    parser.add_argument("--weights", choices=("auto", *NETWORKS), default="auto",
-                        help="network to take (default: auto, the teacher where there is one)")  # fmt: skip
-    parser.add_argument("--dataset", choices=(*DATASETS, "none"),
-                        help="whose class names and colours (default: by their number)")  # fmt: skip
-    parser.add_argument("--class_names", type=Path, metavar="FILE",
-                        help="class list: one NAME or NAME,R,G,B per line, or JSON")  # fmt: skip
-    parser.add_argument("--output_stride", type=int, choices=OUTPUT_STRIDES, default=8, help="default: 8, as published")
-    parser.add_argument("--aspp_dilations", type=int, nargs=3, default=[12, 24, 36], metavar="N",
-                        help="default: 12 24 36, as published; the weights do not tell")  # fmt: skip
-    parser.add_argument("--overwrite", action="store_true", help="replace an exported model in OUTPUT_DIR")
-    return parser.parse_args()
-
-
-@exits_on_input_error
-def main() -> None:
-    """Read, convert, write."""
-    args = vars(parse_arguments())
-    as_json = args.pop("json")
-    result = convert_checkpoint(args.pop("file"), args.pop("output_dir"), **args)
-    print_result(result, as_json=as_json)
-
+from u2pl_hf.commands.convert import main
 
 if __name__ == "__main__":
     main()

@@ -1,67 +1,6 @@
-"""Push a trained model to the Hub, with its card, its curves and the facts of its run.
+"""Push a trained model to the Hub: `u2pl push`; --help tells more."""
 
-    python training_scripts/push_to_hub.py runs/demo_u2pl --repo_id user/demo-u2pl --revision seed0 --private
-
-Any exported folder will do: that of a finished run, its best/, or one of convert_checkpoint.py. Log in first with
-`hf auth login` or HF_TOKEN. The same command again sends only what is missing. The last line on stdout, where
-that is no terminal, is one JSON object with the files and the addresses of the commits.
-"""
-
-import argparse
-from pathlib import Path
-
-from u2pl_hf.command_line import ScriptParser, print_result
-from u2pl_hf.errors import exits_on_input_error
-from u2pl_hf.hub.push import check_can_push
-from u2pl_hf.training.run.upload import RunPush
-
-
-def parse_arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = ScriptParser(description=__doc__)
-    parser.add_argument("output_dir", type=Path, help="folder with the exported model")
-    parser.add_argument("--repo_id", required=True, metavar="USER/NAME", help="made if it is not there")
-    parser.add_argument(
-        "--revision", metavar="BRANCH", help="made if it is not there, such as voc_732-seed0; default: main"
-    )
-    parser.add_argument("--private", action="store_true", help="make the new repository private")
-    parser.add_argument("--best", action="store_true", help="the model of the best evaluation instead of the last one")
-    parser.add_argument(
-        "--with_checkpoint", action="store_true", help="the newest complete checkpoint as well, to BRANCH-checkpoint"
-    )
-    parser.add_argument(
-        "--other_runs",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="DIR",
-        help="finished runs, such as of other seeds, that the card shows beside this one",
-    )
-    parser.add_argument("--commit_message", help="default: one that names the folder")
-    parser.add_argument("--dry_run", action="store_true", help="print what would be sent, and do not ask the Hub")
-    return parser.parse_args()
-
-
-@exits_on_input_error
-def main() -> None:
-    """Check, push, print the result."""
-    args = parse_arguments()
-    push = RunPush(
-        args.output_dir,
-        args.repo_id,
-        revision=args.revision,
-        private=args.private,
-        best=args.best,
-        with_checkpoint=args.with_checkpoint,
-        commit_message=args.commit_message,
-        others=args.other_runs,
-    )
-    result = push.plan()
-    if not args.dry_run:
-        check_can_push(push.repo_id)
-        result = push.push()
-    print_result(result, as_json=args.json)
-
+from u2pl_hf.commands.push import main
 
 if __name__ == "__main__":
     main()

@@ -4,6 +4,8 @@ Importing this package registers the model with AutoConfig, AutoModel, AutoModel
 AutoImageProcessor. What it saves carries its code, so that others can load it with `trust_remote_code=True`.
 """
 
+import importlib
+
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
 
 from u2pl_hf.model.configuration_u2pl import U2PLConfig
@@ -20,4 +22,13 @@ AutoImageProcessor.register(U2PLConfig, slow_image_processor_class=U2PLImageProc
 U2PLConfig.register_for_auto_class()
 U2PLForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
 
-__all__ = ["U2PLConfig", "U2PLForSemanticSegmentation", "U2PLImageProcessor", "__version__"]
+# Imported when they are asked for, since what they need takes seconds.
+_LATER = {"predict": "u2pl_hf.evaluation.inference", "train": "u2pl_hf.training.api"}
+
+__all__ = ["U2PLConfig", "U2PLForSemanticSegmentation", "U2PLImageProcessor", "__version__", *_LATER]
+
+
+def __getattr__(name: str):
+    if name in _LATER:
+        return getattr(importlib.import_module(_LATER[name]), name)
+    raise AttributeError(f"module 'u2pl_hf' has no attribute '{name}'")

@@ -94,6 +94,22 @@ def telling(message: str, *kinds: type[Exception]) -> Iterator[None]:
         raise InputError(f"{message}: {' '.join(str(error).split())[:300]}") from error
 
 
+@contextlib.contextmanager
+def refusing(kinds: type[Exception] | tuple[type[Exception], ...], what: str, hint: str = "") -> Iterator[None]:
+    """Errors of these kinds become one line: what is wrong, their reason in brackets, what to do about it.
+
+    Raises:
+        InputError: that line.
+    """
+    try:
+        yield
+    except OneLineError:
+        raise
+    except kinds as error:
+        told = str(getattr(error, "strerror", None) or error).strip() or type(error).__name__
+        raise InputError(f"{what} ({told.splitlines()[0][:160]}){hint}") from error
+
+
 def exits_on_input_error(main: Callable[..., None]) -> Callable[..., None]:
     """Make a script's `main` end with one line: exit code 2 on an InputError, 1 on a TrainingError.
 

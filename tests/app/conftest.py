@@ -1,12 +1,11 @@
 """A tiny model, and the scripts: in this process, or as a server in one of its own."""
 
 import os
-import runpy
-import sys
 
 import pytest
 
-from tests.app_server import ROOT, serving, tiny_model
+from tests.app_server import serving, tiny_model
+from tests.in_process import ROOT, run_here
 from u2pl_hf import U2PLImageProcessor
 
 
@@ -19,18 +18,12 @@ def model_dir(tmp_path_factory):
 
 
 @pytest.fixture
-def here(monkeypatch, capsys):
+def here():
     """Runs a script in this process; returns (exit code, stdout, stderr)."""
 
     def run(script: str, *arguments):
-        path = ROOT / "training_scripts" / script
-        monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
-        code = 0
-        try:
-            runpy.run_path(str(path), run_name="__main__")
-        except SystemExit as end:
-            code = end.code
-        return code, *capsys.readouterr()
+        done = run_here(script, *arguments)
+        return done.returncode, done.stdout, done.stderr
 
     return run
 

@@ -3,7 +3,6 @@
 import ast
 import importlib.metadata
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,9 +13,10 @@ from PIL import Image
 
 from tests.app_server import ROOT, serving
 from u2pl_hf.app.space import REQUIREMENTS, write_space
+from u2pl_hf.constants import default_palette
 from u2pl_hf.evaluation.inference import predict_image
 from u2pl_hf.evaluation.loading import load_model
-from u2pl_hf.evaluation.pictures import colour_mask, default_palette
+from u2pl_hf.evaluation.pictures import colour_mask
 from u2pl_hf.hub.push import push_folder
 
 pytest.importorskip("gradio")
@@ -29,24 +29,18 @@ def example(tmp_path):
     return path
 
 
-def test_pushed_space_runs_from_its_own_files(hub, model_dir, example, tmp_path):
+def test_pushed_space_runs_from_its_own_files(here, hub, model_dir, example, tmp_path):
     from gradio_client import Client, handle_file
 
     push_folder(model_dir, "user/net")
-    # In processes of their own: transformers keeps the Hub's address that it found when it was imported.
+    options = ["--repo_id", "user/try", "--private", "--examples", str(example), "--title", "Try it"]
+    code, out, err = here("push_space.py", "user/net", *options)
+    assert code == 0, err
+    # In a process of its own: transformers keeps the Hub's address that it found when it was imported.
     environment = hub.environment(tmp_path / "home") | {"OMP_NUM_THREADS": "1", "NO_ALBUMENTATIONS_UPDATE": "1"}
     environment.pop("PYTHONPATH", None)
-    options = ["--repo_id", "user/try", "--private", "--examples", str(example), "--title", "Try it"]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "training_scripts" / "push_space.py"), "user/net", *options],
-        env=environment | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
     space = hub.repos["space", "user/try"]
-    result = json.loads(done.stdout.splitlines()[-1])
+    result = json.loads(out)
     assert result == {"model": "user/net", "url": f"{hub.url}/spaces/user/try/commit/{space.branches['main']}"}
     assert space.private
     folder = tmp_path / "container"
@@ -67,7 +61,7 @@ def test_folder(here, model_dir, example, tmp_path):
     code, out, err = here("push_space.py", model_dir, "--output_dir", tmp_path / "s", "--examples", example, example)
     assert code == 0 and json.loads(out)["folder"] == str(tmp_path / "s"), err
     names = {path.name for path in (tmp_path / "s").iterdir()}
-    assert names == {"README.md", "requirements.txt", "settings.json", "app.py", "u2pl_hf", "model", "examples"}
+    assert names == {"README.md", "requirements.txt", "app.py", "u2pl_hf", "model", "examples"}
     card = RepoCard.load(tmp_path / "s" / "README.md").data
     assert (card.sdk, card.app_file, card.license) == ("gradio", "app.py", "apache-2.0")
     assert card.sdk_version == importlib.metadata.version("gradio") and card.to_dict().get("models") is None
@@ -86,7 +80,8 @@ def test_card_names_the_model(tmp_path):
     write_space(tmp_path / "s", "user/net", revision="v1")
     card = RepoCard.load(tmp_path / "s" / "README.md")
     assert card.data.models == ["user/net"] and card.data.title == "user/net"
-    assert json.loads((tmp_path / "s" / "settings.json").read_text())["revision"] == "v1"
+    assert "'user/net', '--title', 'user/net', " in (app := (tmp_path / "s" / "app.py").read_text())
+    assert "'--model_revision', 'v1'" in app and "--examples" not in app
 
 
 def imports_of(file: Path) -> set[str]:
@@ -102,7 +97,7 @@ def imports_of(file: Path) -> set[str]:
 
 
 def test_requirements_are_what_the_page_imports():
-    waiting, seen, others = ["u2pl_hf.app.page", "u2pl_hf.app.space"], set(), set()
+    waiting, seen, others = ["u2pl_hf.app.page", "u2pl_hf.commands.app"], set(), set()
     while waiting:
         parts = waiting.pop().split(".")
         for end in range(1, len(parts) + 1):  # a package's __init__ runs as well

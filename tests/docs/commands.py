@@ -2,11 +2,11 @@
 
 import ast
 import configparser
-import importlib.util
 import re
+import runpy
 import shlex
 import sys
-from argparse import ArgumentParser, _SubParsersAction
+from argparse import ArgumentParser, Namespace, _SubParsersAction
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from huggingface_hub.cli.hf import app as hub_app
 from torch.distributed.run import get_args_parser as torchrun_parser
 
+from u2pl_hf.commands import COMMANDS
 from u2pl_hf.training.recipe.command import _parser
 from u2pl_hf.training.recipe.command import parse_arguments as parse_run
 
@@ -23,14 +24,20 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Of these the comments and docstrings hold commands as well.
 FILES_WITH_COMMANDS = [
-    *sorted((ROOT / "training_scripts").rglob("*.py")), *sorted((ROOT / "u2pl_hf" / "commands").glob("*.py")),
-    *sorted((ROOT / "training_scripts").rglob("*.yaml")),
+    *sorted((ROOT / "training_scripts").rglob("*.py")), *sorted((ROOT / "training_scripts").rglob("*.yaml")),
+    *sorted((ROOT / "u2pl_hf" / "commands").glob("*.py")),
     *sorted((ROOT / "benchmarks").glob("*.py")), *sorted((ROOT / "docs").glob("*.py")),
     ROOT / "training_scripts" / "launch" / "slurm.sh",
 ]  # fmt: skip
 # What the reader puts something of their own for, and what stands for it here.
 PLACEHOLDERS = {"RECIPE": "training_scripts/recipes/demo_u2pl.yaml", "...": ""}
-PROGRAMS = r"(?:\.venv/bin/)?(?:python3?|accelerate|torchrun|sbatch|make|pip|hf|tensorboard) "
+PROGRAMS = r"(?:\.venv/bin/)?(?:python3?|accelerate|torchrun|sbatch|make|pip|hf|tensorboard|u2pl) "
+# Commands of u2pl -> the scripts that do the same.
+SCRIPTS = {
+    name: f"training_scripts/{path.name}"
+    for path in (ROOT / "training_scripts").glob("*.py")
+    for name in re.findall(r"^from u2pl_hf\.commands\.(\w+) import main", path.read_text(), re.MULTILINE)
+}
 
 
 @dataclass(frozen=True)
@@ -102,8 +109,12 @@ def script_and_arguments(command: Command) -> tuple[str, list[str]] | None:
         place = next(i for i, word in enumerate(rest) if word.endswith(".sh"))
         assert (ROOT / rest[place]).is_file(), f"{rest[place]} does not exist"
         rest = ["training_scripts/train_u2pl.py", *rest[place + 1 :]]
-    elif not re.match(r"python3?$", program) or rest[:1] == ["-m"]:
+    elif program != "u2pl" and (not re.match(r"python3?$", program) or rest[:1] == ["-m"]):
         return None
+    if program == "u2pl" or rest[:1] == ["u2pl_hf"]:  # started as a module
+        name, *rest = rest[1:] if rest[:1] == ["u2pl_hf"] else rest
+        assert name in COMMANDS, f"u2pl has no command {name}"
+        rest = [SCRIPTS.get(name, f"training_scripts/{name}.py"), *rest]
     return (rest[0], rest[1:]) if rest else None
 
 
@@ -117,6 +128,9 @@ def launched(parser: ArgumentParser, words: list[str]) -> list[str]:
 
 def check(command: Command) -> None:
     """Fail unless the programs of a command exist and take its options."""
+    if named := re.fullmatch(r"u2pl (\S+)( --help)?", command.text):
+        assert named[1] in (*COMMANDS, "--help", "--version"), f"u2pl has no command {named[1]}"
+        return
     found = script_and_arguments(command)
     if found:
         read_arguments(*found)
@@ -136,15 +150,23 @@ def read_arguments(script: str, arguments: list[str]):
     if path.name == "train_u2pl.py":
         words = [str(ROOT / word) if word.startswith("training_scripts/recipes/") else word for word in arguments]
         return parse_run(words, "")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
+    return seen_by(path, arguments)[1]
+
+
+def seen_by(path: Path, arguments: list[str] | None) -> tuple[ArgumentParser, Namespace | None]:
+    """A script's parser, and what it makes of the arguments, if there are any; the script goes no further."""
+    parse = ArgumentParser.parse_args
+
+    def stop(parser, *given):
+        raise _Seen(parser, None if arguments is None else parse(parser, *given))
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "path", [str(path.parent), *sys.path])
-        patch.setattr(sys, "argv", [str(path), *arguments])
-        spec.loader.exec_module(module)
-        # Of a wrapper it is its command's.
-        found = module if hasattr(module, "parse_arguments") else sys.modules[module.main.__module__]
-        return found.parse_arguments()
+        patch.setattr(sys, "argv", [str(path), *(arguments or [])])
+        patch.setattr(ArgumentParser, "parse_args", stop)
+        with pytest.raises(_Seen) as caught:
+            runpy.run_path(str(path), run_name="__main__")
+    return caught.value.args
 
 
 def check_make(words: list[str]) -> None:
@@ -156,7 +178,7 @@ def check_make(words: list[str]) -> None:
 
 
 def check_pip(words: list[str]) -> None:
-    if words == ["install", "--editable", "."]:
+    if words == ["install", "."]:
         return
     extras = re.fullmatch(r"u2pl_hf\[(\w+(?:,\w+)*)\]", words[-1])
     assert words[0] == "install" and extras, "pip: only extras of u2pl_hf are known here"
@@ -188,7 +210,7 @@ CHECKS = {
 
 
 class _Seen(BaseException):
-    """Carries a parser out of a script."""
+    """Carries a parser, and what it read, out of a script."""
 
 
 def known_options() -> set[str]:
@@ -197,22 +219,10 @@ def known_options() -> set[str]:
     for parser in (launch_command_parser(), torchrun_parser()):
         known |= options_of(parser)
     for path in FILES_WITH_COMMANDS:
-        if path.suffix == ".py" and "parse_args(" in path.read_text():
-            known |= options_of(parser_of(path))
+        is_script = path.suffix == ".py" and path.parent.name != "commands" and path.name != "train_u2pl.py"
+        if is_script and re.search(r"parse_args\(|u2pl_hf\.commands", path.read_text()):
+            known |= options_of(seen_by(path, None)[0])
     return known
-
-
-def parser_of(path: Path) -> ArgumentParser:
-    """The parser that a script builds."""
-
-    def seen(parser, *_):
-        raise _Seen(parser)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ArgumentParser, "parse_args", seen)
-        with pytest.raises(_Seen) as caught:
-            read_arguments(str(path.relative_to(ROOT)), [])
-    return caught.value.args[0]
 
 
 def options_of(parser: ArgumentParser) -> set[str]:

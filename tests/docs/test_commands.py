@@ -53,10 +53,10 @@ ELSEWHERE = {
     r"^sbatch": "scripts/test_launch.py::test_slurm_job_stops_on_notice_is_queued_again_and_goes_on",
     r"torchrun .*evaluate\.py": "scripts/test_evaluate_predict.py::test_evaluate_two_processes_slide_scales_flip",
     r"(evaluate|predict)\.py user/": "scripts/test_push_to_hub.py::test_a_run_is_pushed_and_read_back",
-    r"push_to_hub\.py (?!.*--dry_run)": "scripts/test_push_to_hub.py::test_a_run_is_pushed_and_read_back",
+    r"(push_to_hub\.py|u2pl push) (?!.*--dry_run)": "scripts/test_push_to_hub.py::test_a_run_is_pushed_and_read_back",
     r"--push_to_hub": "scripts/test_push_to_hub.py::test_training_pushes_at_its_end",
     r"push_space\.py": "app/test_space.py::test_pushed_space_runs_from_its_own_files",
-    r"/app\.py": "app/test_page.py::test_clients_get_pictures_and_refusals",
+    r"/app\.py|u2pl app": "app/test_page.py::test_clients_get_pictures_and_refusals",
     r"prepare_dataset\.py cityscapes": "scripts/test_prepare_dataset.py::test_cityscapes_is_prepared_but_not_pushed",
     r"run_table\.py": "scripts/test_run_table.py::test_finished_runs_are_passed_over_and_failed_ones_are_named",
     r"export_onnx\.py": "evaluation/test_onnx_export.py::test_same_logits_at_image_size_for_any_batch_and_size",
@@ -122,7 +122,7 @@ def test_options_named_in_the_text_exist():
     known = known_options()
     # Of pip, and of programs that only logs and errors name.
     unknown = {(path.name, option) for path in DOCUMENTS for option in inline_options(path) if option not in known}
-    assert not unknown - {("README.md", "--logdir"), ("training.md", "--signals")}
+    assert not unknown - {("README.md", "--logdir"), ("training.md", "--signals"), ("training.md", "--editable")}
 
 
 @pytest.fixture(scope="module")

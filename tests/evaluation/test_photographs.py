@@ -1,14 +1,16 @@
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from u2pl_hf import files
+from u2pl_hf.constants import default_palette
 from u2pl_hf.errors import InputError
-from u2pl_hf.evaluation.outputs import check_free, check_ids, save_png
-from u2pl_hf.evaluation.photographs import find_photographs, read_headers, read_photograph, same_size_batches
-from u2pl_hf.evaluation.pictures import colour_mask, default_palette, overlay
+from u2pl_hf.evaluation.inference import same_size_batches
+from u2pl_hf.evaluation.outputs import check_pictures, save_png
+from u2pl_hf.evaluation.photographs import find_photographs, read_ahead, read_headers, read_photograph
+from u2pl_hf.evaluation.pictures import colour_mask, overlay
 
 OUT = Path("nowhere")
 
@@ -89,10 +91,10 @@ def test_neighbours_of_one_size_share_a_batch(tmp_path):
     sizes = [(6, 4), (6, 4), (6, 4), (4, 6), (6, 4)]
     for number, size in enumerate(sizes):
         save(tmp_path / f"{number}.png", size, value=number)
-    batches = list(same_size_batches(found(tmp_path), 2))
+    batches = list(same_size_batches(read_ahead(found(tmp_path), 2), 2))
     assert [[photograph.name for photograph, _ in batch] for batch in batches] == [["0", "1"], ["2"], ["3"], ["4"]]
     assert all((pixels[..., 0] == int(photograph.name)).all() for batch in batches for photograph, pixels in batch)
-    assert list(same_size_batches([], 2)) == []
+    assert list(same_size_batches(read_ahead([], 2), 2)) == []
 
 
 def test_what_comes_before_a_damaged_image_is_given(tmp_path):
@@ -102,8 +104,10 @@ def test_what_comes_before_a_damaged_image_is_given(tmp_path):
     content = (tmp_path / "2.png").read_bytes()
     (tmp_path / "2.png").write_bytes(content[:2000])
     given = []
-    with pytest.raises(InputError, match=r"2\.png: damaged image"):
-        given.extend([photograph.name for photograph, _ in b] for b in same_size_batches(found(tmp_path), 3))
+    with pytest.raises(InputError, match=r"2\.png: not an image that can be read"):
+        given.extend(
+            [photograph.name for photograph, _ in b] for b in same_size_batches(read_ahead(found(tmp_path), 3), 3)
+        )
     assert given == [["0", "1"]]
 
 
@@ -114,7 +118,7 @@ def test_a_picture_is_whole_or_not_there(tmp_path, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(os, "replace", interrupted)
+    monkeypatch.setattr(files, "sync", interrupted)
     with pytest.raises(KeyboardInterrupt):
         save_png(path, np.zeros((3, 4), np.uint8), {})
     with Image.open(path) as image:
@@ -123,18 +127,19 @@ def test_a_picture_is_whole_or_not_there(tmp_path, monkeypatch):
 
 
 def test_a_folder_with_pictures_is_refused(tmp_path):
-    check_free(tmp_path / "missing", "--save_predictions", overwrite=False)
+    check_pictures(tmp_path / "missing", ["a/b", "c.d"], "--save_predictions", overwrite=False)
     save(tmp_path / "sub" / "x.png")
     with pytest.raises(InputError, match=r"--save_predictions .* already holds x\.png"):
-        check_free(tmp_path, "--save_predictions", overwrite=False)
-    check_free(tmp_path, "--save_predictions", overwrite=True)
+        check_pictures(tmp_path, ["y"], "--save_predictions", overwrite=False)
+    check_pictures(tmp_path, ["y"], "--save_predictions", overwrite=True)
+    with pytest.raises(InputError, match=r"sub/x\.png is there and was not written by this program"):
+        check_pictures(tmp_path, ["y", "sub/x"], "--save_predictions", overwrite=True)
 
 
 @pytest.mark.parametrize("sample_id", ["", "../x", "/x", "a//b", "a/./b", "a\\b", "a\0b"])
 def test_ids_that_are_no_names_are_refused(sample_id):
-    check_ids(["a/b", "c.d"], OUT)
     with pytest.raises(InputError, match="cannot name a file below"):
-        check_ids(["fine", sample_id], OUT)
+        check_pictures(OUT, ["fine", sample_id], "--save_predictions", overwrite=False)
 
 
 def test_overlay_mixes_colours_where_they_are_not_bare():

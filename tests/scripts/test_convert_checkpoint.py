@@ -2,7 +2,6 @@
 
 import json
 import os
-import runpy
 import subprocess
 import sys
 import zipfile
@@ -15,6 +14,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
+from tests.in_process import ROOT, run_here
 from tests.published import assert_outputs, load_case, narrow_state_dict
 from tests.scripts.test_train import EXPORTED
 from u2pl_hf import U2PLImageProcessor
@@ -24,7 +24,6 @@ from u2pl_hf.training.run.checkpoint import sha256_of
 from u2pl_hf.training.weights.published_checkpoints import convert_checkpoint, read_published
 from u2pl_hf.training.weights.weights_file import read_weights_file
 
-ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "training_scripts" / "convert_checkpoint.py"
 FILES = sorted(EXPORTED)
 FORMS = ["both", "teacher", "student", "bare"]
@@ -58,17 +57,12 @@ def narrow() -> dict:
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs the script in this process: many starts of Python would take long."""
+def run():
+    """Runs the script in this process: exit code, stdout, stderr."""
 
     def run_script(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
-        code = 0
-        try:
-            runpy.run_path(str(SCRIPT), run_name="__main__")
-        except SystemExit as end:
-            code = end.code
-        return code, *capsys.readouterr()
+        done = run_here("convert_checkpoint.py", *arguments)
+        return done.returncode, done.stdout, done.stderr
 
     return run_script
 

@@ -2,11 +2,9 @@
 
 import json
 import os
-import runpy
 import shutil
 import subprocess
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 
 import datasets
@@ -15,28 +13,26 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.in_process import ROOT, run_here
 from u2pl_hf import U2PLConfig, U2PLForSemanticSegmentation, U2PLImageProcessor
+from u2pl_hf.constants import default_palette
 from u2pl_hf.evaluation import MeanIoU
 from u2pl_hf.evaluation.inference import predict_image
 from u2pl_hf.evaluation.loading import load_model
 from u2pl_hf.evaluation.photographs import read_photograph
-from u2pl_hf.evaluation.pictures import default_palette, overlay, with_legend
+from u2pl_hf.evaluation.pictures import overlay, with_legend
 
-ROOT = Path(__file__).resolve().parents[2]
 NAMES = ["wall", "tree", "car", "sky"]
 
 
 @pytest.fixture
-def here(monkeypatch, capsys):
-    """Runs a script in this process: many starts of Python would take long."""
+def here():
+    """Runs a script in this process, which ends with `code`."""
 
     def run(script: str, *arguments, code: int | None = 2) -> subprocess.CompletedProcess:
-        path = ROOT / "training_scripts" / script
-        monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
-        monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-        with nullcontext() if code is None else pytest.raises(SystemExit):
-            runpy.run_path(str(path), run_name="__main__")
-        return subprocess.CompletedProcess(sys.argv, code, *capsys.readouterr())
+        done = run_here(script, *arguments)
+        assert done.returncode == (code or 0), done.stderr
+        return done
 
     return run
 
@@ -79,17 +75,6 @@ def data(tmp_path_factory):
     return folder, images, labels
 
 
-def start(script, *arguments, launcher=(sys.executable,), **environment):
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "NO_ALBUMENTATIONS_UPDATE": "1"} | environment
-    return subprocess.run(
-        [*launcher, str(ROOT / "training_scripts" / script), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=env | {"HF_HUB_OFFLINE": "1"},
-        timeout=200,
-    )
-
-
 def result_of(done):
     assert not done.returncode, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -127,7 +112,7 @@ def test_evaluate_scores_what_it_saves(model_dir, data, tmp_path, here):
     folder, images, labels = data
     arguments = [model_dir, "--dataset", folder, "--subset", "validation", "--device", "cpu", "--batch_size", 2]
     writes = ["--save_predictions", tmp_path / "masks", "--save_overlays", tmp_path / "overlays"]
-    done = start("evaluate.py", *arguments, *writes, "--output_file", tmp_path / "r.json")
+    done = here("evaluate.py", *arguments, *writes, "--output_file", tmp_path / "r.json", code=0)
     result = result_of(done)
     expected = score(tmp_path / "masks", ["one", "town/two", "town/three"], labels)
     assert result["mean_iou"] == expected["mean_iou"]
@@ -158,9 +143,11 @@ def test_evaluate_scores_what_it_saves(model_dir, data, tmp_path, here):
     assert "--overwrite" in refused(here("evaluate.py", *again))
 
 
-def two_processes(script, *arguments, **environment):
+def two_processes(script, *arguments):
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    return start(script, *arguments, launcher=launcher, CUDA_VISIBLE_DEVICES="", **environment)
+    command = [*launcher, str(ROOT / "training_scripts" / script), *map(str, arguments)]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=200)
 
 
 def test_evaluate_two_processes_slide_scales_flip(model_dir, data, tmp_path, here):
@@ -180,7 +167,7 @@ def test_evaluate_two_processes_slide_scales_flip(model_dir, data, tmp_path, her
 def test_two_processes_tell_an_error_once(model_dir, tmp_path):
     """The second image, which is the second process's, has a label that does not fit."""
     write_data(tmp_path / "wrong", len(NAMES), ["one", "two", "three"], wrong=1)
-    done = two_processes("evaluate.py", model_dir, "--dataset", tmp_path / "wrong", ACCELERATE_USE_CPU="true")
+    done = two_processes("evaluate.py", model_dir, "--dataset", tmp_path / "wrong", "--device", "cpu")
     assert done.returncode != 0 and not done.stdout
     (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
     assert "id two: the image is 48x40 and its label 48x39" in line
@@ -188,7 +175,7 @@ def test_two_processes_tell_an_error_once(model_dir, tmp_path):
 
 def test_evaluate_refuses(model_dir, data, tmp_path, here):
     folder, _, _ = data
-    assert "nowhere" in refused(start("evaluate.py", tmp_path / "nowhere", "--dataset", folder))
+    assert "nowhere" in refused(here("evaluate.py", tmp_path / "nowhere", "--dataset", folder))
     assert "nothing_here" in refused(here("evaluate.py", model_dir, "--dataset", tmp_path / "nothing_here"))
     assert "--dataset" in refused(here("evaluate.py", model_dir))
     arguments = ["evaluate.py", model_dir, "--device", "cpu", "--dataset"]
@@ -218,7 +205,7 @@ def test_other_class_names_are_warned_of_and_bf16_is_close(model_dir, tmp_path, 
     assert short["accuracy"] == pytest.approx(exact["accuracy"], abs=0.05)
 
 
-def test_predict_any_size_folders_globs_and_exif(model_dir, tmp_path):
+def test_predict_any_size_folders_globs_and_exif(model_dir, tmp_path, here):
     rng = np.random.default_rng(1)
     pixels = rng.integers(0, 256, (37, 53, 3)).astype(np.uint8)
     (tmp_path / "folder").mkdir()
@@ -230,7 +217,8 @@ def test_predict_any_size_folders_globs_and_exif(model_dir, tmp_path):
     (tmp_path / "folder" / "notes.txt").write_text("no image")
     out = tmp_path / "out"
     arguments = [model_dir, tmp_path / "*.jpg", tmp_path / "folder", "--output_dir", out, "--device", "cpu"]
-    result = result_of(start("predict.py", *arguments, "--batch_size", 2, "--max_whole_pixels", 36 * 53))
+    options = ["--batch_size", 2, "--max_whole_pixels", 36 * 53]
+    result = result_of(here("predict.py", *arguments, *options, code=0))
     files = result["files"]
     assert [Path(file["mask"]).name for file in files] == ["turned_mask.png", "colour_mask.png", "grey_mask.png"]
     assert {file["mode"] for file in files} == {"slide"}
@@ -324,7 +312,7 @@ def test_predict_ends_at_a_damaged_body_and_keeps_what_is_done(model_dir, tmp_pa
     out = tmp_path / "out"
     arguments = ["predict.py", model_dir, tmp_path / "in", "--output_dir", out, "--device", "cpu", "--batch_size", 3]
     line = refused(here(*arguments))
-    assert "2.png: damaged image" in line and "--skip_existing" in line
+    assert "2.png: not an image that can be read" in line and "--skip_existing" in line
     assert sorted(path.name for path in out.iterdir()) == ["1_mask.png", "1_overlay.png"]
     (tmp_path / "in" / "2.png").write_bytes(whole)
     again = json.loads(here(*arguments, "--skip_existing", code=None).stdout.splitlines()[-1])
@@ -334,7 +322,7 @@ def test_predict_ends_at_a_damaged_body_and_keeps_what_is_done(model_dir, tmp_pa
 def test_predict_refuses(model_dir, tmp_path, here):
     out = tmp_path / "out"
     (tmp_path / "broken.jpg").write_bytes(b"not a picture")
-    assert "broken.jpg" in refused(start("predict.py", model_dir, tmp_path / "broken.jpg", "--output_dir", out))
+    assert "broken.jpg" in refused(here("predict.py", model_dir, tmp_path / "broken.jpg", "--output_dir", out))
     assert "*.gif" in refused(here("predict.py", model_dir, tmp_path / "*.gif", "--output_dir", out))
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
@@ -367,10 +355,3 @@ def test_a_model_whose_weights_are_not_all_there_is_refused(model_dir, tmp_path)
     model.save_pretrained(tmp_path, state_dict=state)
     with pytest.raises(ValueError, match="weights are not in its file"):
         load_model(str(tmp_path), device="cpu")
-
-
-@pytest.mark.parametrize("script", ["evaluate.py", "predict.py"])
-def test_help_helps(script):
-    done = start(script, "--help")
-    assert done.returncode == 0
-    assert f"python training_scripts/{script}" in done.stdout

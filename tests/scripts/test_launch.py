@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 
+from tests.in_process import ROOT, run_here
 from tests.training.test_interrupted import SMALL
 
-ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "training_scripts" / "launch"
 CONFIGS = sorted(LAUNCH.glob("*.yaml"))
 TRAIN = str(ROOT / "training_scripts" / "train_u2pl.py")
@@ -75,8 +75,15 @@ def test_two_processes_on_the_cpu(tiny_data, tmp_path):
     env = environment(ACCELERATE_USE_CPU="true")
     done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert done.returncode == 0, done.stderr
-    hardware = json.loads(done.stdout.splitlines()[-1])["hardware"]
-    assert hardware["processes"] == 2 and hardware["device"] == "cpu"
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["hardware"]["processes"] == 2 and result["hardware"]["device"] == "cpu"
+    assert result["batch_size_unlabelled"] == 2 * SMALL["unlabelled_batch_size"]
+    # Both processes evaluated the model that was exported, and the main one wrote.
+    evaluated = json.loads(run_here("evaluate.py", tmp_path / "run", "--dataset", tiny_data).stdout)
+    assert evaluated["mean_iou"] == pytest.approx(result["last"]["mean_iou"], abs=1e-9)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3]
+    assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1
     # What both would say alike is said once, and libraries say nothing.
     assert done.stderr.count("images per step") == done.stderr.count("reading 24 labels") == 1
     assert "Warning" not in done.stderr

@@ -1,11 +1,8 @@
 """The real script, run in this process, as starting another one takes seconds."""
 
-import importlib.util
 import io
 import json
-import sys
 from collections import Counter
-from pathlib import Path
 
 import datasets
 import numpy as np
@@ -13,33 +10,19 @@ import pytest
 from scipy.io import savemat
 
 from tests.data.prepared import NOISE, grey_png, ids, palette_png, picture, write_folder, write_tar, write_zip
+from tests.in_process import ROOT, run_here
 from u2pl_hf.data.source.sources import load_source
 
-ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "training_scripts" / "prepare_dataset.py"
 
 
-def load_script():
-    spec = importlib.util.spec_from_file_location("prepare_dataset", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the script's main here: (exit code, last line of stdout, stderr)."""
-    main = load_script().main
+def run():
+    """Run the script here: (exit code, last line of stdout, stderr)."""
 
     def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["prepare_dataset.py", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as error:
-            code = error.code
-        captured = capsys.readouterr()
-        return code, captured.out.splitlines()[-1:], captured.err
+        done = run_here("prepare_dataset.py", *arguments)
+        return done.returncode, done.stdout.splitlines()[-1:], done.stderr
 
     return call
 
@@ -178,9 +161,6 @@ def test_refusals(tmp_path, refused):
 
 
 @pytest.mark.parametrize("layout", [[], ["voc"], ["cityscapes"], ["folder"]])
-def test_help_shows_an_example(run, capsys, monkeypatch, layout):
-    monkeypatch.setattr(sys, "argv", ["prepare_dataset.py", *layout, "--help"])
-    with pytest.raises(SystemExit):
-        load_script().parse_arguments()
-    text = capsys.readouterr().out
-    assert "python training_scripts/prepare_dataset.py " + " ".join(layout) in text
+def test_help_shows_an_example(layout):
+    told = run_here("prepare_dataset.py", *layout, "--help").stdout
+    assert "python training_scripts/prepare_dataset.py " + " ".join(layout) in told

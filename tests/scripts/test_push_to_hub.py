@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-import runpy
 import shlex
 import shutil
 import subprocess
@@ -13,12 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from tests.hub_server import TOKEN
-from tests.scripts.test_train import ROOT, run_script
+from tests.in_process import ROOT, run_here
 from tests.training.test_trainer import make_trainer
 
 SETTINGS = {"max_steps": 4, "eval_steps": 2, "logging_steps": 1, "picture_samples": 1, "queue_length": 50,
@@ -33,21 +31,12 @@ def run(tiny_data, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def here(monkeypatch, capsys):
+def here():
     """Runs a script in this process, which is logged in at the test Hub; gives exit code, result and stderr."""
 
     def start(script: str, *arguments) -> tuple[int, dict | None, str]:
-        path, code, stdout = ROOT / "training_scripts" / script, 0, sys.stdout
-        monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
-        AcceleratorState._reset_state(reset_partial_state=True)
-        try:
-            runpy.run_path(str(path), run_name="__main__")
-        except SystemExit as end:
-            code = end.code
-        finally:
-            sys.stdout = stdout  # train_u2pl.py keeps it for itself
-        told = capsys.readouterr()
-        return code, json.loads(told.out.splitlines()[-1]) if told.out else None, told.err
+        done = run_here(script, *arguments)
+        return done.returncode, json.loads(done.stdout.splitlines()[-1]) if done.stdout else None, done.stderr
 
     return start
 
@@ -85,9 +74,8 @@ def test_a_run_is_pushed_and_read_back(hub, run, tiny_data, tmp_path, here):
     hub.fail_next(1, 503, "/preupload/")
     hub.drop_next(1, "PUT /lfs/")
     options = ["--repo_id", "user/net", "--revision", "seed/0", "--private"]
-    done = run_script("push_to_hub.py", run, *options, **environment)
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
+    code, told, stderr = here("push_to_hub.py", run, *options)
+    assert code == 0, stderr
     repo = hub.repos["model", "user/net"]
     assert told["url"].endswith(repo.branches["seed/0"]) and repo.private and set(repo.branches) == {"main", "seed/0"}
     assert len(repo.commits) == 2 and repo.commits[repo.branches["main"]] == {}  # the empty start, and one commit

@@ -16,7 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.scripts.test_evaluate_predict import ROOT, here, two_processes  # noqa: F401 - here is a fixture
+from tests.in_process import ROOT
+from tests.scripts.test_evaluate_predict import here, two_processes  # noqa: F401 - here is a fixture
 from u2pl_hf import U2PLConfig, U2PLForSemanticSegmentation
 from u2pl_hf.data.source.class_list import read_class_list
 

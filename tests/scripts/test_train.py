@@ -14,14 +14,13 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
-import u2pl_hf  # noqa: F401 (registers the model)
+from tests.in_process import ROOT, run_here
 from u2pl_hf.errors import InputError
 from u2pl_hf.training.build import build_run
 from u2pl_hf.training.recipe.arguments import run_arguments
 from u2pl_hf.training.recipe.command import parse_arguments
 from u2pl_hf.training.run.report import summary
 
-ROOT = Path(__file__).parents[2]
 SMALL = {"base_width": 8, "head_channels": 8, "crop_size": 65, "batch_size": 2, "unlabelled_batch_size": 2}
 QUICK = {"cpu_threads": 1, "num_workers": 0, "logging_steps": 1, "picture_samples": 2}
 TINY = [str(part) for name, value in (SMALL | QUICK).items() for part in (f"--{name}", value)]
@@ -69,17 +68,17 @@ def test_run_folder_is_complete(u2pl_run):
 def test_export_is_the_teacher_exactly(u2pl_run, tiny_data):
     """evaluate.py on the export finds what training reported of the teacher."""
     output, result = u2pl_run
-    evaluated = result_of(run_script("evaluate.py", output, "--dataset", tiny_data, "--subset", "validation"))
+    evaluated = result_of(run_here("evaluate.py", output, "--dataset", tiny_data, "--subset", "validation"))
     assert evaluated["mean_iou"] == pytest.approx(result["last"]["mean_iou"], abs=1e-9)
     assert evaluated["per_class_iou"] == result["last"]["per_class_iou"]
-    best = result_of(run_script("evaluate.py", output / "best", "--dataset", tiny_data, "--subset", "validation"))
+    best = result_of(run_here("evaluate.py", output / "best", "--dataset", tiny_data, "--subset", "validation"))
     assert best["mean_iou"] == pytest.approx(result["best"]["mean_iou"], abs=1e-9)
 
 
 def test_predict_writes_mask_and_overlay(u2pl_run, tmp_path):
     output, result = u2pl_run
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (57, 83, 3), dtype=np.uint8)).save(tmp_path / "photo.jpg")
-    result_of(run_script("predict.py", output, tmp_path / "photo.jpg", "--output_dir", tmp_path / "out"))
+    result_of(run_here("predict.py", output, tmp_path / "photo.jpg", "--output_dir", tmp_path / "out"))
     mask = Image.open(tmp_path / "out" / "photo_mask.png")
     assert mask.mode == "P" and mask.size == (83, 57) and np.asarray(mask).max() < len(result["class_names"])
     assert Image.open(tmp_path / "out" / "photo_overlay.png").size == (83, 57)
@@ -94,7 +93,7 @@ def test_predict_writes_mask_and_overlay(u2pl_run, tmp_path):
 def test_finished_run_is_not_repeated(u2pl_run, tiny_data):
     output, result = u2pl_run
     before = (output / "model.safetensors").stat().st_mtime_ns
-    done = run_script("train_u2pl.py", output / "recipe.yaml", "--num_workers", "0")
+    done = run_here("train_u2pl.py", output / "recipe.yaml", "--num_workers", "0")
     assert result_of(done) == result and "finished already" in done.stderr
     # What people are told of it: scores, and commands that can be pasted.
     assert f"mean                  {100 * result['last']['mean_iou']:.2f}" in done.stderr
@@ -113,7 +112,7 @@ def test_stopped_run_goes_on_to_the_same_weights(u2pl_run, tmp_path):
     shutil.copytree(output / "checkpoints", stopped / "checkpoints")
     for name in ("recipe.yaml", "labeled.txt", "metrics.jsonl"):
         shutil.copy(output / name, stopped / name)
-    done = run_script("train_u2pl.py", output / "recipe.yaml", *TINY, "--output_dir", stopped)
+    done = run_here("train_u2pl.py", output / "recipe.yaml", *TINY, "--output_dir", stopped)
     assert result_of(done)["last"] == json.loads((output / "results.json").read_text())["last"]
     assert "resuming from" in done.stderr
     start = done.stderr[done.stderr.index("u2pl on cpu (") :]
@@ -141,21 +140,6 @@ def test_the_next_command_evaluates_as_the_run_did():
     assert told[4] == "runs/u2pl: 1,000 steps in 1.5 minutes; next:"
     options = "runs/u2pl --dataset 'my data' --subset validation --id_column name --streaming --mode slide --window 99"
     assert told[5].endswith(f"evaluate.py {options}")
-
-
-def test_two_processes(tiny_data, tmp_path):
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    options = ["--dataset", tiny_data, "--split", "1/4", "--max_steps", "4", "--warmup_steps", "1", *TINY]
-    done = run_script("train_u2pl.py", RECIPES / "demo_u2pl.yaml", *options, "--output_dir", tmp_path / "run",
-                      launcher=launcher)  # fmt: skip
-    result = result_of(done)
-    assert result["hardware"]["processes"] == 2 and result["batch_size_unlabelled"] == 4
-    evaluated = result_of(run_script("evaluate.py", tmp_path / "run", "--dataset", tiny_data, "--subset", "validation"))
-    # Both processes evaluated the model that was exported.
-    assert evaluated["mean_iou"] == pytest.approx(result["last"]["mean_iou"], abs=1e-9)
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
-    assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1  # of the main process
 
 
 @pytest.fixture(scope="session")
@@ -235,6 +219,6 @@ def test_options_that_are_refused(tmp_path, tiny_data, u2pl_run):
 def test_output_folder_of_another_run_is_left_alone(u2pl_run):
     output, _ = u2pl_run
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
-    done = run_script("train_u2pl.py", output / "recipe.yaml", "--seed", "5")
+    done = run_here("train_u2pl.py", output / "recipe.yaml", "--seed", "5")
     assert done.returncode == 2 and "another run" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before

@@ -1,33 +1,37 @@
 """The page as a Space: a folder with all that the Hub needs to run it.
 
 README.md names Gradio's version, the licence and the model; requirements.txt the versions that ran where the folder was
-made; settings.json what app.py shows. u2pl_hf/ is a copy of this package, examples/ holds images to choose from, and
-model/ the model where it is a folder and not on the Hub.
+made; app.py is `u2pl app` with its options. u2pl_hf/ is a copy of this package, examples/ holds images to choose from,
+and model/ the model where it is a folder and not on the Hub.
 """
 
 import importlib.metadata
-import json
 import shutil
 import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import SpaceCardData
 
-from u2pl_hf.app.explain import LONGEST_SIDE
-from u2pl_hf.app.facts import model_title
-from u2pl_hf.errors import InputError, exits_on_input_error
-from u2pl_hf.files import file_in, read_json
+from u2pl_hf.app.photos import LONGEST_SIDE, model_title
+from u2pl_hf.errors import refusing
+from u2pl_hf.files import file_in
 from u2pl_hf.markdown import escaped
 
-# What the page imports, directly or through this package. Gradio comes from the Hub, as README.md says.
-REQUIREMENTS = ("torch", "transformers", "huggingface-hub", "evaluate", "datasets", "albumentations",
-                "opencv-python-headless", "safetensors", "pillow", "numpy", "pyyaml", "tqdm")  # fmt: skip
+# What `u2pl app` imports, directly or through this package. Gradio comes from the Hub, as README.md says.
+REQUIREMENTS = ("torch", "transformers", "huggingface-hub", "accelerate", "evaluate", "datasets", "albumentations",
+                "opencv-python-headless", "safetensors", "pillow", "numpy", "pyarrow", "fsspec", "pyyaml",
+                "tqdm")  # fmt: skip
 # Spaces without a GPU would otherwise download gigabytes of CUDA.
 CPU_TORCH = "--extra-index-url https://download.pytorch.org/whl/cpu"
 MODEL_FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "README.md")
-APP = "from u2pl_hf.app.space import serve\n\nserve(__file__)\n"
+APP = """import os
+
+from u2pl_hf.commands.app import main
+
+os.chdir(os.path.dirname(os.path.abspath(__file__)))
+main({words!r})
+"""
 
 
 def write_space(
@@ -52,32 +56,14 @@ def write_space(
     Raises:
         InputError: a library that the Space needs is not installed here, so that its version is unknown.
     """
-    on_hub = not Path(model).is_dir()
-    title = title or model_title(model)
-    requirements = "\n".join([CPU_TORCH, *(f"{name}=={_version(name)}" for name in REQUIREMENTS)])
-    card = _card(title, model if on_hub else None)
-    settings = {"model": model if on_hub else None, "revision": revision, "title": title, "longest_side": longest_side}
-    folder.mkdir(parents=True)
-    (folder / "README.md").write_text(card, encoding="utf-8")
-    (folder / "requirements.txt").write_text(requirements + "\n")
-    (folder / "settings.json").write_text(json.dumps(settings, indent=2) + "\n")
-    (folder / "app.py").write_text(APP)
-    package = Path(__file__).parents[1]
-    shutil.copytree(package, folder / package.name, ignore=shutil.ignore_patterns("__pycache__"))
-    for number, example in enumerate(examples):
-        (folder / "examples").mkdir(exist_ok=True)
-        # The number keeps the order, and two of one name apart.
-        shutil.copyfile(example, folder / "examples" / f"{number:02d}_{example.name}")
-    if not on_hub:
-        (folder / "model").mkdir()
-        for name in MODEL_FILES:
-            if path := file_in(Path(model), name):
-                shutil.copyfile(path, folder / "model" / name)
-
-
-def _card(title: str, model: str | None) -> str:
-    """README.md: the Space's settings as YAML, and what it is."""
-    data = SpaceCardData(
+    # The number keeps the order, and two of one name apart.
+    copies = {f"examples/{number:02d}_{example.name}": example for number, example in enumerate(examples)}
+    on_hub, title = not Path(model).is_dir(), title or model_title(model)
+    words = [model if on_hub else "model", "--title", title, "--longest_side", str(longest_side)]
+    words += ["--model_revision", revision] if revision else []
+    words += ["--examples", *copies] if copies else []
+    requirements = [CPU_TORCH, *(f"{name}=={_version(name)}" for name in REQUIREMENTS)]
+    card = SpaceCardData(
         title=title,
         colorFrom="indigo",
         colorTo="yellow",
@@ -86,33 +72,24 @@ def _card(title: str, model: str | None) -> str:
         python_version=f"{sys.version_info.major}.{sys.version_info.minor}",
         app_file="app.py",
         license="apache-2.0",
-        models=[model] if model else None,
+        models=[model] if on_hub else None,
         tags=["u2pl", "semantic-segmentation"],
     )
-    shown = f"[{model}](https://huggingface.co/{model})" if model else escaped(title)
-    return f"---\n{data.to_yaml()}\n---\n\nSegments photographs with {shown}, and shows which pixels it is unsure of.\n"
+    shown = f"[{model}](https://huggingface.co/{model})" if on_hub else escaped(title)
+    about = f"Segments photographs with {shown}, and shows which pixels it is unsure of."
+    package = Path(__file__).parents[1]
+    shutil.copytree(package, folder / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "README.md").write_text(f"---\n{card.to_yaml()}\n---\n\n{about}\n", encoding="utf-8")
+    (folder / "requirements.txt").write_text("\n".join(requirements) + "\n")
+    (folder / "app.py").write_text(APP.format(words=words), encoding="utf-8")
+    if not on_hub:
+        copies |= {f"model/{name}": path for name in MODEL_FILES if (path := file_in(Path(model), name))}
+    for name, file in copies.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, folder / name)
 
 
 def _version(name: str) -> str:
     """Installed version of a library, without a build's suffix such as +cpu."""
-    try:
+    with refusing(importlib.metadata.PackageNotFoundError, "a Space needs it", ": pip install 'u2pl_hf[app]'"):
         return importlib.metadata.version(name).partition("+")[0]
-    except importlib.metadata.PackageNotFoundError as error:
-        raise InputError(f"a Space needs {name}, which is not installed here: pip install 'u2pl_hf[app]'") from error
-
-
-@exits_on_input_error
-def serve(app_file: str) -> None:
-    """What app.py of a Space does: show the page until the process ends.
-
-    Host and port are Gradio's defaults, or what GRADIO_SERVER_NAME and GRADIO_SERVER_PORT say, as on the Hub.
-    """
-    from u2pl_hf.app.page import launch_page, open_model
-
-    here = Path(app_file).resolve().parent
-    settings = read_json(here / "settings.json")
-    model = settings.pop("model") or str(here / "model")
-    examples = sorted((here / "examples").glob("*"))
-    url = launch_page(open_model(model, examples=examples, **settings))
-    print(json.dumps({"model": model, "url": url}), flush=True)
-    threading.Event().wait()

@@ -1,1 +1,48 @@
-"""What `u2pl NAME` and training_scripts/NAME.py both call."""
+"""The program `u2pl`: each command is a module here, which its script in training_scripts/ calls as well."""
+
+import difflib
+import importlib
+import sys
+
+from u2pl_hf.errors import InputError, exits_on_input_error
+from u2pl_hf.version import __version__
+
+# Commands in the order of a user's work; the modules have their names.
+COMMANDS = {
+    "prepare": "make a data set of archives, or of folders of images and masks",
+    "train": "train U2PL or another method from a recipe",
+    "evaluate": "score a model on a data set: mIoU, IoU and accuracy per class",
+    "predict": "segment photographs",
+    "app": "try a model in the browser",
+    "compare": "put finished runs side by side",
+    "push": "push a model to the Hub",
+    "space": "make a Space on the Hub where anyone can try a model",
+    "export": "write a model as an ONNX file",
+    "convert": "make a model of a checkpoint of the published code",
+    "table": "measure a table of runs",
+    "cards": "render the cards and tables of a collection of runs",
+}
+
+
+@exits_on_input_error
+def main(argv: list[str] | None = None) -> None:
+    """Run one command: its name, then its own arguments; without any, list them.
+
+    Raises:
+        SystemExit: as the command ends.
+    """
+    name, *words = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if name in ("-h", "--help"):
+        width = max(map(len, COMMANDS))
+        print("usage: u2pl COMMAND ...; u2pl COMMAND --help lists its options\n")
+        print("\n".join(f"  {command:<{width}}  {about}" for command, about in COMMANDS.items()))
+    elif name == "--version":
+        print(__version__)
+    elif name in COMMANDS:
+        # Parsers name their program after it.
+        sys.argv = [f"u2pl {name}", *words]
+        importlib.import_module(f"u2pl_hf.commands.{name}").main(words)
+    else:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"pass one of {', '.join(COMMANDS)}"
+        raise InputError(f"u2pl has no command {name}; {hint}")

@@ -15,12 +15,12 @@ from pathlib import Path
 from u2pl_hf.command_line import ScriptParser, print_result
 from u2pl_hf.errors import InputError, exits_on_input_error
 from u2pl_hf.measure.collection import add_run, write_collection
-from u2pl_hf.measure.tables import project_tables, scripts_folder
+from u2pl_hf.measure.tables import project_tables
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser, collection = ScriptParser(description=__doc__), scripts_folder().with_name("model_cards")
+    parser, collection = ScriptParser(description=__doc__), Path("model_cards")
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="output folders of finished runs to add")
     parser.add_argument("--model_cards", type=Path, default=collection, metavar="DIR", help="default: model_cards/")
     parser.add_argument("--pictures", action="store_true", help="show the runs in cards with their pictures")

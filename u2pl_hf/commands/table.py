@@ -18,7 +18,8 @@ from u2pl_hf.command_line import ScriptParser, number, print_result
 from u2pl_hf.errors import InputError, TrainingError, exits_on_input_error
 from u2pl_hf.measure.collection import add_run, write_collection
 from u2pl_hf.measure.queue import option_words, results_of, run_all
-from u2pl_hf.measure.tables import Table, TableRow, project_tables, read_table, render_table, scripts_folder
+from u2pl_hf.measure.tables import Table, TableRow, project_tables, read_table, render_table
+from u2pl_hf.resources import find_resource, resource_folder
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -51,7 +52,7 @@ def run_arguments(args: argparse.Namespace, name: str, row: TableRow, seed: int)
         raise InputError(f"table {args.table} is about a data set: pass --dataset")
     options = json.loads(text.replace("{dataset}", json.dumps(str(options.get("dataset")))[1:-1]))
     last = option_words({"seed": seed, "output_dir": args.output_dir / name})
-    return [str(scripts_folder() / "recipes" / row.recipe), *option_words(options), *args.options, *last]
+    return [str(resource_folder("recipes") / row.recipe), *option_words(options), *args.options, *last]
 
 
 def finished_runs(table: Table, arguments: dict[str, list[str]]) -> dict[str, dict]:
@@ -86,7 +87,7 @@ def check_options(args: argparse.Namespace, table: Table) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Run what is not there yet, then show the table."""
     args = parse_arguments(argv)
-    table = read_table(args.table)
+    table = read_table(find_resource(args.table, "tables"))
     check_options(args, table)
     arguments = {name: run_arguments(args, name, *run) for name, run in table.runs().items()}
     chosen = [name for name, (row, _) in table.runs().items() if not args.only or row.id in args.only]
@@ -94,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
     to_do = {name: arguments[name] for name in chosen if name not in found}
     if to_do and not args.list:
         try:
-            run_all([str(scripts_folder() / "train_u2pl.py")], to_do, args.output_dir / "logs", args.jobs)
+            run_all(["-m", "u2pl_hf", "train"], to_do, args.output_dir / "logs", args.jobs)
         except TrainingError as error:
             # What was measured is shown, and kept, all the same.
             problem = error

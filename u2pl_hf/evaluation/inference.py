@@ -1,34 +1,140 @@
-"""Prediction of images, and the one evaluation that training and evaluate.py share; `segment` lies beside it.
+"""One way to segment images, for `u2pl_hf.predict`, predict.py, evaluate.py, training and the page; and their scores.
 
 Shapes: B images of 3 x H x W, C classes.
 """
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from u2pl_hf.errors import InputError
-from u2pl_hf.evaluation.mean_iou import IGNORE_INDEX, MeanIoU
+from u2pl_hf.constants import IGNORE, default_palette
+from u2pl_hf.errors import InputError, refusing
+from u2pl_hf.evaluation.loading import load_model
+from u2pl_hf.evaluation.mean_iou import MeanIoU
+from u2pl_hf.evaluation.photographs import read_photograph
+from u2pl_hf.evaluation.pictures import overlay, with_legend
 from u2pl_hf.evaluation.segmentation import describe_protocol, segment, segment_rows, views_of
-from u2pl_hf.pixels import normalize
+from u2pl_hf.pixels import DAMAGED, upright_rgb
+from u2pl_hf.system.precision import computing
 
-__all__ = [
-    "class_names",
-    "count_pixels",
-    "describe_protocol",
-    "evaluate_model",
-    "evaluating",
-    "named_scores",
-    "predict_image",
-    "predict_images",
-    "score_image",
-    "segment",
-]
+__all__ = ["Prediction", "describe_protocol", "evaluate_model", "predict", "predict_image", "predict_images", "segment"]
+
+# 2048 x 1024. With a ResNet-50 at output stride 8 such an image takes 2.2 GB, see docs/inference.md.
+MAX_WHOLE_PIXELS = 2**21
+
+
+def class_names(model) -> list[str]:
+    """The model's classes in the order of their ids."""
+    return [model.config.id2label[c] for c in range(model.config.num_labels)]
+
+
+def class_colours(model) -> list[list[int]]:
+    """C rows of [r, g, b]: the model's own, or PASCAL VOC's."""
+    return model.config.palette or default_palette(model.config.num_labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """A photograph and what a model says of it.
+
+    Attributes:
+        image: RGB (H,W,3) uint8, upright, as it was predicted.
+        labels: the most probable class of each pixel, (H,W) uint8.
+        entropy: of each pixel's class probabilities, (H,W) float32 in nats; None where it was not asked for.
+        class_names: of the C classes, in the order of their ids.
+        palette: C rows of [r, g, b].
+        mode: how it was predicted, "whole" or "slide".
+    """
+
+    image: np.ndarray
+    labels: np.ndarray
+    entropy: np.ndarray | None
+    class_names: list[str]
+    palette: list[list[int]]
+    mode: str
+
+    @property
+    def confidence(self) -> np.ndarray:
+        """1 - entropy / log C, (H,W) float32: from 0, all classes alike, to 1, sure."""
+        return confidence_of(self.entropy, len(self.class_names))
+
+    def overlay(self, opacity: float = 0.5, *, contour: bool = True, legend: bool = False) -> Image.Image:
+        """The photograph under its classes' colours.
+
+        Args:
+            opacity: of the colours, in [0, 1].
+            contour: white lines between the classes.
+            legend: the names of the classes that occur, below the picture, which grows by it.
+        """
+        drawn = overlay(self.image, self.labels, self.palette, opacity, contour=contour)
+        if legend:
+            drawn = with_legend(drawn, self.labels, self.palette, self.class_names)
+        return Image.fromarray(drawn)
+
+
+def predict(
+    model,
+    image: str | os.PathLike | Image.Image | np.ndarray,
+    *,
+    device: str = "auto",
+    revision: str | None = None,
+    precision: str = "no",
+    **options,
+) -> Prediction:
+    """Segment one photograph of any size.
+
+    Args:
+        model: U2PLForSemanticSegmentation, which computes where it is, or the name of one: an exported folder or a Hub
+            id. Load it once for many photographs.
+        image: file, PIL image, or RGB array (H,W,3) uint8.
+        device: where a model that is loaded by name computes.
+        revision: branch, tag or commit of a model on the Hub.
+        precision: "no", or autocast to "bf16" or "fp16".
+        **options: `mode` "auto", "whole" or "slide", `max_whole_pixels`, from which size on "auto" slides, and
+            `window`, `stride`, `scales`, `flip`, `window_batch` of `evaluation.inference.segment`.
+
+    Raises:
+        InputError: no such model or image, one that cannot be used, or an option out of range.
+    """
+    if isinstance(model, str | os.PathLike):
+        model = load_model(os.fspath(model), device=device, revision=revision)
+    if isinstance(image, str | os.PathLike):
+        image = read_photograph(image)
+    elif isinstance(image, Image.Image):
+        with refusing(DAMAGED, "the image cannot be used"):
+            image = np.array(upright_rgb(image))
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise InputError(f"the image is {image.dtype} {image.shape}: pass RGB (H,W,3) uint8, a PIL image or a file")
+    with computing(precision, next(model.parameters()).device):
+        return predict_all(model, [image], **options)[0]
+
+
+def predict_all(
+    model,
+    images: Sequence[np.ndarray],
+    *,
+    mode: str = "auto",
+    max_whole_pixels: int = MAX_WHOLE_PIXELS,
+    with_entropy: bool = True,
+    **options,
+) -> list[Prediction]:
+    """Predictions of images (H,W,3) uint8 of one size, in one batch; options as for `predict`, and `progress`."""
+    if mode == "auto":
+        mode = "whole" if images[0].shape[0] * images[0].shape[1] <= max_whole_pixels else "slide"
+    device = next(model.parameters()).device
+    ids, entropy = ids_and_entropy(model, images, device, with_entropy=with_entropy, mode=mode, **options)
+    labels = ids.cpu().numpy()
+    entropy = [None] * len(images) if entropy is None else entropy.cpu().numpy()
+    about = class_names(model), class_colours(model), mode
+    return [Prediction(*each, *about) for each in zip(images, labels, entropy, strict=True)]
 
 
 def predict_image(model, image: np.ndarray, device: torch.device | str, **segment_options) -> np.ndarray:
@@ -37,63 +143,61 @@ def predict_image(model, image: np.ndarray, device: torch.device | str, **segmen
 
 
 def predict_images(
-    model,
-    images: Sequence[np.ndarray],
-    device: torch.device | str,
-    *,
-    with_confidence: bool = False,
-    progress: Callable[[int], None] | None = None,
-    **segment_options,
+    model, images: Sequence[np.ndarray], device: torch.device | str, *, with_confidence: bool = False, **options
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Class ids, and how sure the model is of them, of images of one size; see `segment_rows` for the memory.
+    """Class ids, and how sure the model is of them, of images of one size.
 
     Args:
         model: U2PLForSemanticSegmentation on `device`; train/eval modes are restored afterwards.
         images: RGB (H,W,3) uint8, all of one size.
         device: where to compute.
         with_confidence: also give the confidence 1 - entropy / log C of the class probabilities.
-        progress: called with the number of pixels done since the last call.
-        **segment_options: options of `segment`.
+        **options: of `segment`, and `progress`, called with the number of pixels done since the last call.
 
     Returns:
         Ids (B,H,W) uint8, and the confidence (B,H,W) uint8 from 0, all classes alike, to 255, sure; else None.
     """
-    with evaluating(model):
-        ids, confidence = _predict(images, model, device, segment_options, with_confidence, progress)
-    return ids.cpu().numpy(), None if confidence is None else confidence.cpu().numpy()
+    ids, entropy = ids_and_entropy(model, images, device, with_entropy=with_confidence, **options)
+    if entropy is None:
+        return ids.cpu().numpy(), None
+    return ids.cpu().numpy(), as_bytes(confidence_of(entropy.cpu().numpy(), model.config.num_labels))
 
 
-def score_image(model, image: np.ndarray, device: torch.device | str, **segment_options) -> Tensor:
-    """Class scores (C,H,W) float32, on the device, of one RGB image (H,W,3) uint8; what they are, `segment` says."""
-    pixels = torch.from_numpy(np.stack([image])).permute(0, 3, 1, 2).contiguous().to(device)
-    with evaluating(model):
-        return segment(model, normalize(pixels, None), **segment_options)[0]
-
-
-def _predict(
-    images: Sequence[np.ndarray], model, device, segment_options: dict, with_confidence: bool = False, progress=None
+def ids_and_entropy(
+    model,
+    images: Sequence[np.ndarray],
+    device: torch.device | str,
+    *,
+    with_entropy: bool = True,
+    progress: Callable[[int], object] = lambda pixels: None,
+    **segment_options,
 ) -> tuple[Tensor, Tensor | None]:
-    """Ids and confidence as for `predict_images`, on the device."""
+    """Ids (B,H,W) uint8 and entropy (B,H,W) float32 in nats, on the device; arguments as for `predict_images`."""
     # A photograph may be large: alone it is not copied, unless torch would warn that it cannot be written to.
     stacked = images[0][None] if len(images) == 1 and images[0].flags.writeable else np.stack(images)
     stacked = torch.from_numpy(stacked).permute(0, 3, 1, 2).to(device)
     ids = torch.empty((len(stacked), *stacked.shape[-2:]), dtype=torch.uint8, device=device)
-    confidence = torch.empty_like(ids) if with_confidence else None
+    entropy = torch.empty_like(ids, dtype=torch.float32) if with_entropy else None
     are_logits = len(views_of(describe_protocol(**segment_options))) == 1
-    for image, first, scores in segment_rows(model, stacked, **segment_options):
-        rows = slice(first, first + scores.shape[1])
-        ids[image, rows] = scores.argmax(dim=0)
-        if confidence is not None:
-            confidence[image, rows] = _confidence(scores.softmax(dim=0) if are_logits else scores)
-        if progress is not None:
+    with evaluating(model):
+        for image, first, scores in segment_rows(model, stacked, **segment_options):
+            rows = slice(first, first + scores.shape[1])
+            ids[image, rows] = scores.argmax(dim=0)
+            if entropy is not None:
+                probability = scores.softmax(dim=0) if are_logits else scores
+                entropy[image, rows] = torch.special.entr(probability).sum(dim=0)
             progress(scores[0].numel())
-    return ids, confidence
+    return ids, entropy
 
 
-def _confidence(probability: Tensor) -> Tensor:
-    """1 - entropy / log C of probabilities (C,H,W), as bytes (H,W); a single class is sure."""
-    entropy = torch.special.entr(probability).sum(dim=0) / math.log(max(len(probability), 2))
-    return (255 * (1 - entropy)).round().clamp(0, 255).to(torch.uint8)
+def confidence_of(entropy: np.ndarray, num_labels: int) -> np.ndarray:
+    """1 - entropy / log C, from 0, all classes alike, to 1, sure; a single class is sure."""
+    return np.clip(1 - entropy / math.log(max(num_labels, 2)), 0, 1)
+
+
+def as_bytes(share: np.ndarray) -> np.ndarray:
+    """Numbers in [0, 1] as uint8 from 0 to 255."""
+    return (255 * share).round().astype(np.uint8)
 
 
 @contextlib.contextmanager
@@ -109,17 +213,7 @@ def evaluating(model) -> Iterator[None]:
 
 
 def evaluate_model(
-    model,
-    source,
-    indices: Sequence[int],
-    *,
-    device: torch.device | str,
-    batch_size: int = 1,
-    on_sample: Callable[[str, np.ndarray, np.ndarray, np.ndarray], None] | None = None,
-    progress: bool | None = None,
-    rank: int = 0,
-    world_size: int = 1,
-    **segment_options,
+    model, source, indices: Sequence[int], *, rank: int = 0, world_size: int = 1, progress: bool = False, **options
 ) -> dict:
     """Score the model on images of a source.
 
@@ -127,16 +221,10 @@ def evaluate_model(
     processes return the same result.
 
     Args:
-        model: U2PLForSemanticSegmentation on `device`; train/eval modes are restored afterwards.
-        source: has ids, read_image(i) -> (H,W,3) uint8 and read_label(i) -> (H,W) uint8.
-        indices: rows of the source.
-        device: where to compute.
-        batch_size: neighbouring images of the same size share a forward pass, up to this many.
-        on_sample: called as on_sample(id, image, label, prediction) with uint8 arrays, on the process that has it.
-        progress: True shows a progress bar on rank 0.
         rank: which process this is.
         world_size: how many there are; above 1 torch.distributed must be initialised.
-        **segment_options: mode, window, stride, scales, flip, window_batch of `segment`.
+        progress: whether to show a progress bar on rank 0.
+        **options: of `count_pixels`, where the other arguments are explained.
 
     Returns:
         `named_scores` of all processes' counts.
@@ -144,47 +232,50 @@ def evaluate_model(
     Raises:
         InputError: a label does not fit its image or the model's classes; the message names the id.
     """
-    metric = count_pixels(
-        model,
-        source,
-        list(indices)[rank::world_size],
-        device=device,
-        batch_size=batch_size,
-        on_sample=on_sample,
-        progress=bool(progress) and rank == 0,
-        **segment_options,
-    )
+    metric = count_pixels(model, source, list(indices)[rank::world_size], progress=progress and rank == 0, **options)
     if world_size > 1:
         metric.all_reduce()
     return named_scores(metric, class_names(model))
 
 
 def count_pixels(
-    model, source, indices: Sequence[int], *, device, batch_size=1, on_sample=None, progress=False, **segment_options
+    model,
+    source,
+    indices: Sequence[int],
+    *,
+    device: torch.device | str,
+    batch_size: int = 1,
+    on_sample: Callable[[str, np.ndarray, np.ndarray, np.ndarray], None] | None = None,
+    progress: bool = False,
+    **segment_options,
 ) -> MeanIoU:
-    """The confusion matrix of this process's images; arguments as for `evaluate_model`.
+    """The confusion matrix of images.
+
+    Args:
+        model: U2PLForSemanticSegmentation on `device`; train/eval modes are restored afterwards.
+        source: has ids, read_image(i) -> (H,W,3) uint8 and read_label(i) -> (H,W) uint8.
+        indices: rows of the source.
+        device: where to compute.
+        batch_size: neighbouring images of the same size share a forward pass, up to this many.
+        on_sample: called as on_sample(id, image, label, prediction) with uint8 arrays.
+        progress: whether to show a progress bar.
+        **segment_options: mode, window, stride, scales, flip, window_batch of `segment`.
 
     Raises:
-        InputError: as there. Other processes may be told before the matrices are summed (`MeanIoU.all_reduce`).
+        InputError: as for `evaluate_model`.
     """
-    describe_protocol(**segment_options)
     num_labels = model.config.num_labels
-    metric = MeanIoU(num_labels, IGNORE_INDEX, device=device)
-    with evaluating(model), tqdm(total=len(indices), desc="evaluate", disable=not progress) as bar:
-        for batch in _same_size_batches(source, indices, num_labels, batch_size):
-            predictions, _ = _predict([image for _, image, _ in batch], model, device, segment_options)
-            labels = torch.from_numpy(np.stack([label for _, _, label in batch])).to(device)
-            metric.update(predictions, labels)
+    metric = MeanIoU(num_labels, IGNORE, device=device)
+    with tqdm(total=len(indices), desc="evaluate", disable=not progress) as bar:
+        for batch in same_size_batches(_labelled_samples(source, indices, num_labels), batch_size):
+            images = [image for _, image, _ in batch]
+            predictions, _ = ids_and_entropy(model, images, device, with_entropy=False, **segment_options)
+            metric.update(predictions, torch.from_numpy(np.stack([label for _, _, label in batch])).to(device))
             if on_sample is not None:
                 for (sample_id, image, label), ids in zip(batch, predictions.cpu().numpy(), strict=True):
                     on_sample(sample_id, image, label, ids)
             bar.update(len(batch))
     return metric
-
-
-def class_names(model) -> list[str]:
-    """The model's classes in the order of their ids."""
-    return [model.config.id2label[c] for c in range(model.config.num_labels)]
 
 
 def named_scores(metric: MeanIoU, names: Sequence[str]) -> dict:
@@ -196,27 +287,41 @@ def named_scores(metric: MeanIoU, names: Sequence[str]) -> dict:
     return result
 
 
-def _same_size_batches(source, indices: Sequence[int], num_labels: int, batch_size: int) -> Iterator[list[tuple]]:
-    """Lists of up to batch_size neighbouring (id, image, label) of one size; one batch is in memory at a time."""
+def same_size_batches(samples: Iterable[tuple], batch_size: int) -> Iterator[list[tuple]]:
+    """Up to batch_size neighbours whose images, the second item of each, have one size.
+
+    Raises:
+        InputError: what reading a sample raises; those before it have been given by then.
+    """
     batch: list[tuple] = []
-    for index in indices:
-        sample = (source.ids[index], source.read_image(index), source.read_label(index))
-        _check_sample(*sample, num_labels)
-        if batch and (len(batch) == batch_size or batch[-1][1].shape != sample[1].shape):
+    try:
+        for sample in samples:
+            if batch and batch[-1][1].shape != sample[1].shape:
+                yield batch
+                batch = []
+            batch.append(sample)
+            if len(batch) == batch_size:
+                yield batch
+                batch = []
+    except InputError:
+        if batch:
             yield batch
-            batch = []
-        batch.append(sample)
+        raise
     if batch:
         yield batch
 
 
-def _check_sample(sample_id: str, image: np.ndarray, label: np.ndarray, num_labels: int) -> None:
-    if image.shape[:2] != label.shape:
-        (h, w), (lh, lw) = image.shape[:2], label.shape
-        raise InputError(f"id {sample_id}: the image is {w}x{h} and its label {lw}x{lh} pixels: they must be equal")
-    wrong = label[(label >= num_labels) & (label != IGNORE_INDEX)]
-    if wrong.size:
-        raise InputError(
-            f"id {sample_id}: the label holds {int(wrong[0])}, the model has {num_labels} classes"
-            f" (0..{num_labels - 1}, {IGNORE_INDEX} = ignore): evaluate on the data set it was trained for"
-        )
+def _labelled_samples(source, indices: Sequence[int], num_labels: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """(id, image, label), checked, one after the other."""
+    for index in indices:
+        sample_id, image, label = source.ids[index], source.read_image(index), source.read_label(index)
+        if image.shape[:2] != label.shape:
+            (h, w), (lh, lw) = image.shape[:2], label.shape
+            raise InputError(f"id {sample_id}: the image is {w}x{h} and its label {lw}x{lh} pixels: they must be equal")
+        wrong = label[(label >= num_labels) & (label != IGNORE)]
+        if wrong.size:
+            raise InputError(
+                f"id {sample_id}: the label holds {wrong[0]}, the model has {num_labels} classes (0..{num_labels - 1}, "
+                f"{IGNORE} = ignore): evaluate on the data set it was trained for"
+            )
+        yield sample_id, image, label

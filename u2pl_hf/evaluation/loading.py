@@ -14,14 +14,14 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.utils.hub import extract_commit_hash
 
-from u2pl_hf.errors import InputError
+from u2pl_hf.constants import IGNORE
+from u2pl_hf.errors import InputError, refusing
 from u2pl_hf.files import misfit, sha256_of
 from u2pl_hf.model.configuration_u2pl import U2PLConfig
 from u2pl_hf.model.modeling_u2pl import U2PLForSemanticSegmentation
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-MAX_CLASSES = 255
 PACKAGES = ("u2pl_hf", "torch", "transformers", "datasets", "huggingface_hub", "numpy")
 
 
@@ -37,57 +37,45 @@ def load_model(name: str, *, device: str = "auto", revision: str | None = None):
         InputError: no such model, another kind of model, or weights that do not fill it, are no numbers or not those
             that the Hub announced.
     """
-    chosen = pick_device(device)
-    path = Path(name)
+    chosen, path, where = pick_device(device), Path(name), f"model {name}"
     if path.exists() and not (path / "config.json").is_file():
-        raise InputError(f"model {name}: no config.json in it; pass a folder that training exported, or a Hub id")
+        raise InputError(f"{where}: no config.json in it; pass a folder that training exported, or a Hub id")
     if not path.exists() and not HUB_ID.fullmatch(name):
-        raise InputError(f"model {name}: no such folder")
-    config = _load_config(name, revision)
-    try:
-        model, report = U2PLForSemanticSegmentation.from_pretrained(
-            name, config=config, revision=revision, output_loading_info=True
-        )
-    except Exception as error:  # safetensors, torch and pickle raise their own types for a damaged file
-        check_downloads(f"model {name}", name, revision)
-        raise InputError(f"model {name}: its weights cannot be read ({_line(error)})") from error
-    check_downloads(f"model {name}", name, revision)
-    if report["missing_keys"]:
+        raise InputError(f"{where}: no such folder")
+    options = {"config": _load_config(name, revision), "revision": revision, "output_loading_info": True}
+    # safetensors, torch and pickle raise their own types for a damaged file.
+    with refusing(Exception, f"{where}: its weights cannot be read"):
+        try:
+            model, report = U2PLForSemanticSegmentation.from_pretrained(name, **options)
+        finally:
+            check_downloads(where, name, revision)
+    if missing := report["missing_keys"]:
         # Without this, a file with other names would evaluate random weights.
-        first = min(report["missing_keys"])
-        raise InputError(f"model {name}: {len(report['missing_keys'])} weights are not in its file, such as {first}")
+        raise InputError(f"{where}: {len(missing)} weights are not in its file, such as {min(missing)}")
     if broken := first_not_finite(model.state_dict()):
-        raise InputError(f"model {name}: {broken} in its weights is not finite; pass an earlier or a restored model")
+        raise InputError(f"{where}: {broken} in its weights is not finite; pass an earlier or a restored model")
     # As in training: the same kernels, so the same numbers to the last bit.
     return model.to(chosen, memory_format=torch.channels_last).eval()
 
 
 def _load_config(name: str, revision: str | None) -> U2PLConfig:
     """The auto classes are not asked: they offer to run the code that a configuration names."""
-    try:
+    where = f"model {name}"
+    # transformers and huggingface_hub raise their own types for wrong fields.
+    with refusing(Exception, f"{where}: no such folder or Hub model, or no usable config.json"):
         content, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
-        kind = content.get("model_type")
-        classes = max(content.get("num_labels") or 0, len(content.get("id2label") or ()))
+        if (kind := content.get("model_type")) != U2PLConfig.model_type:
+            raise InputError(f"{where}: its type is {kind!r}, not 'u2pl'; pass a U2PL model")
         # Before transformers makes a name for each of them.
-        if kind == U2PLConfig.model_type and classes <= MAX_CLASSES:
-            config = U2PLConfig.from_dict(content)
-            _check_classes(config)
-    except Exception as error:  # transformers and huggingface_hub raise their own types for wrong fields
-        raise InputError(
-            f"model {name}: no such folder or Hub model, or no usable config.json ({_line(error)})"
-        ) from error
-    if kind != U2PLConfig.model_type:
-        raise InputError(f"model {name}: its type is {kind!r}, not 'u2pl'; pass a U2PL model")
-    if classes > MAX_CLASSES:
-        raise InputError(f"model {name}: it has {classes} classes, and masks are 8-bit: at most {MAX_CLASSES}")
+        classes = max(content.get("num_labels") or 0, len(content.get("id2label") or ()))
+        if classes > IGNORE:
+            raise InputError(f"{where}: it has {classes} classes, and masks are 8-bit: at most {IGNORE}")
+        config = U2PLConfig.from_dict(content)
+        if wrong := misfit([config.id2label.get(c) for c in range(config.num_labels)], list[str]):
+            raise ValueError(f"id2label.{wrong}")
+        if config.palette is not None and len(config.palette) < config.num_labels:
+            raise ValueError(f"palette has {len(config.palette)} colours for {config.num_labels} classes")
     return config
-
-
-def _check_classes(config: U2PLConfig) -> None:
-    if wrong := misfit([config.id2label.get(c) for c in range(config.num_labels)], list[str]):
-        raise ValueError(f"id2label.{wrong}")
-    if config.palette is not None and len(config.palette) < config.num_labels:
-        raise ValueError(f"palette has {len(config.palette)} colours for {config.num_labels} classes")
 
 
 def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
@@ -130,11 +118,9 @@ def pick_device(name: str = "auto") -> torch.device:
     if name == "auto":
         found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         return found or torch.device("cpu")
-    try:
+    with refusing((RuntimeError, AssertionError), f"device {name}: not available here; pass auto or cpu"):
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {name}: not available here; pass auto or cpu ({_line(error)})") from error
     return device
 
 
@@ -174,8 +160,3 @@ def library_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:  # this package itself, run from its source folder
             continue
     return versions
-
-
-def _line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:160]

@@ -15,17 +15,6 @@ from torch import Tensor
 IGNORE_INDEX = 255
 BYTE = 256  # how many values an 8-bit mask can take
 
-DESCRIPTION = "Mean intersection over union of semantic segmentation masks; stores counts, not masks."
-INPUTS = """
-Args:
-    predictions: class ids, integers in [0, 255], a list of masks (H,W) or a batch (B,H,W).
-    references: ground truth of the same shapes.
-    num_labels: number of classes C (to `compute`, or to `evaluate.load`).
-    ignore_index: ground truth with this id never counts (255).
-Returns:
-    mean_iou, per_class_iou, accuracy, mean_accuracy, per_class_accuracy as fractions or None, and absent_classes.
-"""
-
 
 class MeanIoU:
     """Accumulates a confusion matrix over batches and processes.
@@ -139,11 +128,20 @@ if "evaluate" in sys.modules:
     import evaluate
 
     class MeanIoUModule(evaluate.Metric):
-        """The same scores as a Hugging Face evaluate module.
+        """Mean intersection over union of semantic segmentation masks; stores counts, not masks.
 
-        The base class would write every mask to disk and read them all back; this one keeps a table of how often each
-        pair of 8-bit ids met, so `num_labels` and `ignore_index` may be given as late as `compute`.
+        Args:
+            predictions: class ids, integers in [0, 255], a list of masks (H,W) or a batch (B,H,W).
+            references: ground truth of the same shapes.
+            num_labels: number of classes C (to `compute`, or to `evaluate.load`).
+            ignore_index: ground truth with this id never counts (255).
+        Returns:
+            mean_iou, per_class_iou, accuracy, mean_accuracy, per_class_accuracy as fractions or None, and
+            absent_classes.
         """
+
+        # The base class would write every mask to disk and read them all back; this one keeps a table of how often each
+        # pair of 8-bit ids met, so `num_labels` and `ignore_index` may be given as late as `compute`.
 
         def __init__(self, *args, num_labels: int | None = None, ignore_index: int = IGNORE_INDEX, **kwargs):
             # The base class takes any other name as well, and does nothing with it.
@@ -158,12 +156,9 @@ if "evaluate" in sys.modules:
 
         def _info(self):
             mask = datasets.Sequence(datasets.Sequence(datasets.Value("uint8")))
-            return evaluate.MetricInfo(
-                description=DESCRIPTION,
-                citation="",
-                inputs_description=INPUTS,
-                features=datasets.Features({"predictions": mask, "references": mask}),
-            )
+            features = datasets.Features({"predictions": mask, "references": mask})
+            about, inputs = inspect.cleandoc(MeanIoUModule.__doc__).split("\n\n", 1)
+            return evaluate.MetricInfo(description=about, inputs_description=inputs, citation="", features=features)
 
         # The base class copies the next three methods without their closures: no super() inside; docstrings must stay.
         def add(self, *, prediction=None, reference=None, predictions=None, references=None):

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from u2pl_hf.constants import IMAGE_MEAN, IMAGE_STD
-from u2pl_hf.errors import InputError
-from u2pl_hf.evaluation.sliding import LOGITS_ONLY
+from u2pl_hf.errors import InputError, refusing
+from u2pl_hf.evaluation.inference import class_names
+from u2pl_hf.evaluation.segmentation import LOGITS_ONLY
 
 INPUT = "pixel_values"
 OUTPUTS = ("logits", "ids")
@@ -56,14 +57,16 @@ def export_onnx(model: nn.Module, path: Path, output: str = "logits") -> dict:
         InputError: onnx or onnxruntime is not there, the network cannot be exported, or ONNX Runtime differs.
     """
     for package in ("onnx", "onnxscript", "onnxruntime"):
-        try:
+        with refusing(ImportError, f"{package} is not installed", ": pip install 'u2pl_hf[onnx]'"):
             importlib.import_module(package)
-        except ImportError as error:
-            raise InputError(f"{package} is not installed: pip install 'u2pl_hf[onnx]'") from error
-    network = FullSize(model, output).eval()
-    batch, height, width = (torch.export.Dim(name, min=least) for name, least in
-                            (("batch", 1), ("height", 33), ("width", 33)))  # fmt: skip
-    part = path.with_name(f"{path.name}.part")
+    network, part = FullSize(model, output).eval(), path.with_name(f"{path.name}.part")
+    least = {0: ("batch", 1), 2: ("height", 33), 3: ("width", 33)}
+    facts = {
+        "class_names": class_names(model),
+        "palette": model.config.palette,
+        "image_mean": IMAGE_MEAN,
+        "image_std": IMAGE_STD,
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with _quiet():
@@ -73,65 +76,49 @@ def export_onnx(model: nn.Module, path: Path, output: str = "logits") -> dict:
                 dynamo=True,
                 input_names=[INPUT],
                 output_names=[output],
-                dynamic_shapes={INPUT: {0: batch, 2: height, 3: width}},
+                dynamic_shapes={INPUT: {axis: torch.export.Dim(name, min=n) for axis, (name, n) in least.items()}},
             )
-            program.model.metadata_props.update(_metadata(model))
+            program.model.metadata_props.update({name: json.dumps(value) for name, value in facts.items()})
             program.save(part, external_data=False)
-        found = _compare(network, part, output)
+        worst = _largest_difference(network, part, output)
         part.replace(path)
     except torch.onnx.OnnxExporterError as error:
         line = str(error.__cause__ or error).strip().splitlines()[0][:100]
         raise InputError(f"a network on {model.config.backbone} cannot be exported to ONNX: {line}") from error
     finally:
         part.unlink(missing_ok=True)
-    return found
-
-
-def _metadata(model: nn.Module) -> dict[str, str]:
-    config = model.config
-    facts = {
-        "class_names": [config.id2label[c] for c in range(config.num_labels)],
-        "palette": config.palette,
-        "image_mean": IMAGE_MEAN,
-        "image_std": IMAGE_STD,
-    }
-    return {name: json.dumps(value) for name, value in facts.items()}
+    found = {"difference": worst} if output == "logits" else {"agreement": 1 - worst}
+    return {"sizes": [list(size) for size in CHECKED_SIZES]} | found
 
 
 @torch.no_grad()
-def _compare(network: FullSize, path: Path, output: str) -> dict:
+def _largest_difference(network: FullSize, path: Path, output: str) -> float:
+    """Of logits as a share of the largest, of ids as a share of the pixels, over all checked sizes."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    generator, worst = torch.Generator().manual_seed(0), []
+    generator, found = torch.Generator().manual_seed(0), []
     for number, size in enumerate(CHECKED_SIZES, 1):
         images = torch.randn(number, 3, *size, generator=generator)
-        expected = network(images)
-        (got,) = session.run(None, {INPUT: images.numpy()})
-        got = torch.from_numpy(got)
+        expected, got = network(images), torch.from_numpy(session.run(None, {INPUT: images.numpy()})[0])
         if got.shape != expected.shape:
             raise InputError(f"ONNX Runtime gives {tuple(got.shape)} and PyTorch {tuple(expected.shape)}: not exported")
         if output == "logits":
-            worst.append(((got - expected).abs().max() / expected.abs().max()).item())
+            found.append(((got - expected).abs().max() / expected.abs().max()).item())
         else:
-            worst.append((got != expected).float().mean().item())
-    if max(worst) > TOLERANCE:
-        raise InputError(f"ONNX Runtime and PyTorch differ by {max(worst):.1e} (at most {TOLERANCE}): not exported")
-    sizes = [list(size) for size in CHECKED_SIZES]
-    return {"sizes": sizes} | ({"difference": max(worst)} if output == "logits" else {"agreement": 1 - max(worst)})
+            found.append((got != expected).float().mean().item())
+    if not all(difference <= TOLERANCE for difference in found):
+        raise InputError(f"ONNX Runtime and PyTorch differ by {max(found):.1e} (at most {TOLERANCE}): not exported")
+    return max(found)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """The exporter tells each of its steps, and what it misses of torchvision."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        try:
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
             yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+    finally:
+        logging.disable(before)

@@ -1,9 +1,7 @@
 """Predictions as files: complete or not there, each knows its model, and nobody else's files are replaced."""
 
-import contextlib
 import json
 import os
-import secrets
 import tempfile
 import warnings
 from collections.abc import Iterable, Sequence
@@ -13,41 +11,36 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from u2pl_hf.errors import InputError
+from u2pl_hf.errors import InputError, refusing
 from u2pl_hf.evaluation.pictures import colour_table
+from u2pl_hf.files import write_atomically
 from u2pl_hf.pixels import DAMAGED
 
 # The entry of a PNG file's text that says which model it comes from.
 ORIGIN = "u2pl_hf"
 
 
-def save_png(path: Path, pixels: np.ndarray, origin: dict, palette: Sequence[Sequence[int]] | None = None) -> None:
+def save_png(
+    path: Path, picture: np.ndarray | Image.Image, origin: dict, palette: Sequence[Sequence[int]] | None = None
+) -> None:
     """Write a picture; what stands at `path` is always a whole one.
 
     Args:
-        pixels: uint8 (H,W) or (H,W,3).
+        picture: uint8 (H,W) or (H,W,3), or a PIL image.
         origin: what `read_origin` gives back: `model`, its name, `digest`, its `model_digest`, and `options`.
         palette: of a mask (H,W): viewers show its ids in these colours, arrays of it are the ids.
 
     Raises:
         InputError: the disk is full, or the folder cannot be written to.
     """
-    # A name of nobody else's, and opened only if it is new: a link at it would lead to another file.
-    partial = path.with_name(f".{secrets.token_hex(8)}.partial")
-    try:
-        image, text = Image.fromarray(pixels), PngInfo()
-        if palette is not None:
-            image.putpalette(colour_table(palette).tobytes())
-        text.add_text(ORIGIN, json.dumps(origin))
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    text = PngInfo()
+    if palette is not None:
+        image.putpalette(colour_table(palette).tobytes())
+    text.add_text(ORIGIN, json.dumps(origin))
+    with refusing(OSError, f"{path} cannot be written"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "xb") as file:
-            image.save(file, format="PNG", pnginfo=text)
-        os.replace(partial, path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror or error})") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+        write_atomically(path, lambda partial: image.save(partial, format="PNG", pnginfo=text))
 
 
 def read_origin(path: Path) -> dict | None:
@@ -79,41 +72,28 @@ def check_replaceable(paths: Iterable[Path], option: str, digest: str | None = N
             raise InputError(f"{path} is of another model, {origin['model']}: pass another {option}")
 
 
+def check_pictures(folder: Path, ids: Sequence[str], option: str, *, overwrite: bool) -> None:
+    """Refuse a folder whose pictures are not to be replaced, and ids that cannot name files below it.
+
+    Raises:
+        InputError: names a picture, or the id.
+    """
+    found = next(folder.rglob("*.png"), None)
+    if found and not overwrite:
+        raise InputError(f"{option} {folder} already holds {found.name}: pass another folder, or --overwrite")
+    for sample_id in ids:
+        if {"", ".", ".."} & set(sample_id.split("/")) or "\\" in sample_id or "\0" in sample_id:
+            raise InputError(f"id {sample_id!r}: cannot name a file below {folder}; rename it in the data set")
+    check_replaceable((folder / f"{sample_id}.png" for sample_id in ids), "folder")
+
+
 def check_writable(folder: str | os.PathLike, option: str) -> None:
     """Make a folder, and refuse it where nothing can be written.
 
     Raises:
         InputError: names the option and the system's reason.
     """
-    try:
+    with refusing(OSError, f"{option} {folder} cannot be written to", "; pass another folder"):
         Path(folder).mkdir(parents=True, exist_ok=True)
         # Rights alone do not tell: the disk may be mounted to be read only.
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise InputError(
-            f"{option} {folder} cannot be written to ({error.strerror or error}); pass another folder"
-        ) from error
-
-
-def check_ids(ids: Sequence[str], folder: str | os.PathLike) -> None:
-    """Refuse ids that cannot name files below a folder; slashes make sub-folders.
-
-    Raises:
-        InputError: names the id.
-    """
-    for sample_id in ids:
-        parts = sample_id.split("/")
-        if any(part in ("", ".", "..") for part in parts) or "\\" in sample_id or "\0" in sample_id:
-            raise InputError(f"id {sample_id!r}: cannot name a file below {folder}; rename it in the data set")
-
-
-def check_free(folder: str | os.PathLike, option: str, *, overwrite: bool) -> None:
-    """Refuse a folder that holds pictures, which may be another model's.
-
-    Raises:
-        InputError: names one of them, and what to pass.
-    """
-    found = next(Path(folder).rglob("*.png"), None)
-    if found and not overwrite:
-        raise InputError(f"{option} {folder} already holds {found.name}: pass another folder, or --overwrite")
+        tempfile.TemporaryFile(dir=folder).close()

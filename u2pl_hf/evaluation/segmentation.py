@@ -8,13 +8,16 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from u2pl_hf.errors import InputError
-from u2pl_hf.evaluation.sliding import LOGITS_ONLY, resize, slide_rows
 from u2pl_hf.pixels import normalize
 
-MODES = ("whole", "slide")
+# The other heads would be half of the decoder's work.
+LOGITS_ONLY = {"output_representation": False, "output_auxiliary": False}
+# Finished rows are handed out in pieces, so that what is computed from them stays small as well.
+PIECE = 64
 
 
 def describe_protocol(
@@ -31,33 +34,28 @@ def describe_protocol(
     Raises:
         InputError: an option is out of range; the message says which.
     """
-    if mode not in MODES:
-        raise InputError(f"mode is {mode!r}: pass 'whole' or 'slide'")
-    if not scales or not all(0 < scale < math.inf for scale in scales):
-        raise InputError(f"scales are {list(scales)}: pass one or more numbers above 0")
-    if window_batch is not None and window_batch < 1:
-        raise InputError(f"window_batch is {window_batch}: pass at least 1")
+    stride = math.ceil(window * 2 / 3) if stride is None else stride
+    wrong = {
+        f"mode is {mode!r}: pass 'whole' or 'slide'": mode not in ("whole", "slide"),
+        f"scales are {list(scales)}: pass one or more numbers above 0": not scales
+        or not all(0 < scale < math.inf for scale in scales),
+        f"window_batch is {window_batch}: pass at least 1": window_batch is not None and window_batch < 1,
+        f"window {window} and stride {stride}: pass 1 <= stride <= window, or pixels are missed": mode == "slide"
+        and not 1 <= stride <= window,
+    }
+    for told, is_wrong in wrong.items():
+        if is_wrong:
+            raise InputError(told)
     protocol = {"mode": mode, "scales": [float(scale) for scale in scales], "flip": bool(flip)}
-    if mode == "slide":
-        stride = math.ceil(window * 2 / 3) if stride is None else stride
-        if window < 1 or not 1 <= stride <= window:
-            raise InputError(f"window {window} and stride {stride}: pass 1 <= stride <= window, or pixels are missed")
-        protocol |= {"window": window, "stride": stride}
-    return protocol
+    return protocol | ({"window": window, "stride": stride} if mode == "slide" else {})
 
 
-@torch.no_grad()
-def segment(
-    model,
-    pixel_values: Tensor,
-    *,
-    mode: str = "whole",
-    window: int = 769,
-    stride: int | None = None,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
-    window_batch: int | None = None,
-) -> Tensor:
+def views_of(protocol: dict) -> list[tuple[float, bool]]:
+    """(scale, mirrored) of each."""
+    return list(itertools.product(protocol["scales"], (False, True) if protocol["flip"] else (False,)))
+
+
+def segment(model, pixel_values: Tensor, **options) -> Tensor:
     """Class scores at input size; the model's train/eval mode is the caller's.
 
     Args:
@@ -65,7 +63,7 @@ def segment(
         pixel_values: (B,3,H,W), float, normalised, on the model's device.
         mode: "whole", or "slide": square windows whose last row and column are shifted inside the image; logits are
             summed and divided by how many windows saw the pixel. An image smaller than the window is not padded.
-        window: side of a window in pixels.
+        window: side of a window in pixels (769).
         stride: step of the windows; by default two thirds of the window, rounded up.
         scales: the image is resized by each factor (bilinear), predicted, and the scores are brought back.
         flip: predict the mirror image as well.
@@ -78,73 +76,109 @@ def segment(
     Raises:
         InputError: an option is out of range.
     """
-    protocol = describe_protocol(
-        mode=mode, window=window, stride=stride, scales=scales, flip=flip, window_batch=window_batch
-    )
-    if _can_slide_in_rows(protocol):
-        return _assemble(_slide_views(model, pixel_values, protocol, window_batch), pixel_values)
-    size, views = pixel_values.shape[-2:], views_of(protocol)
-
-    def logits(scale: float, mirrored: bool) -> Tensor:
-        view = resize(pixel_values, [max(1, round(n * scale)) for n in size])
-        view = view.flip(-1) if mirrored else view
-        if mode == "slide":
-            scores = _assemble(slide_rows(model, view, **_window_options(protocol, window_batch, view.device)), view)
-        else:
-            scores = resize(model(view, **LOGITS_ONLY).logits.float(), view.shape[-2:])
-        return resize(scores.flip(-1) if mirrored else scores, size)
-
-    return _average((logits(*view) for view in views), len(views))
+    return _assemble(segment_rows(model, pixel_values, **options), pixel_values)
 
 
 @torch.no_grad()
 def segment_rows(
-    model, images: Tensor, *, window_batch: int | None = None, **segment_options
+    model, images: Tensor, *, window_batch: int | None = None, **options
 ) -> Iterator[tuple[int, int, Tensor]]:
-    """What `segment` gives, to the last bit, in pieces of rows.
+    """What `segment` gives, in pieces of rows.
 
     Sliding windows at scale 1, mirrored or not, never hold the scores of a whole image: one row of windows is what
-    they need, C x window x W floats (twice with flip). Otherwise the pieces are whole images, and memory is that of
-    `segment`: with several views three times C x H x W floats.
+    they need, C x window x W floats (twice with flip). Otherwise the pieces are whole images; with several views they
+    take three times C x H x W floats.
 
     Args:
         model: as for `segment`.
-        images: (B,3,H,W) uint8 on the model's device.
+        images: (B,3,H,W) on the model's device: normalised floats, or bytes, which are normalised here.
         window_batch: as for `segment`.
-        **segment_options: the other options of `segment`.
+        **options: the other options of `segment`.
 
     Yields:
         (place in the batch, first row, scores (C,n,W) of n rows), image after image, top to bottom; valid until the
         next is asked for.
     """
-    protocol = describe_protocol(window_batch=window_batch, **segment_options)
-    if _can_slide_in_rows(protocol):
-        yield from _slide_views(model, images, protocol, window_batch)
-    else:
-        scores = segment(model, normalize(images, None), window_batch=window_batch, **segment_options)
-        yield from ((image, 0, whole) for image, whole in enumerate(scores))
+    protocol = describe_protocol(window_batch=window_batch, **options)
+    views, slides = views_of(protocol), protocol["mode"] == "slide"
+    windows = {name: protocol[name] for name in ("window", "stride") if slides}
+    windows["window_batch"] = window_batch or (1 if images.device.type == "cpu" else 4)
+    if slides and set(protocol["scales"]) == {1.0}:
+        rows = [slide_rows(model, _mirrored(images, mirrored), **windows) for _, mirrored in views]
+        for pieces in zip(*rows, strict=True):
+            upright = [_mirrored(scores, view[1]) for view, (*_, scores) in zip(views, pieces, strict=True)]
+            yield *pieces[0][:2], _average(upright, len(views))
+        return
+    pixels, size = _normalised(images), images.shape[-2:]
+
+    def logits(scale: float, mirrored: bool) -> Tensor:
+        view = _mirrored(resize(pixels, [max(1, round(n * scale)) for n in size]), mirrored)
+        if slides:
+            scores = _assemble(slide_rows(model, view, **windows), view)
+        else:
+            scores = resize(model(view, **LOGITS_ONLY).logits.float(), view.shape[-2:])
+        return resize(_mirrored(scores, mirrored), size)
+
+    whole = _average((logits(*view) for view in views), len(views))
+    yield from ((place, 0, scores) for place, scores in enumerate(whole))
 
 
-def _can_slide_in_rows(protocol: dict) -> bool:
-    return protocol["mode"] == "slide" and set(protocol["scales"]) == {1.0}
+@torch.no_grad()
+def slide_rows(
+    model, images: Tensor, *, window: int, stride: int, window_batch: int
+) -> Iterator[tuple[int, int, Tensor]]:
+    """Mean logits of all windows over each pixel, in pieces of rows as `segment_rows` gives them.
+
+    Beside the network's own memory this needs C x window x W floats.
+    """
+    batch, _, height, width = images.shape
+    tall, wide = min(window, height), min(window, width)
+    rows, columns = ([*range(0, n - side, stride), n - side] for n, side in ((height, tall), (width, wide)))
+    # One sequence for the whole batch: a pass may hold windows of two rows, or of two images.
+    corners = list(itertools.product(range(batch), rows, columns))
+    windows = _window_logits(model, images, corners, tall, wide, window_batch)
+    for image in range(batch):
+        band = None
+        for y, following in zip(rows, [*rows[1:], height], strict=True):
+            for x in columns:
+                logits = next(windows)
+                # The last channel counts the windows.
+                band = logits.new_zeros(len(logits) + 1, tall, width) if band is None else band
+                band[:-1, :, x : x + wide] += logits
+                band[-1, :, x : x + wide] += 1
+            done = following - y
+            for first in range(0, done, PIECE):
+                piece = band[:, first : min(first + PIECE, done)]
+                yield image, y + first, piece[:-1].div_(piece[-1])
+            # What later windows will add to moves up; class by class, as a copy of all would be as large again.
+            for scores in band:
+                scores[: tall - done] = scores[done:].clone()
+                scores[tall - done :] = 0
 
 
-def _slide_views(model, images: Tensor, protocol: dict, window_batch: int | None) -> Iterator[tuple[int, int, Tensor]]:
-    """Scores in rows, as `segment_rows` yields them, of sliding windows at scale 1."""
-    options = _window_options(protocol, window_batch, images.device)
-    views = [mirrored for _, mirrored in views_of(protocol)]
-    rows = [slide_rows(model, images.flip(-1) if mirrored else images, **options) for mirrored in views]
-    for pieces in zip(*rows, strict=True):
-        image, first, _ = pieces[0]
-        upright = (
-            scores.flip(-1) if mirrored else scores for mirrored, (_, _, scores) in zip(views, pieces, strict=True)
-        )
-        yield image, first, _average(upright, len(views))
+def _window_logits(
+    model, images: Tensor, corners: list[tuple[int, int, int]], tall: int, wide: int, window_batch: int
+) -> Iterator[Tensor]:
+    """Logits (C,tall,wide) of each window, in the order of the corners (place in the batch, y, x)."""
+    for first in range(0, len(corners), window_batch):
+        chunk = corners[first : first + window_batch]
+        crops = _normalised(torch.stack([images[b, :, y : y + tall, x : x + wide] for b, y, x in chunk]))
+        yield from resize(model(crops, **LOGITS_ONLY).logits.float(), (tall, wide))
 
 
-def views_of(protocol: dict) -> list[tuple[float, bool]]:
-    """(scale, mirrored) of each."""
-    return list(itertools.product(protocol["scales"], (False, True) if protocol["flip"] else (False,)))
+def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Bilinear, corners aligned; (B,C,h,w) -> (B,C,*size)."""
+    if tuple(maps.shape[-2:]) == tuple(size):
+        return maps
+    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=True)
+
+
+def _normalised(images: Tensor) -> Tensor:
+    return normalize(images, None) if images.dtype == torch.uint8 else images
+
+
+def _mirrored(maps: Tensor, mirrored: bool) -> Tensor:
+    return maps.flip(-1) if mirrored else maps
 
 
 def _average(views: Iterable[Tensor], number: int) -> Tensor:
@@ -156,11 +190,6 @@ def _average(views: Iterable[Tensor], number: int) -> Tensor:
         probability = logits.softmax(dim=-3)
         total = probability if total is None else total.add_(probability)
     return total / number
-
-
-def _window_options(protocol: dict, window_batch: int | None, device: torch.device) -> dict:
-    default = 1 if device.type == "cpu" else 4
-    return {"window": protocol["window"], "stride": protocol["stride"], "window_batch": window_batch or default}
 
 
 def _assemble(pieces: Iterable[tuple[int, int, Tensor]], images: Tensor) -> Tensor:

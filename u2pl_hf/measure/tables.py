@@ -9,6 +9,7 @@ from u2pl_hf.errors import InputError
 from u2pl_hf.files import misfit, read_yaml
 from u2pl_hf.markdown import escaped, markdown_table, one_line
 from u2pl_hf.measure.side_by_side import class_rows, rows_of, words
+from u2pl_hf.resources import resource_folder
 
 SLUG = re.compile(r"[a-z0-9_]+")
 HINT = "pass a title and rows with id, name, recipe, as in training_scripts/tables"
@@ -57,14 +58,9 @@ class Table:
         return {f"{self.name}_{r.id}_seed{s}": (r, s) for s in seeds for r in self.rows if s in r.seeds}
 
 
-def scripts_folder() -> Path:
-    """Where recipes and tables lie."""
-    return Path(__file__).resolve().parents[2] / "training_scripts"
-
-
 def project_tables() -> list[Table]:
-    """The tables of training_scripts/tables."""
-    return [read_table(path) for path in sorted((scripts_folder() / "tables").glob("*.yaml"))]
+    """The tables that come with the package."""
+    return [read_table(path) for path in sorted(resource_folder("tables").glob("*.yaml"))]
 
 
 def read_table(path: Path) -> Table:

@@ -110,13 +110,13 @@ def checkpoint_gradients(student: nn.Module) -> None:
             ) from error
 
 
-def compile_networks(networks: Iterable[nn.Module]) -> None:
+def compile_networks(networks: Iterable[nn.Module], *, dynamic: bool = False) -> None:
     """torch.compile networks in place, so that names of parameters stay, and whoever holds one calls the compiled one.
 
-    Not dynamic: a run has a few kinds of batches, each worth a graph of its own.
+    dynamic: sizes may change from image to image; in training a few kinds of batches are each worth a graph.
     """
     for network in networks:
-        network.compile(backend=COMPILER, dynamic=False)
+        network.compile(backend=COMPILER, dynamic=dynamic)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from u2pl_hf import U2PLConfig, U2PLForSemanticSegmentation
-from u2pl_hf.evaluation.pictures import default_palette
+from u2pl_hf.constants import default_palette
 from u2pl_hf.method import Step
 from u2pl_hf.method.base import ImagePools
 from u2pl_hf.system.precision import checkpoint_gradients, compile_networks, prepare_device

@@ -11,6 +11,7 @@ import yaml
 
 from u2pl_hf.command_line import text_rule
 from u2pl_hf.errors import InputError
+from u2pl_hf.resources import find_resource
 
 MOST_BYTES = 100_000
 EXAMPLE = "pass a YAML file such as training_scripts/recipes/demo_u2pl.yaml"
@@ -85,6 +86,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def _read(path: Path):
     if rule := text_rule(str(path)):
         raise InputError(f"recipe {path} {rule}")
+    path = find_resource(path, "recipes")
     if not path.is_file():
         raise InputError(f"recipe {path} {'is no file' if path.exists() else 'does not exist'}; {EXAMPLE}")
     try:

@@ -32,6 +32,7 @@ from u2pl_hf.training.run.tracking import Clock
 if TYPE_CHECKING:
     from u2pl_hf.training.build import Run
 
+SCRIPT = "train_u2pl.py"
 # Of pixels that pictures show as unreliable, where the method has no such share.
 UNRELIABLE_SHARE = 0.2
 
@@ -95,7 +96,7 @@ def _next_commands(args: RunArguments) -> list[str]:
 def _started_like_this(command: str) -> list[str]:
     """How another command is started where this one was `python training_scripts/train_u2pl.py`, or `u2pl train`."""
     script = Path(sys.argv[0])
-    return ["python", str(script.with_name(f"{command}.py"))] if script.suffix == ".py" else ["u2pl", command]
+    return ["python", str(script.with_name(f"{command}.py"))] if script.name == SCRIPT else ["u2pl", command]
 
 
 def gather_results(run: "Run", clock: Clock, best: dict, last: dict | None) -> dict:
@@ -153,10 +154,9 @@ def gather_results(run: "Run", clock: Clock, best: dict, last: dict | None) -> d
 
 def _command() -> str | None:
     """What started this run; None where that was Python, as in a notebook."""
-    name = Path(sys.argv[0]).name
-    if name == "train_u2pl.py":
-        return shlex.join(["accelerate", "launch", "training_scripts/train_u2pl.py", *sys.argv[1:]])
-    return shlex.join(["u2pl", *sys.argv[1:]]) if sys.argv[1:2] == ["train"] else None
+    started = {SCRIPT: ["accelerate", "launch", f"training_scripts/{SCRIPT}"], "u2pl train": ["u2pl", "train"]}
+    words = started.get(Path(sys.argv[0]).name)
+    return shlex.join([*words, *sys.argv[1:]]) if words else None
 
 
 def _changed_settings(settings: MethodSettings) -> dict | None:

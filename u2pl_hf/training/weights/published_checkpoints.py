@@ -9,10 +9,10 @@ from pathlib import Path
 from safetensors import SafetensorError
 from torch import Tensor
 
+from u2pl_hf.constants import default_palette
 from u2pl_hf.data.prepare.layouts import cityscapes, voc
 from u2pl_hf.data.source.class_list import ClassList, read_class_list
 from u2pl_hf.errors import InputError
-from u2pl_hf.evaluation.pictures import default_palette
 from u2pl_hf.files import sha256_of
 from u2pl_hf.model.convert import load_published
 from u2pl_hf.model.modeling_u2pl import U2PLForSemanticSegmentation

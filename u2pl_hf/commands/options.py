@@ -1,0 +1,67 @@
+"""Options that several commands share."""
+
+import argparse
+
+import torch
+
+from u2pl_hf.app.photos import LONGEST_SIDE
+from u2pl_hf.command_line import number
+from u2pl_hf.evaluation.inference import MAX_WHOLE_PIXELS
+from u2pl_hf.evaluation.loading import pick_device
+from u2pl_hf.system.precision import PRECISIONS, check_compiler, check_number_type
+
+SEGMENT = ("mode", "window", "stride", "scales", "flip", "window_batch")
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Which model, for `load_model`."""
+    parser.add_argument("model", help="folder that training exported, or a Hub id")
+    parser.add_argument("--model_revision", help="branch, tag or commit of a model on the Hub")
+
+
+def add_page(parser: argparse.ArgumentParser) -> None:
+    """What the page shows."""
+    parser.add_argument("--examples", nargs="+", default=[], metavar="IMAGE", help="image files, or folders of them")
+    parser.add_argument("--title", help="of the page (default: the model's name)")
+    side, told = number(int, at_least=1), f"shrink larger images to it (default: {LONGEST_SIDE})"
+    parser.add_argument("--longest_side", type=side, default=LONGEST_SIDE, help=told)
+
+
+def add_segmentation(parser: argparse.ArgumentParser, *, auto: bool = False) -> None:
+    """How to predict, and how to compute; `auto` adds the mode that looks at the size."""
+    modes, default = (("auto", "whole", "slide"), "auto") if auto else (("whole", "slide"), "whole")
+    positive = number(int, at_least=1)
+    parser.add_argument("--mode", choices=modes, default=default, help=f"whole image or sliding window ({default})")
+    if auto:
+        told = f"--mode auto slides over images with more pixels ({MAX_WHOLE_PIXELS}, that is 2048x1024)"
+        limit = number(int, at_most=2**40)
+        parser.add_argument("--max_whole_pixels", type=limit, default=MAX_WHOLE_PIXELS, help=told)
+    parser.add_argument("--window", type=positive, default=769, help="side of the sliding window (769)")
+    parser.add_argument("--stride", type=positive, help="step of the window (two thirds of the window)")
+    scale = number(float, above=0, at_most=16)
+    parser.add_argument("--scales", type=scale, nargs="+", default=[1.0], help="average over these scales (1)")
+    parser.add_argument("--flip", action="store_true", help="average with the mirror image")
+    parser.add_argument("--window_batch", type=positive, help="windows per forward pass (1 on the CPU, 4 elsewhere)")
+    told = "neighbouring images of equal size share a pass (1)"
+    parser.add_argument("--batch_size", type=positive, default=1, help=told)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (auto)")
+    parser.add_argument("--precision", choices=tuple(PRECISIONS), default="no", help="autocast to a shorter type (no)")
+    parser.add_argument("--compile", action="store_true", help="torch.compile: minutes once, faster afterwards")
+
+
+def segmentation_options(args: argparse.Namespace) -> dict:
+    """The keyword arguments for `segment` among the parsed arguments."""
+    return {name: getattr(args, name) for name in SEGMENT}
+
+
+def device_to_use(args: argparse.Namespace) -> torch.device:
+    """The device that was asked for.
+
+    Raises:
+        InputError: it is not there, or cannot do what else was asked for.
+    """
+    device = pick_device(args.device)
+    check_number_type(args.precision, device, "--precision")
+    if args.compile:
+        check_compiler(device, "install it or leave out --compile")
+    return device

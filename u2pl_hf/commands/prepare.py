@@ -1,0 +1,131 @@
+"""Turn downloaded archives or folders of images and masks into a data set to train on.
+
+    python training_scripts/prepare_dataset.py voc --archive VOCtrainval_11-May-2012.tar benchmark.tgz --output_dir voc
+    python training_scripts/prepare_dataset.py cityscapes --root cityscapes_downloads --output_dir cityscapes
+    python training_scripts/prepare_dataset.py folder --root my_images --classes classes.txt --output_dir my_data
+
+The result is a folder of parquet files that `datasets.load_dataset` reads, with columns id, image (the original file)
+and label (8-bit class ids, 255 = ignore), and a card. Every image and mask is checked; what cannot be used is listed.
+The folder appears when it is complete; after an interruption, the same command goes on. The last line of stdout,
+where that is no terminal, is one JSON object with the counts. `prepare_dataset.py voc --help` tells more, likewise for
+cityscapes and folder.
+"""
+
+import argparse
+import inspect
+import time
+from pathlib import Path
+
+from u2pl_hf.command_line import ScriptParser, number, print_result
+from u2pl_hf.data.prepare.archives import Member, list_members
+from u2pl_hf.data.prepare.dataset import check_output, prepare
+from u2pl_hf.data.prepare.layouts import Layout
+from u2pl_hf.data.prepare.layouts.cityscapes import cityscapes_layout
+from u2pl_hf.data.prepare.layouts.folder import DEFAULT_VALIDATION, folder_layout
+from u2pl_hf.data.prepare.layouts.voc import voc_layout
+from u2pl_hf.data.source.class_list import read_class_list
+from u2pl_hf.errors import InputError, exits_on_input_error
+from u2pl_hf.hub.push import check_can_push, push_folder
+from u2pl_hf.system.processes import cpu_cores
+
+
+def voc(members: list[Member], args: argparse.Namespace) -> Layout:
+    """PASCAL VOC 2012, 21 classes, with augmented labels where they are given.
+
+        python training_scripts/prepare_dataset.py voc --archive VOCtrainval_11-May-2012.tar benchmark.tgz \\
+            --output_dir voc
+
+    Archives may be VOCtrainval_11-May-2012.tar, SegmentationClassAug.zip and SBD's benchmark.tgz (needs scipy), known
+    by what is in them. Validation is val.txt; with augmented labels, every other image with a label is for training.
+    """
+    return voc_layout(members)
+
+
+def cityscapes(members: list[Member], args: argparse.Namespace) -> Layout:
+    """Cityscapes with fine labels, mapped to the 19 classes of the benchmark.
+
+        python training_scripts/prepare_dataset.py cityscapes \\
+            --archive leftImg8bit_trainvaltest.zip gtFine_trainvaltest.zip --output_dir cityscapes
+
+    The licence forbids to pass the images on, so --push needs --force_push.
+    """
+    return cityscapes_layout(members)
+
+
+def folder(members: list[Member], args: argparse.Namespace) -> Layout:
+    """Your own images: images/ and masks/ of the same names, and unlabelled/ if you have more images.
+
+        python training_scripts/prepare_dataset.py folder --root my_images --classes classes.txt --output_dir my_data
+
+    Folders nest as you like. Those called train and val (also Training, valid, val2017; test is left out), below
+    images/ or above it, are the subsets; where none is for validation, its images are drawn. masks/ may be called
+    labels/ or annotations/. Without --classes, masks must hold 0, 1 ... and 255 for pixels to ignore. A class list has
+    one class per line: NAME, NAME,R,G,B for masks painted in colours or NAME,VALUE for other values than 0, 1 ...; a
+    class may have several lines, and one named ignore or void is left out. It may be JSON as well: a list of names, or
+    {"NAME": [R, G, B]}. 255 is ignored unless the list names it. Masks may be of 1, 8 or 16 bits or have a palette, but
+    not be JPEG.
+    """
+    classes = read_class_list(args.classes) if args.classes else None
+    options = {"validation": args.validation, "seed": args.seed, "workers": args.workers}
+    return folder_layout(members, classes=classes, **options)
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """The command line; the layout's function is `find`."""
+    parser = ScriptParser(description=__doc__)
+    layouts = parser.add_subparsers(dest="layout", required=True, metavar="{voc,cityscapes,folder}")
+    for find in (voc, cityscapes, folder):
+        text = inspect.getdoc(find)
+        layout = layouts.add_parser(find.__name__, description=text, help=text.splitlines()[0])
+        layout.set_defaults(find=find)
+        add_layout_arguments(layout)
+    told = "class list (default: class_0, class_1 ...)"
+    layout.add_argument("--classes", type=Path, metavar="FILE", help=told)
+    told = (
+        "labelled images to validate on, where no folder is called val: a share, a count, a file of ids, or 0 for none"
+    )
+    layout.add_argument("--validation", default=DEFAULT_VALIDATION, metavar="SHARE|COUNT|FILE",
+                        help=f"{told} (default: %(default)s)")  # fmt: skip
+    seed = number(int, at_most=2**63 - 1)
+    layout.add_argument("--seed", type=seed, default=0, help="of the draw of validation images (default: 0)")
+    return parser.parse_args(argv)
+
+
+def add_layout_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of every layout."""
+    parser.add_argument("--archive", type=Path, nargs="+", default=[], metavar="FILE", help="tar, tar.gz or zip files")
+    parser.add_argument("--root", type=Path, metavar="DIR", help="unpacked folder; may be given along with --archive")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder to write; must not exist or be empty")
+    workers, told = number(int, at_least=1, at_most=1024), "threads (default: one per core, here %(default)s)"
+    parser.add_argument("--workers", type=workers, default=cpu_cores(), help=told)
+    parser.add_argument("--skip_bad", action="store_true", help="leave out what cannot be used instead of stopping")
+    shards = number(int, at_least=1, at_most=100_000)
+    parser.add_argument("--shards", type=shards, help="files per subset (default: by the size)")
+    parser.add_argument("--push", metavar="USER/NAME", help="upload the result to the Hub")
+    parser.add_argument("--private", action="store_true", help="make the pushed data set private")
+    parser.add_argument("--force_push", action="store_true", help="push although the licence of the data forbids it")
+
+
+@exits_on_input_error
+def main(argv: list[str] | None = None) -> None:
+    """Find, check, write and, if asked to, push."""
+    args, start = parse_arguments(argv), time.perf_counter()
+    if not args.archive and args.root is None:
+        raise InputError("nothing to prepare: pass --archive FILE ... or --root DIR")
+    if args.root is not None and not args.root.is_dir():
+        raise InputError(f"--root {args.root} is not a folder; archives are passed as --archive FILE ...")
+    if args.push and args.layout == "cityscapes" and not args.force_push:
+        raise InputError(
+            "the licence of Cityscapes forbids redistribution, so it is not pushed; --force_push if you may, for "
+            "example to a private repository of your own"
+        )
+    check_output(args.output_dir)
+    if args.push:
+        check_can_push(args.push, "dataset")
+    containers = ([args.root] if args.root else []) + list(dict.fromkeys(args.archive))
+    layout = args.find([member for container in containers for member in list_members(container)], args)
+    result = prepare(layout, args.output_dir, workers=args.workers, shards=args.shards, skip_bad=args.skip_bad)
+    result |= {"output_dir": str(args.output_dir), "seconds": round(time.perf_counter() - start, 2)}
+    if args.push:
+        result["pushed"] = push_folder(args.output_dir, args.push, repo_type="dataset", private=args.private)
+    print_result(result, as_json=args.json)
