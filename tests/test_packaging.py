@@ -14,7 +14,6 @@ from tests.in_process import ROOT
 from u2pl_hf import commands
 from u2pl_hf.errors import InputError
 from u2pl_hf.resources import find_resource, resource_folder
-from u2pl_hf.training.recipe.arguments import RunArguments
 from u2pl_hf.training.recipe.recipe_file import read_recipe
 
 BUILD = "from setuptools import build_meta; build_meta.build_wheel('.')"
@@ -45,19 +44,19 @@ def test_a_wheel_holds_recipes_tables_and_the_program(tmp_path):
 
 def test_recipes_are_found_by_name_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    by_name = read_recipe(Path("own_data_u2pl"), RunArguments)
-    assert by_name == read_recipe(resource_folder("recipes") / "own_data_u2pl.yaml", RunArguments) and by_name
+    by_name = read_recipe(Path("own_data_u2pl"))
+    assert by_name == read_recipe(resource_folder("recipes") / "own_data_u2pl.yaml") and by_name
     for path in resource_folder("tables").glob("*.yaml"):
         assert find_resource(Path(path.stem), "tables") == path
     # A folder of that name, such as a run's, is none; a file is.
     (tmp_path / "demo_suponly").mkdir()
-    assert read_recipe(Path("demo_suponly"), RunArguments)["method"] == "suponly"
+    assert read_recipe(Path("demo_suponly"))["method"] == "suponly"
     (tmp_path / "demo_u2pl").write_text("method: suponly\n")
-    assert read_recipe(Path("demo_u2pl"), RunArguments) == {"method": "suponly"}
+    assert read_recipe(Path("demo_u2pl")) == {"method": "suponly"}
     with pytest.raises(InputError, match="own_data_u2p is neither a file nor one of the recipes, such as own"):
-        read_recipe(Path("own_data_u2p"), RunArguments)
+        read_recipe(Path("own_data_u2p"))
     with pytest.raises(InputError, match=r"own_data_u2pl.yaml does not exist"):
-        read_recipe(Path("own_data_u2pl.yaml"), RunArguments)
+        read_recipe(Path("own_data_u2pl.yaml"))
 
 
 def test_the_program_lists_its_commands_and_runs_them(capsys):
