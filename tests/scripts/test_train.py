@@ -127,7 +127,10 @@ def test_stopped_run_goes_on_to_the_same_weights(u2pl_run, tmp_path):
         assert first == second
 
 
-def test_the_next_command_evaluates_as_the_run_did():
+@pytest.mark.parametrize(("started", "program"), [
+    ("scripts/train_u2pl.py", "python scripts/evaluate.py"), ("u2pl train", "u2pl evaluate")])  # fmt: skip
+def test_the_next_command_evaluates_as_the_run_did(started, program, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [started])
     args = run_arguments(dataset="my data", id_column="name", eval_mode="slide", eval_window=99, streaming=True)
     scores = {"mean_iou": 0.5, "per_class_iou": {"sky": None, "road": 0.5}, "step": 7}
     told = summary(args, {"last": scores, "best": scores, "seconds": 90.0}).splitlines()
@@ -139,7 +142,7 @@ def test_the_next_command_evaluates_as_the_run_did():
     ]
     assert told[4] == "runs/u2pl: 1,000 steps in 1.5 minutes; next:"
     options = "runs/u2pl --dataset 'my data' --subset validation --id_column name --streaming --mode slide --window 99"
-    assert told[5].endswith(f"evaluate.py {options}")
+    assert told[5] == f"  {program} {options}"
 
 
 @pytest.fixture(scope="session")
