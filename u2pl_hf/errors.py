@@ -1,12 +1,13 @@
 """Errors that a user can mend, told in one line."""
 
+import contextlib
 import functools
 import logging
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from transformers.utils import logging as transformers_logging
 
@@ -66,6 +67,22 @@ class Stopped(BaseException):
         name = signal.Signals(number).name
         super().__init__(f"stopped by {name} after step {step}; the same command goes on from there")
         self.number, self.step = number, step
+
+
+@contextlib.contextmanager
+def refusing(kinds: type[Exception] | tuple[type[Exception], ...], what: str, hint: str = "") -> Iterator[None]:
+    """Errors of these kinds become one line: what is wrong, their reason in brackets, what to do about it.
+
+    Raises:
+        InputError: that line.
+    """
+    try:
+        yield
+    except OneLineError:
+        raise
+    except kinds as error:
+        told = str(getattr(error, "strerror", None) or error).strip() or type(error).__name__
+        raise InputError(f"{what} ({told.splitlines()[0][:160]}){hint}") from error
 
 
 def exits_on_input_error(main: Callable[..., None]) -> Callable[..., None]:

@@ -19,7 +19,7 @@ from u2pl_hf.hub.exported import TableResults, exported_files, finished_results
 from u2pl_hf.measure.card_collection import add_run
 from u2pl_hf.measure.tables import Row, Table, read_table, render_table
 from u2pl_hf.training.recipe.arguments import RunArguments
-from u2pl_hf.training.run.checkpoint import RunState, damage, read_state
+from u2pl_hf.training.run.checkpoint import damage, read_state
 from u2pl_hf.training.run.folder import RunFolder
 
 RUN = RESULTS | {"hardware": {"name": "X", "processes": 1, "threads": 2}, "pictures": None,
@@ -106,7 +106,7 @@ def recipe(folder: Path, content: bytes) -> list:
 
 def state(folder: Path, content: bytes) -> list:
     (folder / "state.json").write_bytes(content)
-    return [lambda: read_state(folder, RunState)]
+    return [lambda: read_state(folder)]
 
 
 def manifest(folder: Path, content: bytes) -> list:

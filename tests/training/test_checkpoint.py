@@ -14,7 +14,7 @@ from u2pl_hf.training.recipe.arguments import run_arguments
 from u2pl_hf.training.run import checkpoint
 from u2pl_hf.training.run import folder as run_folder
 from u2pl_hf.training.run.checkpoint import damage, load_checkpoint, save_checkpoint, write_atomically
-from u2pl_hf.training.run.failures import failures_in_one_line
+from u2pl_hf.training.run.endings import failures_in_one_line
 from u2pl_hf.training.run.folder import RunFolder
 
 
@@ -31,7 +31,8 @@ def train_one_step(student, method, optimizer):
 
 
 def save(folder: RunFolder, step: int, parts, processes: int = 1, keep: int = 2, **data):
-    state = {"step": step, "recipe": folder.args.recipe(), "processes": processes, "data": data}
+    state = {"step": step, "recipe": folder.args.recipe(), "processes": processes, "data": data, "best": None,
+             "evaluation_is_due": False, "scaler": None, "skipped": [], "seconds": 1.0, "seconds_of": {}}  # fmt: skip
     save_checkpoint(folder.checkpoint_path(step), *parts, state, keep=keep)
 
 

@@ -19,7 +19,7 @@ from tests.training.distributed import environment, free_port
 from tests.training.test_trainer import make_trainer
 from u2pl_hf.data.source.sources import Source
 from u2pl_hf.errors import InputError, Stopped, TrainingError
-from u2pl_hf.training.run import stopping
+from u2pl_hf.training.run import endings
 from u2pl_hf.training.run.checkpoint import damage
 
 ROOT = Path(__file__).parents[2]
@@ -172,7 +172,7 @@ def test_signal_during_evaluation_stops_at_once_and_loses_nothing(tiny_data, tmp
 
 @pytest.mark.parametrize(("seconds", "expected"), [(3.0, Stopped), (0.0, KeyboardInterrupt)])
 def test_launchers_repeat_a_signal_but_a_later_one_is_meant(tiny_data, tmp_path, monkeypatch, seconds, expected):
-    monkeypatch.setattr(stopping, "REPEAT_SECONDS", seconds)
+    monkeypatch.setattr(endings, "REPEAT_SECONDS", seconds)
     trainer = make_trainer(tiny_data, tmp_path / "run")
     finish = trainer.run.method.finish
 

@@ -22,8 +22,7 @@ from tests.scripts.test_train import RECIPES, TINY, run_script
 from tests.training.test_trainer import make_trainer
 from u2pl_hf.errors import InputError
 from u2pl_hf.training.recipe.arguments import run_arguments
-from u2pl_hf.training.run.trackers import _init_kwargs
-from u2pl_hf.training.run.tracking import curves, process_means
+from u2pl_hf.training.run.tracking import Progress, _init_kwargs, curves, process_means
 
 
 def read_events(run) -> EventAccumulator:
@@ -218,7 +217,7 @@ def test_trackers_end_with_a_run_that_fails(tiny_data, tmp_path, registered):
 
 
 def test_a_tracker_that_cannot_start_is_told_in_one_line(tiny_data, tmp_path, registered):
-    with pytest.raises(InputError, match="--trackers no_login: log in first; mend it or pass --trackers none"):
+    with pytest.raises(InputError, match=r"--trackers no_login \(log in first\); mend it or pass --trackers none"):
         make_trainer(tiny_data, tmp_path / "run", trackers=["no_login"]).train()
 
 
@@ -290,7 +289,7 @@ def test_images_per_second_are_those_of_training(tiny_data, tmp_path, monkeypatc
     trainer.run.folder.mkdir()
     now = [0.0]
     monkeypatch.setattr("u2pl_hf.training.run.tracking.time.perf_counter", lambda: now[0])
-    with trainer._progress(0) as tracker:
+    with Progress(trainer.run, 0) as tracker:
         for step, images, seconds in ((1, 6, 1.0), (2, 6, 1.0), (3, 10, 2.0), (4, 10, 2.0)):
             now[0] += seconds
             tracker.step(step, {"loss": torch.tensor(1.0)}, 0.1, images)

@@ -15,7 +15,7 @@ import json
 import logging
 import re
 from pathlib import Path
-from typing import Required, TypedDict
+from typing import NotRequired, TypedDict
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -31,10 +31,10 @@ MANIFEST = "manifest.json"
 NAME = re.compile(r"step-(\d+)")
 
 
-class State(TypedDict, total=False):
+class State(TypedDict):
     """state.json of a checkpoint."""
 
-    step: Required[int]
+    step: int
     evaluation_is_due: bool
     recipe: dict
     data: dict
@@ -45,25 +45,11 @@ class State(TypedDict, total=False):
     seconds: float
     seconds_of: dict[str, float]
     # Checkpoints of earlier versions do not tell.
-    initialised_with: dict[str, str | None] | None
-
-
-class RunState(State):
-    """With all that a run needs to go on."""
-
-    evaluation_is_due: Required[bool]
-    recipe: Required[dict]
-    data: Required[dict]
-    processes: Required[int]
-    scaler: Required[dict | None]
-    best: Required[Evaluation | None]
-    skipped: Required[list[str]]
-    seconds: Required[float]
-    seconds_of: Required[dict[str, float]]
+    initialised_with: NotRequired[dict[str, str | None] | None]
 
 
 def save_checkpoint(
-    folder: Path, student: nn.Module, method: nn.Module, optimizer: torch.optim.Optimizer, state: dict, keep: int
+    folder: Path, student: nn.Module, method: nn.Module, optimizer: torch.optim.Optimizer, state: State, keep: int
 ) -> None:
     """Write the checkpoint folder, then remove earlier ones beside it, so that `keep` remain with this one."""
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +68,7 @@ def save_checkpoint(
         remove(path)
 
 
-def load_checkpoint(folder: Path, student: nn.Module, method: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
+def load_checkpoint(folder: Path, student: nn.Module, method: nn.Module, optimizer: torch.optim.Optimizer) -> State:
     """Load a checkpoint into the given objects; returns its state.json."""
     student.load_state_dict(load_file(folder / "student.safetensors"))
     method.load_state_dict(load_file(folder / "method.safetensors"))
@@ -90,13 +76,13 @@ def load_checkpoint(folder: Path, student: nn.Module, method: nn.Module, optimiz
     return read_state(folder)
 
 
-def read_state(folder: Path, kind: type[State] = State) -> State:
+def read_state(folder: Path) -> State:
     """state.json of a checkpoint.
 
     Raises:
         InputError: it is not what a run wrote.
     """
-    return read_json(folder / "state.json", kind, strict=False)
+    return read_json(folder / "state.json", State, strict=False)
 
 
 def first_step(folder: Path | None) -> int:
@@ -120,10 +106,6 @@ def in_order(folder: Path) -> list[Path]:
     return sorted((path for path in folder.glob("step-*") if NAME.fullmatch(path.name)), key=_step)
 
 
-def _step(folder: Path) -> int:
-    return int(NAME.fullmatch(folder.name)[1])
-
-
 def newest_complete(folder: Path) -> Path | None:
     """The newest undamaged checkpoint below `folder`; damaged ones are told of and passed over."""
     for checkpoint in reversed(in_order(folder)):
@@ -132,6 +114,10 @@ def newest_complete(folder: Path) -> Path | None:
             return checkpoint
         logger.warning("passing over the damaged checkpoint %s: %s", checkpoint, wrong)
     return None
+
+
+def _step(folder: Path) -> int:
+    return int(NAME.fullmatch(folder.name)[1])
 
 
 def _describe(folder: Path) -> dict[str, dict]:

@@ -15,13 +15,13 @@ from typing import IO
 import yaml
 from PIL import Image
 
-from u2pl_hf.errors import InputError
+from u2pl_hf.errors import InputError, refuse
 from u2pl_hf.evaluation.curves import metrics_lines
 from u2pl_hf.files import TEMPORARY, read_yaml, remove, write_atomically, write_text
 from u2pl_hf.hub.exported import finished_results
 from u2pl_hf.training.recipe.arguments import RunArguments
-from u2pl_hf.training.run.checkpoint import damage, newest_complete, read_state
-from u2pl_hf.training.run.failures import NO_SPACE
+from u2pl_hf.training.run.checkpoint import State, damage, newest_complete, read_state
+from u2pl_hf.training.run.endings import NO_SPACE
 
 try:
     import fcntl
@@ -34,18 +34,17 @@ LOCK_SECONDS = 15.0
 LOCK = ".lock"
 # What a run that was killed, or found no space, may leave before it has written what it is.
 LEFTOVERS = (TEMPORARY, ".*.old")
-# How a global batch comes about: its images are the same, but BatchNorm and queues see them in other portions.
+# How a step's images come about: they are the same, but BatchNorm and queues see them in other portions.
 LAYOUT = ("batch_size", "unlabelled_batch_size", "gradient_accumulation_steps")
+ELSEWHERE = "pass another --output_dir"
 
 
 class RunFolder:
     """The output folder of one run."""
 
     def __init__(self, args: RunArguments):
-        self.path = Path(args.output_dir)
-        self.args = args
-        self.results_path = self.path / "results.json"
-        self.metrics_path = self.path / "metrics.jsonl"
+        self.path, self.args = Path(args.output_dir), args
+        self.results_path, self.metrics_path = self.path / "results.json", self.path / "metrics.jsonl"
         self.lock_file: IO | None = None
 
     def check(self) -> None:
@@ -54,20 +53,18 @@ class RunFolder:
         Raises:
             InputError: not a folder, files of something else, or a run with another recipe.
         """
-        for path in (self.path, *self.path.parents):
-            if path.exists() and not path.is_dir():
-                raise InputError(f"--output_dir {self.path}: {path} is a file; pass a folder")
-        if not self.path.is_dir():
+        option = f"--output_dir {self.path}"
+        refuse_file(option, self.path)
+        if not self.path.is_dir() or {*self.path.iterdir()} <= {self.path / LOCK, *_leftovers(self.path)}:
             return
-        if {*self.path.iterdir()} <= {self.path / LOCK, *_leftovers(self.path)}:
-            return
-        if self.args.resume == "never":
-            raise InputError(f"--output_dir {self.path} is not empty; pass another folder or --resume auto")
         recipe = self.path / "recipe.yaml"
-        content = read_yaml(recipe, "restore it, or pass another --output_dir") if recipe.is_file() else None
-        if not isinstance(content, dict):
-            raise InputError(f"--output_dir {self.path} is not empty and holds no run; pass another folder")
-        self._compare(content, recipe)
+        content = read_yaml(recipe, f"restore it, or {ELSEWHERE}") if recipe.is_file() else None
+        never = self.args.resume == "never"
+        refuse([
+            (never, f"{option} is not empty; pass another folder or --resume auto"),
+            (not isinstance(content, dict), f"{option} is not empty and holds no run; pass another folder"),
+        ])  # fmt: skip
+        self._check_recipe(recipe, content)
 
     def check_labelled_ids(self, labelled_ids: list[str]) -> None:
         """Refuse to go on with other labelled images, where a list of the same name has changed.
@@ -78,7 +75,7 @@ class RunFolder:
         path = self.path / "labeled.txt"
         # As it was written: an id may have blanks at its ends, or a character that ends a line elsewhere.
         if path.is_file() and path.read_bytes().replace(b"\r\n", b"\n") != _id_lines(labelled_ids):
-            raise InputError(f"--split {self.args.split} has other images than {path}; pass another --output_dir")
+            raise InputError(f"--split {self.args.split} has other images than {path}; {ELSEWHERE}")
 
     def start(self, labelled_ids: list[str]) -> None:
         """Create the folder, write what was asked for, and clear away what a killed run left half-written.
@@ -87,24 +84,20 @@ class RunFolder:
             InputError: nothing can be written there, or another run is doing so.
             OSError: no space left.
         """
+        content = self.args.recipe() | {"output_dir": self.args.output_dir}
         try:
-            self._start(labelled_ids)
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock()
+            for leftover in _leftovers(self.path) + _leftovers(self.path / "checkpoints"):
+                remove(leftover)
+            write_text(self.path / "recipe.yaml", yaml.safe_dump(content, sort_keys=False))
+            write_atomically(self.path / "labeled.txt", lambda p: p.write_bytes(_id_lines(labelled_ids)))
         except OSError as error:
             if error.errno in NO_SPACE:
                 raise
             raise InputError(
                 f"--output_dir {self.path} cannot be written to ({error.strerror}); pass another folder"
             ) from error
-
-    def _start(self, labelled_ids: list[str]) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock()
-        for folder in (self.path, self.path / "checkpoints"):
-            for leftover in _leftovers(folder):
-                remove(leftover)
-        content = self.args.recipe() | {"output_dir": self.args.output_dir}
-        write_text(self.path / "recipe.yaml", yaml.safe_dump(content, sort_keys=False))
-        write_atomically(self.path / "labeled.txt", lambda p: p.write_bytes(_id_lines(labelled_ids)))
 
     def _lock(self) -> None:
         """Keep a second run out, such as one whose launcher was ended and which trains on. It ends with the process."""
@@ -129,7 +122,6 @@ class RunFolder:
         """Let others in, once nothing more is written."""
         if self.lock_file is not None:
             self.lock_file.close()
-            self.lock_file = None
 
     def finished_results(self) -> dict | None:
         """The results of a run that is complete.
@@ -155,40 +147,18 @@ class RunFolder:
         """
         if self.args.resume == "never":
             return None
-        if self.args.resume == "auto":
-            path = newest_complete(self.path / "checkpoints")
-        else:
-            path = Path(self.args.resume)
-            if not (path / "state.json").is_file():
-                raise InputError(f"--resume {path} is not a checkpoint folder (no state.json); pass auto or never")
-            wrong = damage(path)
-            if wrong is not None:
-                raise InputError(f"--resume {path}: {wrong}; pass auto to take the newest undamaged checkpoint")
-        if path is not None:
-            self._check_state(path, data, processes)
-        return path
-
-    def _check_state(self, path: Path, data: dict, processes: int) -> None:
+        path = newest_complete(self.path / "checkpoints") if self.args.resume == "auto" else Path(self.args.resume)
+        if path is None:
+            return None
+        if self.args.resume != "auto" and (wrong := damage(path)):
+            raise InputError(
+                f"--resume {path} is not a checkpoint that can be used: {wrong}; pass auto to take the newest that can"
+            )
         state = read_state(path)
-        self._compare(state.get("recipe", {}), path)
-        self.check_data(path, state.get("data", {}), data)
-        recipe = RunArguments(method=self.args.method).recipe() | state.get("recipe", {})
-        there, here = ({"processes": n} | {name: r[name] for name in LAYOUT} for n, r in (
-            (state.get("processes", 1), recipe), (processes, self.args.recipe())))  # fmt: skip
-        if there == here:
-            return
-        if not self.args.change_processes:
-            raise InputError(
-                f"{path} was written by {there['processes']} processes and this run has {processes}: start "
-                f"{there['processes']}, or pass --change_processes true to go on with the same images per step, though "
-                "not to the same bits"
-            )
-        if _images_per_step(there) != _images_per_step(here):
-            raise InputError(
-                f"{path} has {_images_per_step(there)} labelled and unlabelled images per step, this run "
-                f"{_images_per_step(here)}: make them equal with --gradient_accumulation_steps or --batch_size"
-            )
-        logger.warning("going on from %s with another layout of processes: the result will differ in its bits", path)
+        self._check_recipe(path, state["recipe"])
+        self.check_data(path, state["data"], data)
+        self._check_layout(path, state, processes)
+        return path
 
     def check_data(self, where: Path, there: dict, here: dict) -> None:
         """Refuse to go on with other data than those of `where`: fingerprints, of older versions with fewer kinds.
@@ -196,21 +166,41 @@ class RunFolder:
         Raises:
             InputError: names the first kind that is another.
         """
-        changed = [kind for kind in here if kind in there and here[kind] != there[kind]]
-        if changed:
-            raise InputError(f"{where} was trained on other {changed[0]}; pass another --output_dir")
+        refuse(
+            (here[kind] != there[kind], f"{where} was trained on other {kind}; {ELSEWHERE}")
+            for kind in here
+            if kind in there
+        )
 
-    def _compare(self, other: dict, where: Path) -> None:
-        mine = self.args.recipe()
-        # What a recipe of an older version does not name had no other value yet.
-        other = RunArguments(method=self.args.method).recipe() | other
-        skipped = LAYOUT if self.args.change_processes else ()
-        changed = [name for name in mine if name not in skipped and mine[name] != other[name]]
-        if changed:
+    def _check_recipe(self, where: Path, there: dict) -> None:
+        here, there = self.args.recipe(), self._completed(there)
+        another = f"{where} belongs to another run"
+        refuse(
+            (here[name] != there[name], f"{another}: {name} is {there[name]} there and {here[name]} here; {ELSEWHERE}")
+            for name in here
+            if not (self.args.change_processes and name in LAYOUT)
+        )
+
+    def _check_layout(self, where: Path, state: State, processes: int) -> None:
+        here, there = self.args.recipe(), self._completed(state["recipe"])
+        wrote = state["processes"]
+        ours, theirs = _images_per_step(processes, here), _images_per_step(wrote, there)
+        if wrote != processes and not self.args.change_processes:
             raise InputError(
-                f"{where} belongs to another run: {changed[0]} is {other[changed[0]]} there and "
-                f"{mine[changed[0]]} here; pass another --output_dir"
+                f"{where} was written by {wrote} processes and this run has {processes}: start {wrote}, or pass "
+                "--change_processes true to go on with the same images per step, though not to the same bits"
             )
+        if ours != theirs:
+            raise InputError(
+                f"{where} has {theirs} labelled and unlabelled images per step, this run {ours}: make them equal with "
+                "--gradient_accumulation_steps or --batch_size"
+            )
+        if wrote != processes or any(here[name] != there[name] for name in LAYOUT):
+            logger.warning("going on from %s with another layout of processes: the bits will differ", where)
+
+    def _completed(self, recipe: dict) -> dict:
+        """What a recipe of an older version does not name had no other value yet."""
+        return RunArguments(method=self.args.method).recipe() | recipe
 
     def save_picture(self, picture: Image.Image, step: int) -> None:
         """Keep the picture grid of an evaluation."""
@@ -221,8 +211,21 @@ class RunFolder:
     def trim_metrics(self, step: int) -> None:
         """Drop lines of what is about to be done again: later steps, and the evaluation of this one."""
         if self.metrics_path.is_file():
-            kept = [text for text, line in metrics_lines(self.metrics_path) if _is_before(line, step)]
+            lines = metrics_lines(self.metrics_path)
+            kept = [text for text, line in lines if (line["step"], "eval_mean_iou" in line) < (step, True)]
             write_text(self.metrics_path, "".join(f"{text}\n" for text in kept))
+
+
+def refuse_file(option: str, path: Path) -> None:
+    """Refuse a folder to write, of an option, that is a file or would lie below one.
+
+    Raises:
+        InputError: names the file.
+    """
+    refuse(
+        (place.exists() and not place.is_dir(), f"{option}: {place} is a file; pass a folder")
+        for place in (path, *path.parents)
+    )
 
 
 def _leftovers(folder: Path) -> list[Path]:
@@ -233,10 +236,6 @@ def _id_lines(ids: list[str]) -> bytes:
     return "".join(f"{i}\n" for i in ids).encode("utf-8", "backslashreplace")
 
 
-def _is_before(line: dict, step: int) -> bool:
-    return line["step"] < step or (line["step"] == step and "eval_mean_iou" not in line)
-
-
-def _images_per_step(layout: dict) -> tuple[int, int]:
-    parts = layout["processes"] * layout["gradient_accumulation_steps"]
-    return parts * layout["batch_size"], parts * layout["unlabelled_batch_size"]
+def _images_per_step(processes: int, recipe: dict) -> tuple[int, int]:
+    passes = processes * recipe["gradient_accumulation_steps"]
+    return passes * recipe["batch_size"], passes * recipe["unlabelled_batch_size"]

@@ -1,6 +1,7 @@
 """Facts of a run: what it begins with and ends in, results.json for the card, and the samples of the picture grid."""
 
 import platform
+import re
 import shlex
 import sys
 from dataclasses import asdict
@@ -14,18 +15,11 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from u2pl_hf.data.source.sources import Source
-from u2pl_hf.data.stream.transforms import normalize
-from u2pl_hf.evaluation.inference import describe_protocol
+from u2pl_hf.evaluation.inference import describe_protocol, score_image
 from u2pl_hf.evaluation.loading import library_versions
 from u2pl_hf.hub.dataset_license import dataset_license
 from u2pl_hf.method import MethodSettings
-from u2pl_hf.method.pseudo_labels import (
-    IGNORE,
-    masked_quantile,
-    pixel_entropy,
-    resize_logits,
-    split_by_entropy,
-)
+from u2pl_hf.method.pseudo_labels import IGNORE, masked_quantile, pixel_entropy
 from u2pl_hf.training.recipe.arguments import RunArguments
 from u2pl_hf.training.run.tracking import Clock
 
@@ -34,6 +28,18 @@ if TYPE_CHECKING:
 
 # Of pixels that pictures show as unreliable, where the method has no such share.
 UNRELIABLE_SHARE = 0.2
+# What results.json calls as the arguments do.
+ARGUMENTS = (
+    "method",
+    "dataset",
+    "dataset_revision",
+    "split",
+    "seed",
+    "max_steps",
+    "crop_size",
+    "optimizer",
+    "output_dir",
+)
 
 
 def hardware(device: torch.device, processes: int) -> dict:
@@ -45,22 +51,20 @@ def hardware(device: torch.device, processes: int) -> dict:
 def _processor() -> str:
     """The processor's name, where the system tells it."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
+    named = re.search(r"model name\s*:\s*(.*\S)", info.read_text()) if info.is_file() else None
+    return named[1] if named else platform.processor() or platform.machine()
 
 
 def describe_start(run: "Run", first: int) -> str:
     """Two lines about a run that begins at step `first`: what it computes on and with, and what comes when."""
-    args, data, unlabelled_from = run.args, run.data, run.batches.unlabelled_from
+    args, data, warm_up = run.args, run.data, run.batches.unlabelled_from
     place = hardware(run.accelerator.device, run.accelerator.num_processes)
     unlabelled = f", {len(data.unlabelled):,} unlabelled" if run.size.unlabelled else ""
-    warm_up = f", {unlabelled_from:,} of them warm-up" if unlabelled_from else ""
     return (
         f"{args.method} on {place['device']} ({place['name']}), processes: {place['processes']}; images: "
         f"{len(data.labelled):,} labelled{unlabelled}, {len(data.evaluation.ids):,} to evaluate on; classes: "
-        f"{len(data.class_names)}\n"
-        f"from step {first:,} to {args.max_steps:,}{warm_up}; evaluated "
+        f"{len(data.class_names)}\nfrom step {first:,} to {args.max_steps:,}"
+        f"{f', {warm_up:,} of them warm-up' if warm_up else ''}; evaluated "
         f"{f'every {args.eval_steps:,} and ' if args.eval_steps else ''}at the end; folder {args.output_dir}"
     )
 
@@ -104,35 +108,28 @@ def gather_results(run: "Run", clock: Clock, best: dict, last: dict | None) -> d
     best, last: evaluations; of the best model, which is exported before the end, there is no last.
     """
     args, data, settings = run.args, run.data, run.args.settings
-    return {
-        "method": args.method,
+    return {name: getattr(args, name) for name in ARGUMENTS} | {
         "method_title": args.step_class.title,
         "method_about": args.step_class.about,
         "variant": getattr(settings, "variant", None),
         "settings": _changed_settings(settings),
-        "dataset": args.dataset,
         "dataset_on_hub": args.dataset != "demo" and not Path(args.dataset).exists(),
-        "dataset_revision": args.dataset_revision,
         "dataset_license": dataset_license(args.dataset, args.dataset_revision),
         "subset": args.eval_subset,
-        "split": args.split,
         "num_labelled": len(data.labelled),
         "num_unlabelled": len(data.unlabelled),
         "uses_unlabelled": args.step_class.uses_unlabelled,
         "left_out_unlabelled": data.left_out,
+        "skipped_unlabelled": len(run.batches.skipped),
         "num_evaluation": len(data.evaluation.ids),
-        "seed": args.seed,
-        "max_steps": args.max_steps,
         "epochs": args.epochs or None,
         "warmup_steps": getattr(settings, "warmup_steps", None),
-        "crop_size": args.crop_size,
         "batch_size_labelled": run.size.labelled,
         "batch_size_unlabelled": run.size.unlabelled or None,
         "gradient_accumulation_steps": args.gradient_accumulation_steps,
-        "optimizer": args.optimizer,
         "learning_rate": run.learning_rate,
         **_backbone(run.student.config),
-        "parameters": sum(p.numel() for p in run.student.parameters()),
+        "parameters": run.student.num_parameters(),
         "initialised_with": run.initialised_with,
         "seconds": round(clock.seconds, 1),
         "seconds_of": {what: round(seconds, 2) for what, seconds in clock.seconds_of.items()},
@@ -141,7 +138,6 @@ def gather_results(run: "Run", clock: Clock, best: dict, last: dict | None) -> d
         "protocol": describe_protocol(**args.evaluation),
         "class_names": data.class_names,
         "command": _command(),
-        "skipped_unlabelled": len(run.batches.skipped),
         "last": last,
         "best": best,
         "pictures": f"pictures/step-{(last or best)['step']:06d}.png" if args.picture_samples else None,
@@ -154,17 +150,15 @@ def gather_results(run: "Run", clock: Clock, best: dict, last: dict | None) -> d
 
 def _command() -> str | None:
     """What started this run; None where that was Python, as in a notebook."""
-    name = Path(sys.argv[0]).name
-    if name == "train_u2pl.py":
+    if Path(sys.argv[0]).name == "train_u2pl.py":
         return shlex.join(["accelerate", "launch", "training_scripts/train_u2pl.py", *sys.argv[1:]])
     return shlex.join(["u2pl", *sys.argv[1:]]) if sys.argv[1:2] == ["train"] else None
 
 
 def _changed_settings(settings: MethodSettings) -> dict | None:
     """The method's settings that are not the default, besides those that are told by themselves."""
-    told, usual = {"variant", "warmup_steps", "warmup_epochs"}, type(settings)()
-    changed = {name: value for name, value in asdict(settings).items() if value != getattr(usual, name)}
-    return {name: value for name, value in changed.items() if name not in told} or None
+    told, usual = {"variant", "warmup_steps", "warmup_epochs"}, asdict(type(settings)())
+    return {name: v for name, v in asdict(settings).items() if name not in told and v != usual[name]} or None
 
 
 def _backbone(config: PreTrainedConfig) -> dict:
@@ -184,34 +178,27 @@ def score(evaluation: dict) -> float:
     return -1.0 if evaluation["mean_iou"] is None else evaluation["mean_iou"]
 
 
-@torch.no_grad()
 def picture_samples(model: nn.Module, source: Source, number: int, settings: MethodSettings) -> list[dict]:
     """Images spread over the evaluation set with prediction, pseudo-label and entropy, one dict per row of the grid.
 
     The border between reliable and unreliable is drawn at alpha_0 of each image, since alpha is 0 at the end of a run.
     """
-    device, alpha = next(model.parameters()).device, getattr(settings, "unreliable_share", UNRELIABLE_SHARE)
-    was_training = model.training
-    model.eval()
-    places = np.unique(np.linspace(0, len(source.ids) - 1, min(number, len(source.ids))).round().astype(int))
-    samples = [_picture_sample(model, source, int(index), alpha, device) for index in places]
-    model.train(was_training)
-    return samples
+    alpha, last = getattr(settings, "unreliable_share", UNRELIABLE_SHARE), len(source.ids) - 1
+    places = np.unique(np.linspace(0, last, min(number, last + 1)).round().astype(int))
+    return [_picture_sample(model, source, int(index), alpha) for index in places]
 
 
-def _picture_sample(model: nn.Module, source: Source, index: int, alpha: float, device: torch.device) -> dict:
+@torch.no_grad()
+def _picture_sample(model: nn.Module, source: Source, index: int, alpha: float) -> dict:
     image = source.read_image(index)
-    pixels = normalize(torch.tensor(image).permute(2, 0, 1)[None].to(device), None)
-    logits = resize_logits(model(pixels, output_representation=False, output_auxiliary=False).logits, pixels.shape[-2:])
-    entropy = pixel_entropy(logits)
-    valid = torch.ones_like(entropy, dtype=torch.bool)
-    prediction = logits.argmax(dim=1)
-    _, unreliable = split_by_entropy(entropy, valid, alpha)
+    logits = score_image(model, image, next(model.parameters()).device)
+    entropy, prediction = pixel_entropy(logits[None])[0], logits.argmax(dim=0)
+    gamma = masked_quantile(entropy, 1.0 - alpha, torch.ones_like(entropy, dtype=torch.bool))
     return {
         "image": image,
         "ground_truth": source.read_label(index),
-        "prediction": prediction[0].cpu().numpy(),
-        "pseudo_label": prediction.masked_fill(unreliable, IGNORE)[0].cpu().numpy(),
-        "entropy": entropy[0].cpu().numpy(),
-        "gamma": float(masked_quantile(entropy, 1.0 - alpha, valid)),
+        "prediction": prediction.cpu().numpy(),
+        "pseudo_label": prediction.masked_fill(entropy >= gamma, IGNORE).cpu().numpy(),
+        "entropy": entropy.cpu().numpy(),
+        "gamma": float(gamma),
     }

@@ -24,7 +24,7 @@ from u2pl_hf.evaluation.loading import check_download, first_not_finite, load_mo
 from u2pl_hf.files import sha256_of
 from u2pl_hf.model.convert import misfit, resnet_architecture
 from u2pl_hf.training.recipe.arguments import FRESH, RunArguments
-from u2pl_hf.training.run.checkpoint import RunState, read_state
+from u2pl_hf.training.run.checkpoint import read_state
 from u2pl_hf.training.run.folder import RunFolder
 from u2pl_hf.training.weights.backbones import load_backbone
 from u2pl_hf.training.weights.weights_file import check_there, is_state_dict, read_weights_file
@@ -61,7 +61,7 @@ def find_starting_point(
     checkpoint = folder.checkpoint_to_resume(data, processes)
     if checkpoint is None:
         return None, initialize(student, args)
-    return checkpoint, read_state(checkpoint, RunState).get("initialised_with")
+    return checkpoint, read_state(checkpoint).get("initialised_with")
 
 
 def initialize(student: PreTrainedModel, args: RunArguments) -> dict | None:

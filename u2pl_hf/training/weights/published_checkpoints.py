@@ -16,7 +16,7 @@ from u2pl_hf.evaluation.pictures import default_palette
 from u2pl_hf.files import sha256_of
 from u2pl_hf.model.convert import load_published
 from u2pl_hf.model.modeling_u2pl import U2PLForSemanticSegmentation
-from u2pl_hf.training.run.export import EXPORTED, export_model
+from u2pl_hf.training.run.model_folder import EXPORTED, export_model
 from u2pl_hf.training.weights.weights_file import is_state_dict, read_weights_file
 
 logger = logging.getLogger(__name__)

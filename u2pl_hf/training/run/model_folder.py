@@ -26,10 +26,13 @@ def export_model(folder: Path, model: PreTrainedModel, results: dict, run: RunFo
     def write(path: Path) -> None:
         model.save_pretrained(path)
         U2PLImageProcessor().save_pretrained(path)
-        if run is not None:
-            _write_pictures(path, results, run)
-            (path / "results.json").write_text(json.dumps(results, indent=2) + "\n")
         (path / "README.md").write_text(render_card(results), encoding="utf-8")
+        if run is not None:
+            save_curves(run.metrics_path, path / results["curves"])
+            (path / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+            if picture := results["pictures"]:
+                (path / picture).parent.mkdir()
+                shutil.copy(run.path / picture, path / picture)
 
     write_atomically(folder, write)
 
@@ -48,10 +51,3 @@ def export_finished(run: RunFolder, model: PreTrainedModel, results: dict) -> No
     last.rmdir()
     write_atomically(run.path / "curves.png", lambda path: save_curves(run.metrics_path, path))
     write_json(run.results_path, results)
-
-
-def _write_pictures(path: Path, results: dict, run: RunFolder) -> None:
-    save_curves(run.metrics_path, path / results["curves"])
-    if results["pictures"]:
-        (path / results["pictures"]).parent.mkdir()
-        shutil.copy(run.path / results["pictures"], path / results["pictures"])
