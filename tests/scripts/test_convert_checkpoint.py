@@ -253,7 +253,7 @@ def damaged_files(folder: Path, state_dict: dict) -> dict[Path, str]:
         "tensor.pth": (torch.zeros(3), "holds a Tensor, not a checkpoint"),
         "other.pth": ({"epoch": 3, "net": {}}, "no teacher_state or model_state, but epoch, net"),
         "nothing.pth": ({}, "but nothing"),
-        "text_inside.pth": ({"teacher_state": "x"}, "teacher_state is no state dict of tensors"),
+        "text_inside.pth": ({"teacher_state": "x"}, "its teacher is no state dict of tensors"),
     }
     for name, (data, _) in saved.items():
         torch.save(data, folder / name)
@@ -269,6 +269,8 @@ def wrong_networks(narrow: dict) -> dict[str, tuple[dict, str]]:
     wide = narrow | {"decoder.aspp.conv3.0.weight": torch.zeros(32, 256, 5, 5)}
     heads = narrow | {"decoder.classifier.8.bias": torch.zeros(19)}
     blocks = {name: t for name, t in narrow.items() if not name.startswith("encoder.layer3.5")}
+    swin = {f"encoder.patch_embed.{name}": t for name, t in narrow.items() if name.startswith("encoder.")}
+    swin |= {name: t for name, t in narrow.items() if not name.startswith("encoder.")}
     infinite = narrow | {"encoder.bn1.bias": torch.full((16,), torch.inf)}
     more = {name: t + 1 for name, t in narrow.items() if name.endswith("classifier.8.bias")}
     return {
@@ -279,7 +281,7 @@ def wrong_networks(narrow: dict) -> dict[str, tuple[dict, str]]:
         "bias": (heads, "the shape of classifier.8.bias is [19], not [21]"),
         "flat": (narrow | {"decoder.classifier.8.weight": torch.zeros(3)}, "is no convolution: its shape is [3]"),
         "depth": (blocks, "5 blocks in its third stage"),
-        "swin": ({"encoder.patch_embed.proj.weight": torch.zeros(3)}, "encoder.patch_embed.proj.weight"),
+        "swin": (swin, "no ResNet in the names of timm and torchvision, but patch_embed."),
         "not finite": (infinite, "backbone.bn1.bias holds numbers that are not finite"),
         "twice": (narrow | prefixed(more), "with and without the prefix"),
         "converted": ({"backbone.conv1.0.weight": torch.zeros(3)}, "backbone.conv1.0.weight"),
@@ -340,7 +342,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, narrow, monkeypatch):
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("u2pl_hf.training.run.export.render_card", full)
+    monkeypatch.setattr("u2pl_hf.training.run.model_folder.render_card", full)
     with pytest.raises(InputError, match="No space left on device"):
         convert_checkpoint(tmp_path / "ckpt.pth", tmp_path / "out")
     assert [entry.name for entry in tmp_path.iterdir()] == ["ckpt.pth"]
