@@ -108,15 +108,15 @@ def test_voc_r50_as_published(tmp_path):
     ("case", "form", "prefix", "dataset"),
     [("model_cityscapes_r101", "teacher", "", "cityscapes"), ("model_voc_suponly_r101", "student", "module.", "voc")],
 )
-def test_r101_as_published(tmp_path, run, case, form, prefix, dataset):
-    state_dict, expected, seed = load_case(case)
-    state_dict = prefixed(state_dict, prefix)
+def test_r101_in_the_names_of_published_files(tmp_path, run, case, form, prefix, dataset):
+    """What the networks compute, tests/model/test_golden.py compares."""
+    state_dict = prefixed(narrow_state_dict(case=case), prefix)
     torch.save(content_of(form, state_dict, state_dict), tmp_path / "ckpt.pth")
     code, stdout, stderr = run(tmp_path / "ckpt.pth", tmp_path / "out", "--dataset", dataset)
     result = json.loads(stdout)
     assert (code, stderr, result["weights"], result["backbone"]) == (0, "", form, "resnet101")
     model = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "out")
-    assert_outputs(model, expected, seed)
+    assert len(model.state_dict()) == len(state_dict)
     first = {"voc": "background", "cityscapes": "road"}[dataset]
     assert model.config.id2label[0] == first and model.config.label2id[first] == 0
     assert model.config.palette[1] == {"voc": [128, 0, 0], "cityscapes": [244, 35, 232]}[dataset]

@@ -252,7 +252,7 @@ def test_what_a_run_left_before_it_began_is_no_other_run(run, tmp_path, monkeypa
     fresh = RunFolder(run_arguments(output_dir=str(tmp_path / "fresh")))
     with monkeypatch.context() as patched:
         patched.setattr(run_folder, "write_text", full)
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(InputError, match=r"cannot be written to \(No space left on device\); pass another folder"):
             fresh.start(["a"])
     fresh.unlock()
     (fresh.path / ".recipe.yaml.17.partial").write_text("outp")

@@ -15,13 +15,12 @@ from typing import IO
 import yaml
 from PIL import Image
 
-from u2pl_hf.errors import InputError, refuse
+from u2pl_hf.errors import InputError, refuse, refusing
 from u2pl_hf.evaluation.curves import metrics_lines
 from u2pl_hf.files import TEMPORARY, read_yaml, remove, write_atomically, write_text
 from u2pl_hf.hub.exported import finished_results
 from u2pl_hf.training.recipe.arguments import RunArguments
 from u2pl_hf.training.run.checkpoint import State, damage, newest_complete, read_state
-from u2pl_hf.training.run.endings import NO_SPACE
 
 try:
     import fcntl
@@ -82,22 +81,15 @@ class RunFolder:
 
         Raises:
             InputError: nothing can be written there, or another run is doing so.
-            OSError: no space left.
         """
         content = self.args.recipe() | {"output_dir": self.args.output_dir}
-        try:
+        with refusing(OSError, f"--output_dir {self.path} cannot be written to", "; pass another folder"):
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock()
             for leftover in _leftovers(self.path) + _leftovers(self.path / "checkpoints"):
                 remove(leftover)
             write_text(self.path / "recipe.yaml", yaml.safe_dump(content, sort_keys=False))
             write_atomically(self.path / "labeled.txt", lambda p: p.write_bytes(_id_lines(labelled_ids)))
-        except OSError as error:
-            if error.errno in NO_SPACE:
-                raise
-            raise InputError(
-                f"--output_dir {self.path} cannot be written to ({error.strerror}); pass another folder"
-            ) from error
 
     def _lock(self) -> None:
         """Keep a second run out, such as one whose launcher was ended and which trains on. It ends with the process."""

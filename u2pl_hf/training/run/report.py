@@ -28,18 +28,9 @@ if TYPE_CHECKING:
 
 # Of pixels that pictures show as unreliable, where the method has no such share.
 UNRELIABLE_SHARE = 0.2
-# What results.json calls as the arguments do.
-ARGUMENTS = (
-    "method",
-    "dataset",
-    "dataset_revision",
-    "split",
-    "seed",
-    "max_steps",
-    "crop_size",
-    "optimizer",
-    "output_dir",
-)
+# What results.json calls as the arguments do; not all methods have all of them.
+ARGUMENTS = ("method", "variant", "dataset", "dataset_revision", "split", "seed", "max_steps", "warmup_steps",
+             "crop_size", "gradient_accumulation_steps", "optimizer", "output_dir")  # fmt: skip
 
 
 def hardware(device: torch.device, processes: int) -> dict:
@@ -72,17 +63,15 @@ def describe_start(run: "Run", first: int) -> str:
 def summary(args: RunArguments, results: dict) -> str:
     """What a finished run says to people: scores in per cent, its time, its folder, and what can be done with it."""
     last, best = results["last"], results["best"]
-    rows = {"mean": (last["mean_iou"], best["mean_iou"])}
-    rows |= {name: (iou, best["per_class_iou"].get(name)) for name, iou in last["per_class_iou"].items()}
-    width = max(20, *map(len, rows))
+    rows = [("mean", last["mean_iou"], best["mean_iou"])]
+    rows += [(name, iou, best["per_class_iou"].get(name)) for name, iou in last["per_class_iou"].items()]
+    width = max(20, *(len(name) for name, *_ in rows))
     lines = [f"{'IoU in per cent':<{width}}  last    best (step {best['step']:,})"]
-    for name, values in rows.items():
-        told = ("-" if value is None else f"{100 * value:.2f}" for value in values)
-        lines.append(f"{name:<{width}}  {next(told):<6}  {next(told)}")
-    minutes = f"{results['seconds'] / 60:,.1f} minutes"
-    return "\n".join(
-        [*lines, f"{args.output_dir}: {args.max_steps:,} steps in {minutes}; next:", *_next_commands(args)]
-    )
+    for name, *values in rows:
+        told = ["-" if value is None else f"{100 * value:.2f}" for value in values]
+        lines.append(f"{name:<{width}}  {told[0]:<6}  {told[1]}")
+    lines.append(f"{args.output_dir}: {args.max_steps:,} steps in {results['seconds'] / 60:,.1f} minutes; next:")
+    return "\n".join([*lines, *_next_commands(args)])
 
 
 def _next_commands(args: RunArguments) -> list[str]:
@@ -107,12 +96,11 @@ def gather_results(run: "Run", clock: Clock, best: dict, last: dict | None) -> d
 
     best, last: evaluations; of the best model, which is exported before the end, there is no last.
     """
-    args, data, settings = run.args, run.data, run.args.settings
-    return {name: getattr(args, name) for name in ARGUMENTS} | {
+    args, data = run.args, run.data
+    return {name: getattr(args, name, None) for name in ARGUMENTS} | {
         "method_title": args.step_class.title,
         "method_about": args.step_class.about,
-        "variant": getattr(settings, "variant", None),
-        "settings": _changed_settings(settings),
+        "settings": _changed_settings(args.settings),
         "dataset_on_hub": args.dataset != "demo" and not Path(args.dataset).exists(),
         "dataset_license": dataset_license(args.dataset, args.dataset_revision),
         "subset": args.eval_subset,
@@ -123,10 +111,8 @@ def gather_results(run: "Run", clock: Clock, best: dict, last: dict | None) -> d
         "skipped_unlabelled": len(run.batches.skipped),
         "num_evaluation": len(data.evaluation.ids),
         "epochs": args.epochs or None,
-        "warmup_steps": getattr(settings, "warmup_steps", None),
         "batch_size_labelled": run.size.labelled,
         "batch_size_unlabelled": run.size.unlabelled or None,
-        "gradient_accumulation_steps": args.gradient_accumulation_steps,
         "learning_rate": run.learning_rate,
         **_backbone(run.student.config),
         "parameters": run.student.num_parameters(),
@@ -142,7 +128,6 @@ def gather_results(run: "Run", clock: Clock, best: dict, last: dict | None) -> d
         "best": best,
         "pictures": f"pictures/step-{(last or best)['step']:06d}.png" if args.picture_samples else None,
         "curves": "curves.png",
-        "output_dir": args.output_dir,
         "data": data.fingerprint,
         "date": datetime.now(timezone.utc).date().isoformat(),
     }
@@ -163,14 +148,12 @@ def _changed_settings(settings: MethodSettings) -> dict | None:
 
 def _backbone(config: PreTrainedConfig) -> dict:
     """Its name, and what the name leaves open."""
-    own = config.backbone_config
+    own, name, chosen = config.backbone_config, config.backbone, None
     if own is None:
-        names = ("stem", "base_width", "output_stride")
-        return {"backbone": config.backbone, "architecture": {name: getattr(config, name) for name in names}}
-    if own.model_type == "timm_backbone":
-        chosen = {"output_stride": own.output_stride} if own.output_stride else None
-        return {"backbone": f"timm/{own.backbone}", "architecture": chosen}
-    return {"backbone": config.backbone, "architecture": None}
+        chosen = {field: getattr(config, field) for field in ("stem", "base_width", "output_stride")}
+    elif own.model_type == "timm_backbone":
+        name, chosen = f"timm/{own.backbone}", {"output_stride": own.output_stride} if own.output_stride else None
+    return {"backbone": name, "architecture": chosen}
 
 
 def score(evaluation: dict) -> float:

@@ -69,7 +69,7 @@ def choose_trackers(args: RunArguments) -> list[str | GeneralTracker] | None:
     names = dict.fromkeys(args.trackers)
     refuse(_rules([*names]))
     chosen: list = [name for name in names if name not in ("auto", "none", "tensorboard")]
-    if not names.keys().isdisjoint(("auto", "tensorboard")) and _is_importable("tensorboard"):
+    if {"auto", "tensorboard"} & names.keys() and _is_importable("tensorboard"):
         chosen.append(RunTensorBoard(args.output_dir))
     # accelerate warns of an empty list.
     return chosen or None
