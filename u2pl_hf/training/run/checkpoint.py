@@ -19,7 +19,7 @@ from typing import NotRequired, TypedDict
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from u2pl_hf.errors import InputError
 from u2pl_hf.files import read_json, remove, sha256_of, write_atomically
@@ -56,9 +56,10 @@ def save_checkpoint(
 
     def write(path: Path) -> None:
         path.mkdir()
-        save_file(_contiguous(student.state_dict()), path / "student.safetensors")
-        save_file(_contiguous(method.state_dict()), path / "method.safetensors")
-        save_file(_contiguous(named_state(optimizer, student)), path / "optimizer.safetensors")
+        parts = {"student": student.state_dict(), "method": method.state_dict()}
+        for name, tensors in (parts | {"optimizer": named_state(optimizer, student)}).items():
+            contiguous = {key: tensor.detach().contiguous() for key, tensor in tensors.items()}
+            save_file(contiguous, path / f"{name}.safetensors")
         (path / "state.json").write_text(json.dumps(state, indent=2) + "\n")
         (path / MANIFEST).write_text(json.dumps(_describe(path), indent=2) + "\n")
 
@@ -124,7 +125,3 @@ def _describe(folder: Path) -> dict[str, dict]:
     """Size and sha256 of each file but the manifest."""
     files = [path for path in sorted(folder.iterdir()) if path.name != MANIFEST]
     return {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in files}
-
-
-def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}

@@ -77,16 +77,13 @@ class StopRequest:
         """The signal that all processes stop for after this step, or 0. All must call it, once per step."""
         if self.group is None:
             return self.number
-        # The answer of the step before: it has long arrived, so nobody waits.
-        number = 0
-        if self.pending:
-            work, flag = self.pending
-            work.wait()
-            number = int(flag)
-        flag = torch.tensor(self.number)
+        before, flag = self.pending, torch.tensor(self.number)
+        if before:
+            # The answer of the step before: it has long arrived, so nobody waits.
+            before[0].wait()
         work = torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, self.group, async_op=True)
         self.pending = (work, flag)
-        return number
+        return int(before[1]) if before else 0
 
     @contextmanager
     def immediate(self, step: int) -> Iterator[None]:

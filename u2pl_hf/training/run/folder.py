@@ -8,11 +8,10 @@ output_dir/
 """
 
 import logging
-import time
 from pathlib import Path
-from typing import IO
 
 import yaml
+from filelock import FileLock, Timeout
 from PIL import Image
 
 from u2pl_hf.errors import InputError, refuse, refusing
@@ -21,11 +20,6 @@ from u2pl_hf.files import TEMPORARY, read_yaml, remove, write_atomically, write_
 from u2pl_hf.hub.exported import finished_results
 from u2pl_hf.training.recipe.arguments import RunArguments
 from u2pl_hf.training.run.checkpoint import State, damage, newest_complete, read_state
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 logger = logging.getLogger(__name__)
 # The loading processes of a run that was killed hold its lock for some seconds more.
@@ -44,7 +38,7 @@ class RunFolder:
     def __init__(self, args: RunArguments):
         self.path, self.args = Path(args.output_dir), args
         self.results_path, self.metrics_path = self.path / "results.json", self.path / "metrics.jsonl"
-        self.lock_file: IO | None = None
+        self.lock = FileLock(self.path / LOCK, thread_local=False)
 
     def check(self) -> None:
         """Refuse a folder that holds something else than this very run.
@@ -93,27 +87,17 @@ class RunFolder:
 
     def _lock(self) -> None:
         """Keep a second run out, such as one whose launcher was ended and which trains on. It ends with the process."""
-        if fcntl is None:
-            return
-        self.lock_file = open(self.path / LOCK, "w")  # noqa: SIM115 (held as long as the run lasts)
-        end = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                return fcntl.flock(self.lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > end:
-                    self.unlock()
-                    raise InputError(
-                        f"--output_dir {self.path} is in use by a run that is still going on; wait for it or end it"
-                    ) from None
-                time.sleep(0.2)
-            except OSError as error:
-                return logger.warning("%s cannot be locked (%s): let no second run write there", self.path, error)
+        try:
+            self.lock.acquire(timeout=LOCK_SECONDS)
+        except Timeout:
+            in_use = f"--output_dir {self.path} is in use by a run that is still going on"
+            raise InputError(f"{in_use}; wait for it or end it") from None
+        except (OSError, NotImplementedError) as error:  # of a file system that cannot lock
+            logger.warning("%s cannot be locked (%s): let no second run write there", self.path, error)
 
     def unlock(self) -> None:
         """Let others in, once nothing more is written."""
-        if self.lock_file is not None:
-            self.lock_file.close()
+        self.lock.release()
 
     def finished_results(self) -> dict | None:
         """The results of a run that is complete.

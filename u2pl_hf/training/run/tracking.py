@@ -125,9 +125,8 @@ def _init_kwargs(args: RunArguments, first_step: int) -> dict[str, dict]:
     """The run's name, and for those that can go on with a run, which one."""
     folder = Path(args.output_dir)
     name, id_path = folder.resolve().name, folder / "wandb_id.txt"
-    own = {"clearml": "task_name", "mlflow": "run_name", "swanlab": "experiment_name"}
-    kwargs = {tracker: {option: name} for tracker, option in own.items()}
-    kwargs["trackio"] = {"name": name, "resume": "allow" if first_step else "never"}
+    trackio = {"name": name, "resume": "allow" if first_step else "never"}
+    kwargs = {"trackio": trackio, "mlflow": {"run_name": name}, "swanlab": {"experiment_name": name}}
     if "wandb" in args.trackers:
         # Kept while a run goes on; new where one starts at step 0, since wandb drops steps that it has seen.
         if first_step == 0 or not id_path.is_file():

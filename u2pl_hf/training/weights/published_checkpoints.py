@@ -5,7 +5,6 @@ import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from safetensors import SafetensorError
 from torch import Tensor
@@ -28,21 +27,6 @@ DATASETS = {
     "voc": ClassList(tuple(voc.NAMES), voc.voc_colours(len(voc.NAMES))),
     "cityscapes": ClassList(tuple(cityscapes.CLASSES), tuple(cityscapes.CLASSES.values())),
 }
-
-
-class PublishedCheckpoint(NamedTuple):
-    """One network of a published file, and what the file says of it.
-
-    Attributes:
-        weights: teacher, student, or unnamed where the file is a bare state dict.
-        epoch, best_miou: None where the file does not have them. The published code writes epochs from 1 or from 0, and
-            some of its files hold the best mIoU of the epochs before this one.
-    """
-
-    state_dict: dict[str, Tensor]
-    weights: str
-    epoch: int | None
-    best_miou: float | None
 
 
 def convert_checkpoint(
@@ -81,15 +65,14 @@ def convert_checkpoint(
     ])  # fmt: skip
     classes, whose = (read_class_list(class_names), Path(class_names).name) if class_names else (None, None)
     option = f"--class_names {class_names}" if class_names else f"--dataset {dataset}"
-    checkpoint = read_published(path, weights)
+    state_dict, said = read_published(path, weights)
     fields = {"output_stride": output_stride, "aspp_dilations": list(aspp_dilations)}
     with refusing(ValueError, f"{path} cannot be converted"):
-        model = load_published(checkpoint.state_dict, **fields)
+        model = load_published(state_dict, **fields)
     if classes is None:
         classes, whose = known_classes(model.config.num_labels, dataset)
     _name_classes(model.config, classes, option)
-    facts = {"file": path.name, "sha256": sha256_of(path), "weights": checkpoint.weights, "epoch": checkpoint.epoch,
-             "best_miou": checkpoint.best_miou, "class_names_of": whose}  # fmt: skip
+    facts = {"file": path.name, "sha256": sha256_of(path)} | said | {"class_names_of": whose}
     network = {"backbone": model.config.backbone, "parameters": model.num_parameters()}
     card = {"model_name": f"u2pl-{model.config.backbone}", "class_names": list(classes.names)}
     with refusing((OSError, SafetensorError), f"cannot write {output_dir}"):
@@ -111,57 +94,50 @@ def _check_export(path: Path, output_dir: Path, overwrite: bool) -> None:
     ])  # fmt: skip
 
 
-def read_published(path: Path, weights: str = "auto") -> PublishedCheckpoint:
+def read_published(path: Path, weights: str = "auto") -> tuple[dict[str, Tensor], dict]:
     """Read a published file and choose the network.
 
     Args:
         weights: teacher, student or auto.
+
+    Returns:
+        Its state dict, and what the file says of it: `weights`, teacher, student, or unnamed where the file is a bare
+        state dict; `epoch` and `best_miou`, None where it does not have them. The published code writes epochs from 1
+        or from 0, and some of its files hold the best mIoU of the epochs before this one.
 
     Raises:
         InputError: the file cannot be read, holds no network, or not the one asked for.
     """
     content = read_weights_file(path)
     refuse([(not isinstance(content, dict), f"{path} holds a {type(content).__name__}, not a checkpoint")])
-    content = _nested(content)
+    # Files without nesting have `teacher_state.` and `model_state.` in front of their names.
+    for key in NETWORKS.values():
+        inside = {str(n).removeprefix(f"{key}."): v for n, v in content.items() if str(n).startswith(f"{key}.")}
+        content = content | ({key: inside} if inside else {})
     networks = {name: content[key] for name, key in NETWORKS.items() if content.get(key) is not None}
     if not networks and is_state_dict(content):
         networks = {"unnamed": content}
     entries = ", ".join(map(str, list(content)[:5])) or "nothing"
-    refuse([(not networks, f"{path} is no published checkpoint: no {' or '.join(NETWORKS.values())}, but {entries}")])
-    chosen = _choose(path, networks, weights)
-    refuse([(not is_state_dict(networks[chosen]), f"{path}: its {chosen} is no state dict of tensors")])
-    epoch, best_miou = _number(content.get("epoch"), int), _number(content.get("best_miou"), float)
-    return PublishedCheckpoint(networks[chosen], chosen, epoch, best_miou)
-
-
-def _nested(content: dict) -> dict:
-    """Files without nesting may have `teacher_state.` and `model_state.` in front of their names."""
-    nested = {}
-    for name, value in content.items():
-        key, dot, rest = str(name).partition(".")
-        if dot and key in NETWORKS.values():
-            nested.setdefault(key, {})[rest] = value
-        else:
-            nested[name] = value
-    return nested
-
-
-def _choose(path: Path, networks: dict[str, dict], weights: str) -> str:
+    refuse([
+        (not networks, f"{path} is no published checkpoint: no {' or '.join(NETWORKS.values())}, but {entries}"),
+        *((not is_state_dict(n), f"{path}: its {name} is no state dict of tensors") for name, n in networks.items()),
+    ])  # fmt: skip
     classes = {name: _count_classes(network) for name, network in networks.items()}
     told = ", ".join(f"a {name} with {number}" for name, number in classes.items())
-    there = " and ".join(networks)
-    asked, differ = weights != "auto", len(set(classes.values())) > 1
+    asked, there = weights != "auto", " and ".join(networks)
+    differ = len(set(classes.values())) > 1 and not asked
     refuse([
         (asked and weights not in networks, f"{path} holds no {weights}, but {there}: pass --weights auto"),
-        (differ and not asked, f"{path} holds two networks with different classes, {told}: choose one with --weights"),
+        (differ, f"{path} holds two networks with different classes, {told}: choose one with --weights"),
     ])  # fmt: skip
-    return weights if asked else next(iter(networks))
+    chosen = weights if asked else next(iter(networks))
+    numbers = {"epoch": _number(content.get("epoch"), int), "best_miou": _number(content.get("best_miou"), float)}
+    return networks[chosen], {"weights": chosen} | numbers
 
 
-def _count_classes(network) -> int | None:
-    names = (f"{prefix}decoder.classifier.8.weight" for prefix in ("module.", ""))
-    last = next((network[name] for name in names if name in network), None) if isinstance(network, dict) else None
-    return last.shape[0] if isinstance(last, Tensor) and last.ndim else None
+def _count_classes(network: dict[str, Tensor]) -> int | None:
+    last = [tensor for name, tensor in network.items() if name.endswith("decoder.classifier.8.weight") and tensor.ndim]
+    return len(last[0]) if last else None
 
 
 def _number(value, kind: type):
