@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils.hub import extract_commit_hash
 
-from u2pl_hf.errors import InputError, refusing
+from u2pl_hf.errors import InputError, refuse, refusing
 from u2pl_hf.evaluation.loading import first_not_finite, load_model
 from u2pl_hf.files import sha256_of
 from u2pl_hf.model.convert import mismatch, resnet_architecture
@@ -96,14 +96,15 @@ def _fill_resnet(student: PreTrainedModel, name: str, revision: str | None) -> N
         raise InputError(f"{where}: {path.name} is no state dict; save the network's state dict alone and pass that")
     # The classifier of ImageNet's classes.
     weights = {key: tensor for key, tensor in content.items() if not key.startswith("fc.")}
-    if broken := first_not_finite(weights):
-        raise InputError(f"{where}: {broken} is not finite; pass other weights")
     with refusing(ValueError, f"{where} cannot be used"):
         found = resnet_architecture(weights)
     _require_equal(found, student.config, where)
-    if wrong := mismatch(weights, student.backbone.state_dict()):
-        hint = "; the deep stem is that of timm/resnet101s.gluon_in1k" if student.config.stem == "deep" else ""
-        raise InputError(f"{where} is a ResNet of another kind: {wrong}{hint}")
+    wrong, broken = mismatch(weights, student.backbone.state_dict()), first_not_finite(weights)
+    hint = "; the deep stem is that of timm/resnet101s.gluon_in1k" if student.config.stem == "deep" else ""
+    refuse([
+        (wrong, f"{where} is a ResNet of another kind: {wrong}{hint}"),
+        (broken, f"{where}: {broken} is not finite; pass other weights"),
+    ])  # fmt: skip
     student.backbone.load_state_dict(weights, strict=False)
 
 

@@ -5,7 +5,6 @@ import re
 import warnings
 import zipfile
 from pathlib import Path
-from pickle import UnpicklingError
 
 import numpy as np
 import torch
@@ -112,9 +111,8 @@ def read_weights_file(path: Path):
 
 def is_state_dict(content) -> bool:
     """Whether it is a dict from names to tensors, and not empty."""
-    if not isinstance(content, dict) or not content:
-        return False
-    return all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items())
+    items = content.items() if isinstance(content, dict) else ()
+    return bool(items) and all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in items)
 
 
 def _read_torch_file(path: Path):
@@ -132,9 +130,7 @@ def _read_torch_file(path: Path):
     except Exception as error:  # torch, pickle and zipfile raise their own types, and KeyError and the like
         # The function or class that a pickle asks for and weights_only refuses.
         wanted = re.search(r"GLOBAL (\S+) (was not an allowed|whose module)", str(error))
-        if isinstance(error, UnpicklingError) and wanted:
-            raise InputError(
-                f"{path} holds {wanted[1]}, and loading that would run code; where you trust the file, save "
-                "its state dict alone and pass that"
-            ) from error
-        raise InputError(f"{path} is damaged, cut short, or was not written by torch.save") from error
+        told = "is damaged, cut short, or was not written by torch.save"
+        if wanted:
+            told = f"holds {wanted[1]}, and loading that would run code; save its state dict alone where you trust it"
+        raise InputError(f"{path} {told}") from error
