@@ -102,8 +102,8 @@ def _fill_resnet(student: PreTrainedModel, name: str, revision: str | None) -> N
     wrong, broken = mismatch(weights, student.backbone.state_dict()), first_not_finite(weights)
     hint = "; the deep stem is that of timm/resnet101s.gluon_in1k" if student.config.stem == "deep" else ""
     refuse([
-        (wrong, f"{where} is a ResNet of another kind: {wrong}{hint}"),
         (broken, f"{where}: {broken} is not finite; pass other weights"),
+        (wrong, f"{where} is a ResNet of another kind: {wrong}{hint}"),
     ])  # fmt: skip
     student.backbone.load_state_dict(weights, strict=False)
 
