@@ -127,8 +127,7 @@ def mismatch(weights: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> str
 
     `num_batches_tracked` may be missing: nothing that is used here depends on it.
     """
-    missing = [name for name in needed if name not in weights and not name.endswith(".num_batches_tracked")]
-    if missing:
+    if missing := [name for name in needed if name not in weights and not name.endswith(".num_batches_tracked")]:
         return f"there is nothing for {_first(missing)}"
     if unknown := [name for name in weights if name not in needed]:
         return f"there is no place for {_first(unknown)}"

@@ -29,11 +29,11 @@ def backbone_config(args: RunArguments) -> PreTrainedConfig | None:
     """
     option, is_timm = f"--backbone {args.backbone}", args.backbone.startswith(TIMM)
     known = f"pass {', '.join(BACKBONES)}, or folder or Hub id of a backbone of transformers"
-    is_own = args.backbone in BACKBONES
+    is_own, is_named = args.backbone in BACKBONES, "/" in args.backbone or Path(args.backbone).is_dir()
+    stages = f"--backbone_stages goes with backbones of transformers, not with {option}"
     refuse([
-        (args.backbone_stages and (is_own or is_timm), f"--backbone_stages goes with transformers, not with {option}"),
-        (not is_own and "/" not in args.backbone and not Path(args.backbone).is_dir(),
-         f"{option}: no such backbone; {known}"),
+        (args.backbone_stages and (is_own or is_timm), stages),
+        (not is_own and not is_named, f"{option}: no such backbone; {known}"),
     ])  # fmt: skip
     if is_own:
         return None

@@ -13,26 +13,22 @@ from transformers import PreTrainedModel
 from transformers.utils.hub import extract_commit_hash
 
 from u2pl_hf.errors import InputError, refuse, refusing
-from u2pl_hf.evaluation.loading import first_not_finite, load_model
+from u2pl_hf.evaluation.loading import HUB_ID, first_not_finite, load_model
 from u2pl_hf.files import sha256_of
 from u2pl_hf.model.convert import mismatch, resnet_architecture
 from u2pl_hf.training.recipe.arguments import FRESH, RunArguments
 from u2pl_hf.training.run.checkpoint import read_state
 from u2pl_hf.training.run.folder import RunFolder
 from u2pl_hf.training.weights.backbones import load_backbone, weights_of_backbone
-from u2pl_hf.training.weights.weights_file import (
-    WEIGHT_FILES,
-    check_place,
-    find_weights,
-    is_state_dict,
-    read_weights_file,
-)
+from u2pl_hf.training.weights.weights_file import WEIGHT_FILES, find_weights, is_state_dict, read_weights_file
 
 logger = logging.getLogger(__name__)
 
 # What must be equal for weights of one model to mean the same in another. Strides and dilations may differ: they are in
 # no weight.
 ARCHITECTURE = ("backbone", "stem", "base_width", "head_channels")
+# What may be no Hub id.
+SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 HEADS = ("classifier", "representation_head", "auxiliary_head")
 
 
@@ -73,7 +69,7 @@ def initialize(student: PreTrainedModel, args: RunArguments) -> dict | None:
     option = "backbone_weights" if args.initial_model is None else "initial_model"
     name, revision = getattr(args, option), getattr(args, f"{option}_revision")
     if name not in (None, FRESH):
-        check_place(f"--{option} {name}", name, revision)
+        _check_place(f"--{option} {name}", name, revision)
     if args.initial_model is not None:
         fresh = _fill_model(student, name, revision)
         return _origin("model", name, revision) | ({"fresh": " and ".join(fresh)} if fresh else {})
@@ -86,6 +82,17 @@ def initialize(student: PreTrainedModel, args: RunArguments) -> dict | None:
         load_backbone(student, args)
     logger.info("backbone from %s", name)
     return _origin("backbone", name, revision)
+
+
+def _check_place(where: str, name: str, revision: str | None) -> None:
+    """Refuse what is neither on this disk nor could be on the Hub."""
+    path = Path(name)
+    on_hub = HUB_ID.fullmatch(name) and "/" in name and path.suffix not in SUFFIXES
+    on_disk = f"{where} is on this disk, where revision {revision} has no meaning: pass none"
+    refuse([
+        (not path.exists() and not on_hub, f"{where}: no such file or folder; a Hub id has the form OWNER/NAME"),
+        (path.exists() and revision is not None, on_disk),
+    ])  # fmt: skip
 
 
 def _fill_resnet(student: PreTrainedModel, name: str, revision: str | None) -> None:

@@ -19,10 +19,9 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from u2pl_hf.errors import InputError, refuse, refusing
-from u2pl_hf.evaluation.loading import HUB_ID, check_download
+from u2pl_hf.errors import InputError, refusing
+from u2pl_hf.evaluation.loading import check_download
 
-SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 # Of a folder or repository, the first that is there.
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 # Published checkpoints hold their best mIoU as a number of numpy's: what rebuilds one is let through. It has one name
@@ -33,24 +32,6 @@ NUMPY_NUMBERS = [
     *(type(np.dtype(kind)) for kind in ("float32", "float64", "int64")),
     *((_SCALAR, f"numpy.{module}.multiarray.scalar") for module in ("core", "_core")),
 ]
-
-
-def check_place(where: str, name: str, revision: str | None) -> None:
-    """Refuse what is neither on this disk nor could be on the Hub.
-
-    Args:
-        where: the option and its value, for the message.
-
-    Raises:
-        InputError: there is no such file, or it has no revisions.
-    """
-    path = Path(name)
-    on_hub = HUB_ID.fullmatch(name) and "/" in name and path.suffix not in SUFFIXES
-    on_disk = f"{where} is on this disk, where revision {revision} has no meaning: pass none"
-    refuse([
-        (not path.exists() and not on_hub, f"{where}: no such file or folder; a Hub id has the form OWNER/NAME"),
-        (path.exists() and revision is not None, on_disk),
-    ])  # fmt: skip
 
 
 def find_weights(where: str, name: str, revision: str | None) -> Path:
