@@ -11,7 +11,6 @@ A step draws its random numbers from (seed, process, step) and the streams are a
 stands for the generators and the positions of all processes. All processes have equal state, and one writes it.
 """
 
-import json
 import logging
 import re
 from pathlib import Path
@@ -22,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from u2pl_hf.errors import InputError
-from u2pl_hf.files import read_json, remove, sha256_of, write_atomically
+from u2pl_hf.files import read_json, remove, sha256_of, write_atomically, write_json
 from u2pl_hf.hub.exported import Evaluation
 from u2pl_hf.training.optimizers import load_named_state, named_state
 
@@ -60,8 +59,8 @@ def save_checkpoint(
         for name, tensors in (parts | {"optimizer": named_state(optimizer, student)}).items():
             contiguous = {key: tensor.detach().contiguous() for key, tensor in tensors.items()}
             save_file(contiguous, path / f"{name}.safetensors")
-        (path / "state.json").write_text(json.dumps(state, indent=2) + "\n")
-        (path / MANIFEST).write_text(json.dumps(_describe(path), indent=2) + "\n")
+        write_json(path / "state.json", state)
+        write_json(path / MANIFEST, _describe(path))
 
     write_atomically(folder, write)
     earlier = [path for path in in_order(folder.parent) if _step(path) < _step(folder)]

@@ -1,6 +1,5 @@
 """What a run leaves for others: models that from_pretrained loads, each with its image processor and card."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -29,7 +28,7 @@ def export_model(folder: Path, model: PreTrainedModel, results: dict, run: RunFo
         (path / "README.md").write_text(render_card(results), encoding="utf-8")
         if run is not None:
             save_curves(run.metrics_path, path / results["curves"])
-            (path / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+            write_json(path / "results.json", results)
             if picture := results["pictures"]:
                 (path / picture).parent.mkdir()
                 shutil.copy(run.path / picture, path / picture)

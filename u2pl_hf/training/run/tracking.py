@@ -47,9 +47,6 @@ class RunTensorBoard(TensorBoardTracker):
     a folder that is a run of its own for TensorBoard.
     """
 
-    def __init__(self, output_dir: str):
-        super().__init__("tensorboard", output_dir)
-
     def store_init_configuration(self, values: dict) -> None:
         """The HPARAMS tab: one row per run, with its mean IoU."""
         from torch.utils.tensorboard.summary import hparams
@@ -70,7 +67,7 @@ def choose_trackers(args: RunArguments) -> list[str | GeneralTracker] | None:
     refuse(_rules([*names]))
     chosen: list = [name for name in names if name not in ("auto", "none", "tensorboard")]
     if {"auto", "tensorboard"} & names.keys() and _is_importable("tensorboard"):
-        chosen.append(RunTensorBoard(args.output_dir))
+        chosen.append(RunTensorBoard("tensorboard", args.output_dir))
     # accelerate warns of an empty list.
     return chosen or None
 

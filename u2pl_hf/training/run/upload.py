@@ -82,7 +82,7 @@ class RunPush:
         Raises:
             InputError: names or files that cannot be pushed.
         """
-        return self._done(send=False)
+        return self._carry_out(send=False)
 
     def push(self) -> dict:
         """Push; what is there already is not sent again.
@@ -93,9 +93,9 @@ class RunPush:
         Raises:
             InputError: it failed for good; the message has the command to push later. The folder is as it was.
         """
-        return self._done(send=True)
+        return self._carry_out(send=True)
 
-    def _done(self, send: bool) -> dict:
+    def _carry_out(self, send: bool) -> dict:
         check_names(self.repo_id, self.revision)
         branch, name = self.revision or "main", self.folder.resolve().name
         told = {"repo_id": self.repo_id, "revision": branch}
