@@ -126,10 +126,10 @@ class RunFolder:
         path = newest_complete(self.path / "checkpoints") if self.args.resume == "auto" else Path(self.args.resume)
         if path is None:
             return None
-        if self.args.resume != "auto" and (wrong := damage(path)):
-            raise InputError(
-                f"--resume {path} is not a checkpoint that can be used: {wrong}; pass auto to take the newest that can"
-            )
+        if self.args.resume != "auto":
+            wrong = damage(path) if (path / "state.json").is_file() else "no state.json in it"
+            unusable = f"--resume {path} is not a checkpoint that can be used: {wrong}"
+            refuse([(wrong, f"{unusable}; pass auto for the newest that can, or never")])
         state = read_state(path)
         self._check_recipe(path, state["recipe"])
         self.check_data(path, state["data"], data)
