@@ -19,8 +19,8 @@ from u2pl_hf.hub.results import finished_results
 from u2pl_hf.measure.collection import add_run, read_records
 from u2pl_hf.measure.tables import Table, TableRow, read_table, render_table
 from u2pl_hf.training.recipe.arguments import RunArguments
-from u2pl_hf.training.run.checkpoint import RunState, damage, read_state
-from u2pl_hf.training.run.folder import RunFolder
+from u2pl_hf.training.run.checkpoint import damage, read_state
+from u2pl_hf.training.run.run_folder import RunFolder
 
 RUN = RESULTS | {"hardware": {"name": "X", "processes": 1, "threads": 2}, "pictures": None,
                  "converted_from": {"file": "a", "sha256": "b", "weights": "teacher", "epoch": 1, "best_miou": 0.5,
@@ -115,7 +115,7 @@ def recipe(folder: Path, content: bytes) -> list:
 
 def state(folder: Path, content: bytes) -> list:
     (folder / "state.json").write_bytes(content)
-    return [lambda: read_state(folder, RunState)]
+    return [lambda: read_state(folder)]
 
 
 def manifest(folder: Path, content: bytes) -> list:

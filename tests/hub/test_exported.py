@@ -233,7 +233,9 @@ def test_nothing_of_elsewhere_goes_with_a_checkpoint(folder):
     (folder.parent / "secret").mkdir()
     (folder.parent / "secret" / "x").write_text("secret")
     checkpoint = folder / "checkpoints" / "step-001200"
-    (checkpoint / "state.json").write_text('{"step": 1200}')
+    state = {"step": 1200, "evaluation_is_due": False, "recipe": {}, "data": {}, "processes": 1, "scaler": None,
+             "best": None, "skipped": [], "seconds": 1.0, "seconds_of": {}}  # fmt: skip
+    (checkpoint / "state.json").write_text(json.dumps(state))
     manifest = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
                 for path in checkpoint.iterdir() if path.name != "manifest.json"}  # fmt: skip
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))

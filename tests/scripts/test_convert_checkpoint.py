@@ -102,15 +102,15 @@ def test_voc_r50_as_published(tmp_path):
     ("case", "form", "prefix", "dataset"),
     [("model_cityscapes_r101", "teacher", "", "cityscapes"), ("model_voc_suponly_r101", "student", "module.", "voc")],
 )
-def test_r101_as_published(tmp_path, run, case, form, prefix, dataset):
-    state_dict, expected, seed = load_case(case)
-    state_dict = prefixed(state_dict, prefix)
+def test_r101_in_the_names_of_published_files(tmp_path, run, case, form, prefix, dataset):
+    """What the networks compute, tests/model/test_golden.py compares."""
+    state_dict = prefixed(narrow_state_dict(case=case), prefix)
     torch.save(content_of(form, state_dict, state_dict), tmp_path / "ckpt.pth")
     code, stdout, stderr = run(tmp_path / "ckpt.pth", tmp_path / "out", "--dataset", dataset)
     result = json.loads(stdout)
     assert (code, stderr, result["weights"], result["backbone"]) == (0, "", form, "resnet101")
     model = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "out")
-    assert_outputs(model, expected, seed)
+    assert len(model.state_dict()) == len(state_dict)
     first = {"voc": "background", "cityscapes": "road"}[dataset]
     assert model.config.id2label[0] == first and model.config.label2id[first] == 0
     assert model.config.palette[1] == {"voc": [128, 0, 0], "cityscapes": [244, 35, 232]}[dataset]
@@ -146,10 +146,8 @@ def test_the_network_that_was_asked_for(tmp_path, narrow):
     torch.save(content_of("both", narrow, student), tmp_path / "both.pth")
     torch.save(content_of("student", narrow, student), tmp_path / "student.pth")
     torch.save(narrow, tmp_path / "bare.pth")
-    assert (
-        read_published(tmp_path / "both.pth", "student").state_dict["encoder.bn1.bias"][0]
-        == (student["encoder.bn1.bias"][0])
-    )
+    chosen, _ = read_published(tmp_path / "both.pth", "student")
+    assert torch.equal(chosen["encoder.bn1.bias"], student["encoder.bn1.bias"])
     for name, asked, message in (
         ("student.pth", "teacher", "holds no teacher, but student: pass --weights auto"),
         ("bare.pth", "student", "holds no student, but unnamed"),
@@ -247,7 +245,7 @@ def damaged_files(folder: Path, state_dict: dict) -> dict[Path, str]:
         "tensor.pth": (torch.zeros(3), "holds a Tensor, not a checkpoint"),
         "other.pth": ({"epoch": 3, "net": {}}, "no teacher_state or model_state, but epoch, net"),
         "nothing.pth": ({}, "but nothing"),
-        "text_inside.pth": ({"teacher_state": "x"}, "teacher_state is no state dict of tensors"),
+        "text_inside.pth": ({"teacher_state": "x"}, "its teacher is no state dict of tensors"),
     }
     for name, (data, _) in saved.items():
         torch.save(data, folder / name)
@@ -263,6 +261,8 @@ def wrong_networks(narrow: dict) -> dict[str, tuple[dict, str]]:
     wide = narrow | {"decoder.aspp.conv3.0.weight": torch.zeros(32, 256, 5, 5)}
     heads = narrow | {"decoder.classifier.8.bias": torch.zeros(19)}
     blocks = {name: t for name, t in narrow.items() if not name.startswith("encoder.layer3.5")}
+    swin = {f"encoder.patch_embed.{name}": t for name, t in narrow.items() if name.startswith("encoder.")}
+    swin |= {name: t for name, t in narrow.items() if not name.startswith("encoder.")}
     infinite = narrow | {"encoder.bn1.bias": torch.full((16,), torch.inf)}
     more = {name: t + 1 for name, t in narrow.items() if name.endswith("classifier.8.bias")}
     return {
@@ -273,7 +273,7 @@ def wrong_networks(narrow: dict) -> dict[str, tuple[dict, str]]:
         "bias": (heads, "the shape of classifier.8.bias is [19], not [21]"),
         "flat": (narrow | {"decoder.classifier.8.weight": torch.zeros(3)}, "is no convolution: its shape is [3]"),
         "depth": (blocks, "5 blocks in its third stage"),
-        "swin": ({"encoder.patch_embed.proj.weight": torch.zeros(3)}, "encoder.patch_embed.proj.weight"),
+        "swin": (swin, "no ResNet in the names of timm and torchvision, but patch_embed."),
         "not finite": (infinite, "backbone.bn1.bias holds numbers that are not finite"),
         "twice": (narrow | prefixed(more), "with and without the prefix"),
         "converted": ({"backbone.conv1.0.weight": torch.zeros(3)}, "backbone.conv1.0.weight"),
@@ -334,7 +334,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, narrow, monkeypatch):
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("u2pl_hf.training.run.export.render_model_card", full)
+    monkeypatch.setattr("u2pl_hf.training.run.model_folder.render_model_card", full)
     with pytest.raises(InputError, match="No space left on device"):
         convert_checkpoint(tmp_path / "ckpt.pth", tmp_path / "out")
     assert [entry.name for entry in tmp_path.iterdir()] == ["ckpt.pth"]

@@ -11,11 +11,10 @@ from torch import nn
 
 from u2pl_hf.errors import InputError, TrainingError
 from u2pl_hf.training.recipe.arguments import run_arguments
-from u2pl_hf.training.run import checkpoint
-from u2pl_hf.training.run import folder as run_folder
+from u2pl_hf.training.run import checkpoint, run_folder
 from u2pl_hf.training.run.checkpoint import damage, load_checkpoint, save_checkpoint, write_atomically
-from u2pl_hf.training.run.failures import failures_in_one_line
-from u2pl_hf.training.run.folder import RunFolder
+from u2pl_hf.training.run.endings import failures_in_one_line
+from u2pl_hf.training.run.run_folder import RunFolder
 
 
 def objects():
@@ -31,7 +30,8 @@ def train_one_step(student, method, optimizer):
 
 
 def save(folder: RunFolder, step: int, parts, processes: int = 1, keep: int = 2, **data):
-    state = {"step": step, "recipe": folder.args.recipe(), "processes": processes, "data": data}
+    state = {"step": step, "recipe": folder.args.recipe(), "processes": processes, "data": data, "best": None,
+             "evaluation_is_due": False, "scaler": None, "skipped": [], "seconds": 1.0, "seconds_of": {}}  # fmt: skip
     save_checkpoint(folder.checkpoint_path(step), *parts, state, keep=keep)
 
 
@@ -251,7 +251,7 @@ def test_what_a_run_left_before_it_began_is_no_other_run(run, tmp_path, monkeypa
     fresh = RunFolder(run_arguments(output_dir=str(tmp_path / "fresh")))
     with monkeypatch.context() as patched:
         patched.setattr(run_folder, "write_text", full)
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(InputError, match=r"cannot be written to \(No space left on device\); pass another folder"):
             fresh.start(["a"])
     fresh.unlock()
     (fresh.path / ".recipe.yaml.17.partial").write_text("outp")

@@ -5,11 +5,13 @@ import pytest
 import torch
 
 from u2pl_hf.errors import TrainingError
-from u2pl_hf.training.run.finite import SKIPS_IN_A_ROW, FiniteLosses
+from u2pl_hf.training.run.endings import SKIPS_IN_A_ROW, FiniteLosses
 
 
 def make(tmp_path, scaler=None) -> FiniteLosses:
-    accelerator = types.SimpleNamespace(scaler=scaler, num_processes=1, process_index=0, is_main_process=True)
+    accelerator = types.SimpleNamespace(
+        scaler=scaler, num_processes=1, process_index=0, is_main_process=True, reduce=lambda finite, reduction: finite
+    )
     return FiniteLosses(accelerator, tmp_path / "not_finite.json")
 
 

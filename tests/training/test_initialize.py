@@ -135,7 +135,9 @@ def test_names_that_lead_nowhere(tiny_data, tmp_path):
         ("timm/resnet101s.gluon_in1k", "cannot be fetched from the Hub (LocalEntryNotFoundError): mend the connection"),
     ):
         assert message in refused(tiny_data, tmp_path, backbone_weights=str(name))
-    assert "none starts from fresh ones" in refused(tiny_data, tmp_path, backbone_weights="timm/resnet101s.gluon_in1k")
+    assert "or none to start from fresh ones" in refused(
+        tiny_data, tmp_path, backbone_weights="timm/resnet101s.gluon_in1k"
+    )
     both = {"backbone_weights": "a/b", "initial_model": "a/c"}
     assert "pass one of them" in refused(tiny_data, tmp_path, **both)
     assert "needs --initial_model" in refused(tiny_data, tmp_path, initial_model_revision="main")
@@ -333,4 +335,4 @@ def test_model_from_the_hub(tiny_data, tmp_path, trained, cache):
     assert trainer.run.initialised_with == {"model": "user/suponly", "commit": commit, "sha256": digest}
     before = weights_of(trained["suponly"])
     assert all(torch.equal(tensor, before[name]) for name, tensor in started(trainer).items())
-    assert "no such repository on the Hub" in refused(tiny_data, tmp_path, initial_model="user/other")
+    assert "no such folder or Hub model" in refused(tiny_data, tmp_path, initial_model="user/other")

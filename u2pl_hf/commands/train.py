@@ -17,7 +17,7 @@ from u2pl_hf.system.processes import joined_processes, together
 from u2pl_hf.training.build import build_run
 from u2pl_hf.training.plan import plan_run, plan_without_data, published_counts
 from u2pl_hf.training.recipe.command import parse_arguments
-from u2pl_hf.training.run.failures import failures_in_one_line
+from u2pl_hf.training.run.endings import failures_in_one_line
 from u2pl_hf.training.run.report import summary
 from u2pl_hf.training.run.upload import push_finished
 from u2pl_hf.training.trainer import Trainer

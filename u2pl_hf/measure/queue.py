@@ -11,8 +11,8 @@ from pathlib import Path
 
 from u2pl_hf.errors import InputError, TrainingError
 from u2pl_hf.training.recipe.command import parse_arguments
-from u2pl_hf.training.run.folder import RunFolder
-from u2pl_hf.training.run.stopping import SIGNALS
+from u2pl_hf.training.run.endings import SIGNALS
+from u2pl_hf.training.run.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,5 @@
 """Weights of others in the terms of this model: published U2PL checkpoints, and ResNets of timm or torchvision."""
 
-import re
 from collections.abc import Mapping
 
 import torch
@@ -9,32 +8,19 @@ from torch import Tensor
 from .configuration_u2pl import U2PLConfig
 from .modeling_u2pl import U2PLForSemanticSegmentation
 
-_LEAF = r"\.(weight|bias|running_mean|running_var|num_batches_tracked)"
-_BACKBONE = r"(conv1(?:\.\d)?|bn1|layer[1-4]\.\d+\.(?:conv[123]|bn[123]|downsample\.[01]))"
-# A published name is matched as a whole; what stands in the groups is kept.
-_RENAMES = [
-    (re.compile(pattern + _LEAF), replacement)
-    for pattern, replacement in (
-        (rf"encoder\.{_BACKBONE}", r"backbone.\1.\2"),
-        (r"decoder\.aspp\.conv1\.(\d)", r"aspp.image_pooling.\1.\2"),
-        (r"decoder\.aspp\.conv2\.(\d)", r"aspp.branches.0.\1.\2"),
-        (r"decoder\.aspp\.conv3\.(\d)", r"aspp.branches.1.\1.\2"),
-        (r"decoder\.aspp\.conv4\.(\d)", r"aspp.branches.2.\1.\2"),
-        (r"decoder\.aspp\.conv5\.(\d)", r"aspp.branches.3.\1.\2"),
-        (r"decoder\.head\.(\d)", r"aspp.project.\1.\2"),
-        (r"decoder\.low_conv\.(\d)", r"low_level.\1.\2"),
-        (r"decoder\.classifier\.(\d)", r"classifier.\1.\2"),
-        (r"decoder\.representation\.(\d)", r"representation_head.\1.\2"),
-        (r"auxor\.aux\.(\d)", r"auxiliary_head.\1.\2"),
-    )
-]
-# (blocks of the third stage, bottleneck?) names the depth.
-_BACKBONES = {
-    (2, False): "resnet18",
-    (6, False): "resnet34",
-    (6, True): "resnet50",
-    (23, True): "resnet101",
+# What published names begin with -> what ours do; the rest is equal.
+_PREFIXES = {
+    "encoder.": "backbone.",
+    "decoder.aspp.conv1.": "aspp.image_pooling.",
+    **{f"decoder.aspp.conv{i + 2}.": f"aspp.branches.{i}." for i in range(4)},
+    "decoder.head.": "aspp.project.",
+    "decoder.low_conv.": "low_level.",
+    "decoder.classifier.": "classifier.",
+    "decoder.representation.": "representation_head.",
+    "auxor.aux.": "auxiliary_head.",
 }
+# (blocks of the third stage, bottleneck?) names the depth.
+_BACKBONES = {(2, False): "resnet18", (6, False): "resnet34", (6, True): "resnet50", (23, True): "resnet101"}
 
 
 def rename_published(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -44,13 +30,14 @@ def rename_published(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     """
     renamed, unknown = {}, []
     for name, tensor in state_dict.items():
-        new_name = _rename(name.removeprefix("module."))
-        if new_name is None:
-            unknown.append(name)
-        elif new_name in renamed:
+        bare = name.removeprefix("module.")
+        ours = next((to + bare.removeprefix(start) for start, to in _PREFIXES.items() if bare.startswith(start)), None)
+        if ours in renamed:
             raise ValueError(f"{name} is there with and without the prefix module.")
+        if ours is None:
+            unknown.append(name)
         else:
-            renamed[new_name] = tensor
+            renamed[ours] = tensor
     if unknown:
         raise ValueError(f"not parameters of a published U2PL network: {_first(unknown)}")
     return renamed
@@ -59,13 +46,6 @@ def rename_published(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 def _first(names: list[str]) -> str:
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return f"{', '.join(names[:5])}{more}"
-
-
-def _rename(name: str) -> str | None:
-    for pattern, replacement in _RENAMES:
-        if match := pattern.fullmatch(name):
-            return match.expand(replacement)
-    return None
 
 
 def published_config(state_dict: dict[str, Tensor], **fields) -> U2PLConfig:
@@ -108,7 +88,7 @@ def load_published(state_dict: dict[str, Tensor], **fields) -> U2PLForSemanticSe
     config = published_config(state_dict, **fields)
     with torch.device("meta"):
         model = U2PLForSemanticSegmentation(config)
-    if wrong := misfit(weights, model.state_dict()):
+    if wrong := mismatch(weights, model.state_dict()):
         raise ValueError(f"not a whole published U2PL network: {wrong}")
     for name, tensor in model.state_dict().items():
         # A counter that nothing reads.
@@ -142,13 +122,12 @@ def resnet_architecture(weights: Mapping[str, Tensor]) -> dict[str, str | int]:
     }
 
 
-def misfit(weights: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> str | None:
+def mismatch(weights: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> str | None:
     """What keeps tensors from filling a network, by names and shapes; None if they fill it.
 
     `num_batches_tracked` may be missing: nothing that is used here depends on it.
     """
-    missing = [name for name in needed if name not in weights and not name.endswith(".num_batches_tracked")]
-    if missing:
+    if missing := [name for name in needed if name not in weights and not name.endswith(".num_batches_tracked")]:
         return f"there is nothing for {_first(missing)}"
     if unknown := [name for name in weights if name not in needed]:
         return f"there is no place for {_first(unknown)}"

@@ -6,7 +6,7 @@ from u2pl_hf.method import Step, register
 from u2pl_hf.system.processes import join_processes, together
 from u2pl_hf.training.build import Run, build_run
 from u2pl_hf.training.recipe.command import recipe_arguments
-from u2pl_hf.training.run.failures import failures_in_one_line
+from u2pl_hf.training.run.endings import failures_in_one_line
 from u2pl_hf.training.trainer import Trainer
 
 

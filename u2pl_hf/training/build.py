@@ -29,8 +29,8 @@ from u2pl_hf.training.optimizers import build_optimizer
 from u2pl_hf.training.recipe.arguments import BACKBONES, RunArguments
 from u2pl_hf.training.recipe.schedule import StepSize, scaled_learning_rate, with_steps
 from u2pl_hf.training.run.checkpoint import first_step
-from u2pl_hf.training.run.folder import RunFolder
-from u2pl_hf.training.run.trackers import choose_trackers
+from u2pl_hf.training.run.run_folder import RunFolder
+from u2pl_hf.training.run.tracking import choose_trackers
 from u2pl_hf.training.run.upload import check_push
 from u2pl_hf.training.weights.backbones import backbone_config, backbone_normalisation
 from u2pl_hf.training.weights.initialize import find_starting_point

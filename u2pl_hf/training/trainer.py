@@ -15,12 +15,9 @@ from u2pl_hf.training.batches import seed_draws
 from u2pl_hf.training.build import Run
 from u2pl_hf.training.recipe.schedule import describe_step
 from u2pl_hf.training.run.checkpoint import load_checkpoint, save_checkpoint
-from u2pl_hf.training.run.export import export_best, export_finished
-from u2pl_hf.training.run.failures import failures_in_one_line
-from u2pl_hf.training.run.finite import FiniteLosses
+from u2pl_hf.training.run.endings import FiniteLosses, Stopped, StopRequest, failures_in_one_line
+from u2pl_hf.training.run.model_folder import export_best, export_finished
 from u2pl_hf.training.run.report import describe_start, gather_results, picture_samples, score
-from u2pl_hf.training.run.stopping import Stopped, StopRequest
-from u2pl_hf.training.run.trackers import ExperimentTrackers
 from u2pl_hf.training.run.tracking import Clock, Progress, mean_values
 
 logger = logging.getLogger(__name__)
@@ -70,7 +67,7 @@ class Trainer:
         logger.info(describe_step(self.args, self.accelerator.num_processes, run.learning_rate))
         # Before the trackers, whose threads must not be there when loading processes are forked.
         run.batches.start()
-        progress, last = together(self.accelerator, lambda: self._progress(first)), None
+        progress, last = together(self.accelerator, lambda: Progress(run, first)), None
         with progress, StopRequest(self.accelerator) as stop:
             if evaluation_is_due:
                 last = self._evaluate(first, progress, stop)
@@ -148,17 +145,6 @@ class Trainer:
         self.clock.go_on(state["seconds"], state["seconds_of"])
         logger.info("resuming from %s", run.checkpoint)
         return state["step"], state["evaluation_is_due"]
-
-    def _progress(self, first: int) -> Progress:
-        return Progress(
-            self.run.output.metrics_path,
-            self.accelerator,
-            ExperimentTrackers(self.accelerator, self.args, first),
-            self.run.data.class_names,
-            total=self.args.max_steps,
-            initial=first,
-            every=self.args.logging_steps,
-        )
 
     def _save_and_evaluate(self, step: int, progress: Progress, stop: StopRequest) -> dict | None:
         """Write a checkpoint and evaluate where they are due; returns the evaluation.

@@ -11,18 +11,17 @@ A step draws its random numbers from (seed, process, step) and the streams are a
 stands for the generators and the positions of all processes. All processes have equal state, and one writes it.
 """
 
-import json
 import logging
 import re
 from pathlib import Path
-from typing import Required, TypedDict
+from typing import NotRequired, TypedDict
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from u2pl_hf.errors import InputError
-from u2pl_hf.files import read_json, remove, sha256_of, write_atomically
+from u2pl_hf.files import read_json, remove, sha256_of, write_atomically, write_json
 from u2pl_hf.hub.results import Evaluation
 from u2pl_hf.training.optimizers import load_named_state, named_state
 
@@ -31,10 +30,10 @@ MANIFEST = "manifest.json"
 NAME = re.compile(r"step-(\d+)")
 
 
-class State(TypedDict, total=False):
+class State(TypedDict):
     """state.json of a checkpoint."""
 
-    step: Required[int]
+    step: int
     evaluation_is_due: bool
     recipe: dict
     data: dict
@@ -45,36 +44,23 @@ class State(TypedDict, total=False):
     seconds: float
     seconds_of: dict[str, float]
     # Checkpoints of earlier versions do not tell.
-    initialised_with: dict[str, str | None] | None
-
-
-class RunState(State):
-    """With all that a run needs to go on."""
-
-    evaluation_is_due: Required[bool]
-    recipe: Required[dict]
-    data: Required[dict]
-    processes: Required[int]
-    scaler: Required[dict | None]
-    best: Required[Evaluation | None]
-    skipped: Required[list[str]]
-    seconds: Required[float]
-    seconds_of: Required[dict[str, float]]
+    initialised_with: NotRequired[dict[str, str | None] | None]
 
 
 def save_checkpoint(
-    folder: Path, student: nn.Module, method: nn.Module, optimizer: torch.optim.Optimizer, state: dict, keep: int
+    folder: Path, student: nn.Module, method: nn.Module, optimizer: torch.optim.Optimizer, state: State, keep: int
 ) -> None:
     """Write the checkpoint folder, then remove earlier ones beside it, so that `keep` remain with this one."""
     folder.parent.mkdir(parents=True, exist_ok=True)
 
     def write(path: Path) -> None:
         path.mkdir()
-        save_file(_contiguous(student.state_dict()), path / "student.safetensors")
-        save_file(_contiguous(method.state_dict()), path / "method.safetensors")
-        save_file(_contiguous(named_state(optimizer, student)), path / "optimizer.safetensors")
-        (path / "state.json").write_text(json.dumps(state, indent=2) + "\n")
-        (path / MANIFEST).write_text(json.dumps(_describe(path), indent=2) + "\n")
+        parts = {"student": student.state_dict(), "method": method.state_dict()}
+        for name, tensors in (parts | {"optimizer": named_state(optimizer, student)}).items():
+            contiguous = {key: tensor.detach().contiguous() for key, tensor in tensors.items()}
+            save_file(contiguous, path / f"{name}.safetensors")
+        write_json(path / "state.json", state)
+        write_json(path / MANIFEST, _describe(path))
 
     write_atomically(folder, write)
     earlier = [path for path in in_order(folder.parent) if _step(path) < _step(folder)]
@@ -82,7 +68,7 @@ def save_checkpoint(
         remove(path)
 
 
-def load_checkpoint(folder: Path, student: nn.Module, method: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
+def load_checkpoint(folder: Path, student: nn.Module, method: nn.Module, optimizer: torch.optim.Optimizer) -> State:
     """Load a checkpoint into the given objects; returns its state.json."""
     student.load_state_dict(load_file(folder / "student.safetensors"))
     method.load_state_dict(load_file(folder / "method.safetensors"))
@@ -90,13 +76,13 @@ def load_checkpoint(folder: Path, student: nn.Module, method: nn.Module, optimiz
     return read_state(folder)
 
 
-def read_state(folder: Path, kind: type[State] = State) -> State:
+def read_state(folder: Path) -> State:
     """state.json of a checkpoint.
 
     Raises:
         InputError: it is not what a run wrote.
     """
-    return read_json(folder / "state.json", kind, strict=False)
+    return read_json(folder / "state.json", State, strict=False)
 
 
 def first_step(folder: Path | None) -> int:
@@ -120,10 +106,6 @@ def in_order(folder: Path) -> list[Path]:
     return sorted((path for path in folder.glob("step-*") if NAME.fullmatch(path.name)), key=_step)
 
 
-def _step(folder: Path) -> int:
-    return int(NAME.fullmatch(folder.name)[1])
-
-
 def newest_complete(folder: Path) -> Path | None:
     """The newest undamaged checkpoint below `folder`; damaged ones are told of and passed over."""
     for checkpoint in reversed(in_order(folder)):
@@ -134,11 +116,11 @@ def newest_complete(folder: Path) -> Path | None:
     return None
 
 
+def _step(folder: Path) -> int:
+    return int(NAME.fullmatch(folder.name)[1])
+
+
 def _describe(folder: Path) -> dict[str, dict]:
     """Size and sha256 of each file but the manifest."""
     files = [path for path in sorted(folder.iterdir()) if path.name != MANIFEST]
     return {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in files}
-
-
-def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}

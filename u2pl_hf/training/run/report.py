@@ -1,6 +1,7 @@
 """Facts of a run: what it begins with and ends in, results.json for the card, and the samples of the picture grid."""
 
 import platform
+import re
 import shlex
 import sys
 from dataclasses import asdict
@@ -14,18 +15,11 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from u2pl_hf.data.source.sources import Source
-from u2pl_hf.evaluation.inference import describe_protocol
+from u2pl_hf.evaluation.inference import describe_protocol, predict_all
 from u2pl_hf.evaluation.loading import library_versions
 from u2pl_hf.hub.dataset_license import dataset_license
 from u2pl_hf.method import MethodSettings
-from u2pl_hf.method.pseudo_labels import (
-    IGNORE,
-    masked_quantile,
-    pixel_entropy,
-    resize_logits,
-    split_by_entropy,
-)
-from u2pl_hf.pixels import normalize
+from u2pl_hf.method.pseudo_labels import IGNORE, masked_quantile, split_by_entropy
 from u2pl_hf.training.recipe.arguments import RunArguments
 from u2pl_hf.training.run.tracking import Clock
 
@@ -35,6 +29,9 @@ if TYPE_CHECKING:
 SCRIPT = "train_u2pl.py"
 # Of pixels that pictures show as unreliable, where the method has no such share.
 UNRELIABLE_SHARE = 0.2
+# What results.json calls as the arguments do; not all methods have all of them.
+ARGUMENTS = ("method", "variant", "dataset", "dataset_revision", "split", "seed", "max_steps", "warmup_steps",
+             "crop_size", "gradient_accumulation_steps", "optimizer", "output_dir")  # fmt: skip
 
 
 def hardware(device: torch.device, processes: int) -> dict:
@@ -46,22 +43,20 @@ def hardware(device: torch.device, processes: int) -> dict:
 def _processor() -> str:
     """The processor's name, where the system tells it."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
+    named = re.search(r"model name\s*:\s*(.*\S)", info.read_text()) if info.is_file() else None
+    return named[1] if named else platform.processor() or platform.machine()
 
 
 def describe_start(run: "Run", first: int) -> str:
     """Two lines about a run that begins at step `first`: what it computes on and with, and what comes when."""
-    args, data, unlabelled_from = run.args, run.data, run.batches.unlabelled_from
+    args, data, warm_up = run.args, run.data, run.batches.unlabelled_from
     place = hardware(run.accelerator.device, run.accelerator.num_processes)
     unlabelled = f", {len(data.unlabelled):,} unlabelled" if run.size.unlabelled else ""
-    warm_up = f", {unlabelled_from:,} of them warm-up" if unlabelled_from else ""
     return (
         f"{args.method} on {place['device']} ({place['name']}), processes: {place['processes']}; images: "
         f"{len(data.labelled):,} labelled{unlabelled}, {len(data.evaluation.ids):,} to evaluate on; classes: "
-        f"{len(data.class_names)}\n"
-        f"from step {first:,} to {args.max_steps:,}{warm_up}; evaluated "
+        f"{len(data.class_names)}\nfrom step {first:,} to {args.max_steps:,}"
+        f"{f', {warm_up:,} of them warm-up' if warm_up else ''}; evaluated "
         f"{f'every {args.eval_steps:,} and ' if args.eval_steps else ''}at the end; folder {args.output_dir}"
     )
 
@@ -69,17 +64,15 @@ def describe_start(run: "Run", first: int) -> str:
 def summary(args: RunArguments, results: dict) -> str:
     """What a finished run says to people: scores in per cent, its time, its folder, and what can be done with it."""
     last, best = results["last"], results["best"]
-    rows = {"mean": (last["mean_iou"], best["mean_iou"])}
-    rows |= {name: (iou, best["per_class_iou"].get(name)) for name, iou in last["per_class_iou"].items()}
-    width = max(20, *map(len, rows))
+    rows = [("mean", last["mean_iou"], best["mean_iou"])]
+    rows += [(name, iou, best["per_class_iou"].get(name)) for name, iou in last["per_class_iou"].items()]
+    width = max(20, *(len(name) for name, *_ in rows))
     lines = [f"{'IoU in per cent':<{width}}  last    best (step {best['step']:,})"]
-    for name, values in rows.items():
-        told = ("-" if value is None else f"{100 * value:.2f}" for value in values)
-        lines.append(f"{name:<{width}}  {next(told):<6}  {next(told)}")
-    minutes = f"{results['seconds'] / 60:,.1f} minutes"
-    return "\n".join(
-        [*lines, f"{args.output_dir}: {args.max_steps:,} steps in {minutes}; next:", *_next_commands(args)]
-    )
+    for name, *values in rows:
+        told = ["-" if value is None else f"{100 * value:.2f}" for value in values]
+        lines.append(f"{name:<{width}}  {told[0]:<6}  {told[1]}")
+    lines.append(f"{args.output_dir}: {args.max_steps:,} steps in {results['seconds'] / 60:,.1f} minutes; next:")
+    return "\n".join([*lines, *_next_commands(args)])
 
 
 def _next_commands(args: RunArguments) -> list[str]:
@@ -104,35 +97,25 @@ def gather_results(run: "Run", clock: Clock, best: dict, last: dict | None) -> d
 
     best, last: evaluations; of the best model, which is exported before the end, there is no last.
     """
-    args, data, settings = run.args, run.data, run.args.settings
-    return {
-        "method": args.method,
+    args, data = run.args, run.data
+    return {name: getattr(args, name, None) for name in ARGUMENTS} | {
         "method_title": args.step_class.title,
         "method_about": args.step_class.about,
-        "variant": getattr(settings, "variant", None),
-        "settings": _changed_settings(settings),
-        "dataset": args.dataset,
+        "settings": _changed_settings(args.settings),
         "dataset_on_hub": args.dataset != "demo" and not Path(args.dataset).exists(),
-        "dataset_revision": args.dataset_revision,
         "dataset_license": dataset_license(args.dataset, args.dataset_revision),
         "subset": args.eval_subset,
-        "split": args.split,
         "num_labelled": len(data.labelled),
         "num_unlabelled": len(data.unlabelled) if run.size.unlabelled else 0,
         "left_out_unlabelled": data.left_out,
+        "skipped_unlabelled": len(run.batches.skipped),
         "num_evaluation": len(data.evaluation.ids),
-        "seed": args.seed,
-        "max_steps": args.max_steps,
         "epochs": args.epochs or None,
-        "warmup_steps": getattr(settings, "warmup_steps", None),
-        "crop_size": args.crop_size,
         "batch_size_labelled": run.size.labelled,
         "batch_size_unlabelled": run.size.unlabelled or None,
-        "gradient_accumulation_steps": args.gradient_accumulation_steps,
-        "optimizer": args.optimizer,
         "learning_rate": run.learning_rate,
         **_backbone(run.student.config),
-        "parameters": sum(p.numel() for p in run.student.parameters()),
+        "parameters": run.student.num_parameters(),
         "initialised_with": run.initialised_with,
         "seconds": round(clock.seconds, 1),
         "seconds_of": {what: round(seconds, 2) for what, seconds in clock.seconds_of.items()},
@@ -141,12 +124,10 @@ def gather_results(run: "Run", clock: Clock, best: dict, last: dict | None) -> d
         "protocol": describe_protocol(**args.evaluation),
         "class_names": data.class_names,
         "command": _command(),
-        "skipped_unlabelled": len(run.batches.skipped),
         "last": last,
         "best": best,
         "pictures": f"pictures/step-{(last or best)['step']:06d}.png" if args.picture_samples else None,
         "curves": "curves.png",
-        "output_dir": args.output_dir,
         "data": data.fingerprint,
         "date": datetime.now(timezone.utc).date().isoformat(),
     }
@@ -161,21 +142,18 @@ def _command() -> str | None:
 
 def _changed_settings(settings: MethodSettings) -> dict | None:
     """The method's settings that are not the default, besides those that are told by themselves."""
-    told, usual = {"variant", "warmup_steps", "warmup_epochs"}, type(settings)()
-    changed = {name: value for name, value in asdict(settings).items() if value != getattr(usual, name)}
-    return {name: value for name, value in changed.items() if name not in told} or None
+    told, usual = {"variant", "warmup_steps", "warmup_epochs"}, asdict(type(settings)())
+    return {name: v for name, v in asdict(settings).items() if name not in told and v != usual[name]} or None
 
 
 def _backbone(config: PreTrainedConfig) -> dict:
     """Its name, and what the name leaves open."""
-    own = config.backbone_config
+    own, name, chosen = config.backbone_config, config.backbone, None
     if own is None:
-        names = ("stem", "base_width", "output_stride")
-        return {"backbone": config.backbone, "architecture": {name: getattr(config, name) for name in names}}
-    if own.model_type == "timm_backbone":
-        chosen = {"output_stride": own.output_stride} if own.output_stride else None
-        return {"backbone": f"timm/{own.backbone}", "architecture": chosen}
-    return {"backbone": config.backbone, "architecture": None}
+        chosen = {field: getattr(config, field) for field in ("stem", "base_width", "output_stride")}
+    elif own.model_type == "timm_backbone":
+        name, chosen = f"timm/{own.backbone}", {"output_stride": own.output_stride} if own.output_stride else None
+    return {"backbone": name, "architecture": chosen}
 
 
 def score(evaluation: dict) -> float:
@@ -183,34 +161,26 @@ def score(evaluation: dict) -> float:
     return -1.0 if evaluation["mean_iou"] is None else evaluation["mean_iou"]
 
 
-@torch.no_grad()
 def picture_samples(model: nn.Module, source: Source, number: int, settings: MethodSettings) -> list[dict]:
     """Images spread over the evaluation set with prediction, pseudo-label and entropy, one dict per row of the grid.
 
     The border between reliable and unreliable is drawn at alpha_0 of each image, since alpha is 0 at the end of a run.
     """
-    device, alpha = next(model.parameters()).device, getattr(settings, "unreliable_share", UNRELIABLE_SHARE)
-    was_training = model.training
-    model.eval()
-    places = np.unique(np.linspace(0, len(source.ids) - 1, min(number, len(source.ids))).round().astype(int))
-    samples = [_picture_sample(model, source, int(index), alpha, device) for index in places]
-    model.train(was_training)
-    return samples
+    alpha, last = getattr(settings, "unreliable_share", UNRELIABLE_SHARE), len(source.ids) - 1
+    places = np.unique(np.linspace(0, last, min(number, last + 1)).round().astype(int))
+    return [_picture_sample(model, source, int(index), alpha) for index in places]
 
 
-def _picture_sample(model: nn.Module, source: Source, index: int, alpha: float, device: torch.device) -> dict:
-    image = source.read_image(index)
-    pixels = normalize(torch.tensor(image).permute(2, 0, 1)[None].to(device), None)
-    logits = resize_logits(model(pixels, output_representation=False, output_auxiliary=False).logits, pixels.shape[-2:])
-    entropy = pixel_entropy(logits)
+def _picture_sample(model: nn.Module, source: Source, index: int, alpha: float) -> dict:
+    (found,) = predict_all(model, [source.read_image(index)], mode="whole")
+    entropy = torch.from_numpy(found.entropy)
     valid = torch.ones_like(entropy, dtype=torch.bool)
-    prediction = logits.argmax(dim=1)
     _, unreliable = split_by_entropy(entropy, valid, alpha)
     return {
-        "image": image,
+        "image": found.image,
         "ground_truth": source.read_label(index),
-        "prediction": prediction[0].cpu().numpy(),
-        "pseudo_label": prediction.masked_fill(unreliable, IGNORE)[0].cpu().numpy(),
-        "entropy": entropy[0].cpu().numpy(),
+        "prediction": found.labels,
+        "pseudo_label": np.where(unreliable, IGNORE, found.labels),
+        "entropy": found.entropy,
         "gamma": float(masked_quantile(entropy, 1.0 - alpha, valid)),
     }

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from u2pl_hf.errors import InputError
+from u2pl_hf.errors import InputError, refuse
 from u2pl_hf.files import file_in
 from u2pl_hf.hub.exported import exported_files
 from u2pl_hf.hub.push import check_can_push, check_names, push_files
 from u2pl_hf.hub.results import finished_results
 from u2pl_hf.training.recipe.arguments import RunArguments
-from u2pl_hf.training.run.checkpoint import newest_complete, read_state
+from u2pl_hf.training.run.checkpoint import first_step, newest_complete
 
 # With a checkpoint, all that a run needs to go on and to end as if it had never moved.
 STATE_FILES = ("recipe.yaml", "labeled.txt", "metrics.jsonl")
@@ -51,11 +51,6 @@ class RunPush:
         words += ["--other_runs", *map(str, self.others)] if self.others else []
         return shlex.join(words)
 
-    @property
-    def checkpoint_revision(self) -> str:
-        """The branch of the checkpoint."""
-        return f"{self.revision or 'main'}-checkpoint"
-
     def model_files(self) -> dict[str, Path | bytes]:
         """Path in the repository -> file or content, of the exported model.
 
@@ -63,10 +58,11 @@ class RunPush:
             InputError: no model, or other runs that are not finished.
         """
         folder = self.folder / "best" if self.best else self.folder
-        if not self.folder.is_dir():
-            raise InputError(f"{self.folder} is not a folder; pass the output folder of a run")
-        if not self.best and not (folder / "config.json").is_file() and (folder / "best").is_dir():
-            raise InputError(f"{folder} is not finished; push its best model so far with --best, or let it end first")
+        unfinished = not (folder / "config.json").is_file() and (folder / "best").is_dir()
+        refuse([
+            (not self.folder.is_dir(), f"{self.folder} is not a folder; pass the output folder of a run"),
+            (unfinished, f"{folder} is not finished; push its best model so far with --best, or let it end first"),
+        ])  # fmt: skip
         return exported_files(folder, self.repo_id, self.revision, [finished_results(other) for other in self.others])
 
     def checkpoint_files(self) -> tuple[int, dict[str, Path]]:
@@ -76,12 +72,10 @@ class RunPush:
             InputError: there is none.
         """
         checkpoint = newest_complete(self.folder / "checkpoints")
-        if checkpoint is None:
-            raise InputError(f"{self.folder} holds no complete checkpoint; push without --with_checkpoint")
+        refuse([(checkpoint is None, f"{self.folder} holds no complete checkpoint; push without --with_checkpoint")])
         parts = [*(self.folder / "best").rglob("*"), *checkpoint.iterdir()]
         names = [*STATE_FILES, *(path.relative_to(self.folder).as_posix() for path in parts)]
-        files = {name: path for name in names if (path := file_in(self.folder, name))}
-        return read_state(checkpoint)["step"], files
+        return first_step(checkpoint), {name: path for name in names if (path := file_in(self.folder, name))}
 
     def plan(self) -> dict:
         """What `push` would send: names and bytes. Nothing is asked of the Hub.
@@ -89,12 +83,7 @@ class RunPush:
         Raises:
             InputError: names or files that cannot be pushed.
         """
-        check_names(self.repo_id, self.revision)
-        told = {"repo_id": self.repo_id, "revision": self.revision or "main", "files": _sizes(self.model_files())}
-        if self.with_checkpoint:
-            step, files = self.checkpoint_files()
-            told["checkpoint"] = {"revision": self.checkpoint_revision, "step": step, "files": _sizes(files)}
-        return told
+        return self._carry_out(send=False)
 
     def push(self) -> dict:
         """Push; what is there already is not sent again.
@@ -105,29 +94,31 @@ class RunPush:
         Raises:
             InputError: it failed for good; the message has the command to push later. The folder is as it was.
         """
-        told, options = self.plan(), {"private": self.private, "later": self._later}
-        message = self.commit_message or self._message("best model" if self.best else "model")
-        told["url"] = push_files(
-            self.model_files(), self.repo_id, revision=self.revision, commit_message=message, **options
-        )
+        return self._carry_out(send=True)
+
+    def _carry_out(self, send: bool) -> dict:
+        check_names(self.repo_id, self.revision)
+        branch, name = self.revision or "main", self.folder.resolve().name
+        told = {"repo_id": self.repo_id, "revision": branch}
+        parts = [(told, self.model_files(), f"{'Best model' if self.best else 'Model'} of {name}")]
         if self.with_checkpoint:
             step, files = self.checkpoint_files()
-            told["checkpoint"]["url"] = push_files(
-                files,
-                self.repo_id,
-                revision=self.checkpoint_revision,
-                commit_message=self.commit_message or self._message(f"checkpoint at step {step}"),
-                nothing_else=True,
-                **options,
-            )
+            told["checkpoint"] = {"revision": f"{branch}-checkpoint", "step": step}
+            parts.append((told["checkpoint"], files, f"Checkpoint at step {step} of {name}"))
+        for part, files, message in parts:
+            sizes = {n: len(f) if isinstance(f, bytes) else f.stat().st_size for n, f in sorted(files.items())}
+            part["files"] = sizes
+            if send:
+                part["url"] = push_files(
+                    files,
+                    self.repo_id,
+                    revision=self.revision if part is told else part["revision"],
+                    private=self.private,
+                    commit_message=self.commit_message or message,
+                    nothing_else=part is not told,
+                    later=f"{self.folder} is as it was, to push it later run `{self.command}`",
+                )
         return told
-
-    @property
-    def _later(self) -> str:
-        return f"{self.folder} is as it was, to push it later run `{self.command}`"
-
-    def _message(self, what: str) -> str:
-        return f"{what[0].upper()}{what[1:]} of {self.folder.resolve().name}"
 
 
 def check_push(args: RunArguments, is_main_process: bool) -> None:
@@ -146,18 +137,9 @@ def push_finished(args: RunArguments) -> dict:
     Returns:
         `hub`, the address of the commit or None, and `hub_error`, one line or None.
     """
-    push = RunPush(
-        Path(args.output_dir),
-        args.push_to_hub,
-        revision=args.hub_revision,
-        private=args.hub_private,
-        with_checkpoint=args.hub_checkpoint,
-    )
+    options = {"revision": args.hub_revision, "private": args.hub_private, "with_checkpoint": args.hub_checkpoint}
     try:
+        push = RunPush(Path(args.output_dir), args.push_to_hub, **options)
         return {"hub": push.push()["url"], "hub_error": None}
     except InputError as error:
         return {"hub": None, "hub_error": str(error)}
-
-
-def _sizes(files: dict[str, Path | bytes]) -> dict[str, int]:
-    return {name: len(part) if isinstance(part, bytes) else part.stat().st_size for name, part in sorted(files.items())}

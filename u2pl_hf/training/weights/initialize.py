@@ -7,35 +7,28 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HTTPError,
-    RemoteEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import try_to_load_from_cache
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils.hub import extract_commit_hash
 
-from u2pl_hf.errors import InputError
-from u2pl_hf.evaluation.loading import check_download, first_not_finite, load_model, model_commit
+from u2pl_hf.errors import InputError, refuse, refusing
+from u2pl_hf.evaluation.loading import HUB_ID, first_not_finite, load_model
 from u2pl_hf.files import sha256_of
-from u2pl_hf.model.convert import misfit, resnet_architecture
+from u2pl_hf.model.convert import mismatch, resnet_architecture
 from u2pl_hf.training.recipe.arguments import FRESH, RunArguments
-from u2pl_hf.training.run.checkpoint import RunState, read_state
-from u2pl_hf.training.run.folder import RunFolder
-from u2pl_hf.training.weights.backbones import load_backbone
-from u2pl_hf.training.weights.weights_file import check_there, is_state_dict, read_weights_file
+from u2pl_hf.training.run.checkpoint import read_state
+from u2pl_hf.training.run.run_folder import RunFolder
+from u2pl_hf.training.weights.backbones import load_backbone, weights_of_backbone
+from u2pl_hf.training.weights.weights_file import WEIGHT_FILES, find_weights, is_state_dict, read_weights_file
 
 logger = logging.getLogger(__name__)
 
-# Of a folder or repository, the first that is there.
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 # What must be equal for weights of one model to mean the same in another. Strides and dilations may differ: they are in
 # no weight.
 ARCHITECTURE = ("backbone", "stem", "base_width", "head_channels")
+# What may be no Hub id.
+SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 HEADS = ("classifier", "representation_head", "auxiliary_head")
 
 
@@ -61,7 +54,7 @@ def find_starting_point(
     checkpoint = folder.checkpoint_to_resume(data, processes)
     if checkpoint is None:
         return None, initialize(student, args)
-    return checkpoint, read_state(checkpoint, RunState).get("initialised_with")
+    return checkpoint, read_state(checkpoint).get("initialised_with")
 
 
 def initialize(student: PreTrainedModel, args: RunArguments) -> dict | None:
@@ -73,50 +66,58 @@ def initialize(student: PreTrainedModel, args: RunArguments) -> dict | None:
     Raises:
         InputError: they cannot be found or read, or are of another architecture.
     """
-    if args.backbone_weights == FRESH:
-        return None
-    if student.config.backbone_config is not None and args.initial_model is None:
-        load_backbone(student, args)
-        return _described_other(args)
-    if args.backbone_weights is not None:
-        return _fill_backbone(student, args.backbone_weights, args.backbone_weights_revision)
+    option = "backbone_weights" if args.initial_model is None else "initial_model"
+    name, revision = getattr(args, option), getattr(args, f"{option}_revision")
+    if name not in (None, FRESH):
+        _check_place(f"--{option} {name}", name, revision)
     if args.initial_model is not None:
-        return _fill_model(student, args.initial_model, args.initial_model_revision)
-    return None
+        fresh = _fill_model(student, name, revision)
+        return _origin("model", name, revision) | ({"fresh": " and ".join(fresh)} if fresh else {})
+    name, revision = weights_of_backbone(args)
+    if name in (None, FRESH):
+        return None
+    if student.config.backbone_config is None:
+        _fill_resnet(student, name, revision)
+    else:
+        load_backbone(student, args)
+    logger.info("backbone from %s", name)
+    return _origin("backbone", name, revision)
 
 
-def _fill_backbone(student: PreTrainedModel, name: str, revision: str | None) -> dict:
+def _check_place(where: str, name: str, revision: str | None) -> None:
+    """Refuse what is neither on this disk nor could be on the Hub."""
+    path = Path(name)
+    on_hub = HUB_ID.fullmatch(name) and "/" in name and path.suffix not in SUFFIXES
+    on_disk = f"{where} is on this disk, where revision {revision} has no meaning: pass none"
+    refuse([
+        (not path.exists() and not on_hub, f"{where}: no such file or folder; a Hub id has the form OWNER/NAME"),
+        (path.exists() and revision is not None, on_disk),
+    ])  # fmt: skip
+
+
+def _fill_resnet(student: PreTrainedModel, name: str, revision: str | None) -> None:
     where = f"--backbone_weights {name}"
-    path, commit = locate(where, name, revision)
-    if path.is_dir():
-        folder = path
-        path = next((folder / file for file in WEIGHT_FILES if (folder / file).is_file()), None)
-        if path is None:
-            raise InputError(f"{where}: no {' or '.join(WEIGHT_FILES)} in it; pass the file")
+    path = find_weights(where, name, revision)
     content = read_weights_file(path)
     if not is_state_dict(content):
         raise InputError(f"{where}: {path.name} is no state dict; save the network's state dict alone and pass that")
     # The classifier of ImageNet's classes.
     weights = {key: tensor for key, tensor in content.items() if not key.startswith("fc.")}
-    if broken := first_not_finite(weights):
-        raise InputError(f"{where}: {broken} is not finite; pass other weights")
-    try:
+    with refusing(ValueError, f"{where} cannot be used"):
         found = resnet_architecture(weights)
-    except ValueError as error:
-        raise InputError(f"{where}: {error}") from error
     _require_equal(found, student.config, where)
-    if wrong := misfit(weights, student.backbone.state_dict()):
-        hint = "; the deep stem is that of timm/resnet101s.gluon_in1k" if student.config.stem == "deep" else ""
-        raise InputError(f"{where} is a ResNet of another kind: {wrong}{hint}")
+    wrong, broken = mismatch(weights, student.backbone.state_dict()), first_not_finite(weights)
+    hint = "; the deep stem is that of timm/resnet101s.gluon_in1k" if student.config.stem == "deep" else ""
+    refuse([
+        (broken, f"{where}: {broken} is not finite; pass other weights"),
+        (wrong, f"{where} is a ResNet of another kind: {wrong}{hint}"),
+    ])  # fmt: skip
     student.backbone.load_state_dict(weights, strict=False)
-    logger.info("backbone from %s", name)
-    return _described("backbone", name, path, commit)
 
 
-def _fill_model(student: PreTrainedModel, name: str, revision: str | None) -> dict:
-    where = f"--initial_model {name}"
-    path, commit = locate(where, name, revision)
-    model = load_model(name, device="cpu", revision=commit)
+def _fill_model(student: PreTrainedModel, name: str, revision: str | None) -> list[str]:
+    """Returns the heads that keep fresh weights, in words."""
+    where, model = f"--initial_model {name}", load_model(name, device="cpu", revision=revision)
     ours, theirs = student.config, model.config
     fields = {field: getattr(theirs, field) for field in ARCHITECTURE}
     if ours.representation_channels and theirs.representation_channels:
@@ -131,8 +132,7 @@ def _fill_model(student: PreTrainedModel, name: str, revision: str | None) -> di
         logger.warning("%s learned with --aspp_dilations %s", where, " ".join(map(str, theirs.aspp_dilations)))
     if ours.num_labels == theirs.num_labels and ours.id2label != theirs.id2label:
         logger.warning("%s has as many classes of other names; its classifier is kept as it is", where)
-    told = _described("model", name, path / WEIGHT_FILES[0] if path.is_dir() else path, commit)
-    return told | ({"fresh": " and ".join(fresh)} if fresh else {})
+    return fresh
 
 
 def _require_equal(fields: Mapping[str, object], config, where: str) -> None:
@@ -151,8 +151,7 @@ def _fresh_heads(needed: Mapping[str, Tensor], fitting: Mapping[str, Tensor]) ->
     Raises:
         InputError: something else than a head would.
     """
-    absent = {name for name in needed if name not in fitting}
-    fresh = []
+    absent, fresh = needed.keys() - fitting.keys(), []
     for head in HEADS:
         own = {name for name in needed if name.startswith(f"{head}.")}
         if own & absent:
@@ -163,65 +162,15 @@ def _fresh_heads(needed: Mapping[str, Tensor], fitting: Mapping[str, Tensor]) ->
     return fresh
 
 
-def _described(part: str, name: str, path: Path, commit: str | None) -> dict:
-    """A folder's path means nothing elsewhere: its name does, with the file's digest."""
-    told = {part: name if commit else Path(name).resolve().name, "commit": commit}
-    told["sha256"] = sha256_of(path) if path.is_file() else None
-    return {key: value for key, value in told.items() if value is not None}
-
-
-def _described_other(args: RunArguments) -> dict:
-    """What a backbone of transformers or timm starts from."""
-    name = args.backbone_weights or args.backbone
+def _origin(part: str, name: str, revision: str | None) -> dict:
+    """What weights were. A folder's path means nothing elsewhere: its name does, with the file's digest."""
     path = Path(name)
     if path.exists():
-        return _described("backbone", name, path / WEIGHT_FILES[0] if path.is_dir() else path, None)
-    revision = args.backbone_revision if args.backbone_weights is None else args.backbone_weights_revision
-    return {"backbone": name, "commit": model_commit(name, revision)}
-
-
-def locate(where: str, name: str, revision: str | None = None) -> tuple[Path, str | None]:
-    """A file or folder on this disk; else the weights of a Hub repository, fetched, and their commit.
-
-    Args:
-        where: the option and its value, for messages.
-
-    Raises:
-        InputError: there is none, or it cannot be fetched.
-    """
-    path = Path(name)
-    if path.exists():
-        if revision is not None:
-            raise InputError(f"{where} is on this disk, where revision {revision} has no meaning: pass none")
-        return path, None
-    check_there(where, name)
-    file = _download(where, name, revision)
-    return file, extract_commit_hash(str(file), None)
-
-
-def _download(where: str, repo_id: str, revision: str | None) -> Path:
-    try:
-        for file in WEIGHT_FILES:
-            try:
-                path = Path(hf_hub_download(repo_id, file, revision=revision))
-            except RemoteEntryNotFoundError:
-                continue
-            check_download(where, path)
-            return path
-    except InputError:
-        raise
-    except RepositoryNotFoundError as error:
-        raise InputError(
-            f"{where}: no such folder, and no such repository on the Hub; for a private one run `hf auth login`"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise InputError(f"{where}: no revision {revision}; pass a branch, tag or commit of it") from error
-    except (HTTPError, OSError, ValueError) as error:
-        # Not the error's own text, which may quote the token.
-        status = f", status {error.response.status_code}" if isinstance(error, HfHubHTTPError) else ""
-        fresh = f"; --backbone_weights {FRESH} starts from fresh ones" if where.startswith("--backbone_weights") else ""
-        raise InputError(
-            f"{where} cannot be fetched from the Hub ({type(error).__name__}{status}): mend the connection, or pass a "
-            f"file or folder on this disk{fresh}"
-        ) from error
-    raise InputError(f"{where}: no {' or '.join(WEIGHT_FILES)} in it")
+        told, files = {part: path.resolve().name}, [path, *(path / file for file in WEIGHT_FILES)]
+    else:
+        # transformers does not tell the commit; the path in the cache does.
+        known = (try_to_load_from_cache(name, f, revision=revision) for f in (*WEIGHT_FILES, "config.json"))
+        files = [Path(file) for file in known if isinstance(file, str)]
+        told = {part: name, "commit": extract_commit_hash(str(files[0]), None)} if files else {part: name}
+    file = next((file for file in files if file.is_file() and file.suffix != ".json"), None)
+    return told | ({"sha256": sha256_of(file)} if file else {})

@@ -1,9 +1,9 @@
 """Checkpoints of the published code: which network of a file to take, its classes, and the export of it."""
 
+import contextlib
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -12,33 +12,18 @@ from torch import Tensor
 from u2pl_hf.constants import default_palette
 from u2pl_hf.data.prepare.layouts import cityscapes, voc
 from u2pl_hf.data.source.class_list import ClassList, read_class_list
-from u2pl_hf.errors import InputError
+from u2pl_hf.errors import refuse, refusing
 from u2pl_hf.files import sha256_of
+from u2pl_hf.model.configuration_u2pl import U2PLConfig
 from u2pl_hf.model.convert import load_published
-from u2pl_hf.model.modeling_u2pl import U2PLForSemanticSegmentation
-from u2pl_hf.training.run.export import EXPORTED, export_model
+from u2pl_hf.training.run.model_folder import EXPORTED, export_model
+from u2pl_hf.training.run.run_folder import refuse_file
 from u2pl_hf.training.weights.weights_file import is_state_dict, read_weights_file
 
 logger = logging.getLogger(__name__)
 
 NETWORKS = {"teacher": "teacher_state", "student": "model_state"}
 DATASETS = {"voc": voc.CLASSES, "cityscapes": cityscapes.CLASSES}
-
-
-@dataclass(frozen=True)
-class PublishedCheckpoint:
-    """One network of a published file, and what the file says of it.
-
-    Attributes:
-        weights: teacher, student, or unnamed where the file is a bare state dict.
-        epoch, best_miou: None where the file does not have them. The published code writes epochs from 1 or from 0, and
-            some of its files hold the best mIoU of the epochs before this one.
-    """
-
-    state_dict: dict[str, Tensor]
-    weights: str
-    epoch: int | None
-    best_miou: float | None
 
 
 def convert_checkpoint(
@@ -69,138 +54,95 @@ def convert_checkpoint(
         InputError: the file cannot be used, or the folder cannot be written.
     """
     path, output_dir = Path(path), Path(output_dir).resolve()
-    check_output(path, output_dir, overwrite)
-    if dataset is not None and class_names is not None:
-        raise InputError("--dataset and --class_names both name the classes: pass one of them")
-    if len(aspp_dilations) != 3 or min(aspp_dilations) < 1:
-        raise InputError("--aspp_dilations must be three positive numbers, such as 12 24 36")
-    own_list = read_class_list(class_names) if class_names else None
-    checkpoint = read_published(path, weights)
-    try:
-        fields = {"output_stride": output_stride, "aspp_dilations": list(aspp_dilations)}
-        model = load_published(checkpoint.state_dict, **fields)
-    except ValueError as error:
-        raise InputError(f"{path}: {error}") from error
-    classes, whose = own_list, Path(class_names).name if class_names else None
+    _check_export(path, output_dir, overwrite)
+    three = len(aspp_dilations) == 3 and min(aspp_dilations) >= 1
+    refuse([
+        (dataset and class_names, "--dataset and --class_names both name the classes: pass one of them"),
+        (not three, "--aspp_dilations must be three positive numbers, such as 12 24 36"),
+    ])  # fmt: skip
+    classes, whose = (read_class_list(class_names), Path(class_names).name) if class_names else (None, None)
+    option = f"--class_names {class_names}" if class_names else f"--dataset {dataset}"
+    state_dict, said = read_published(path, weights)
+    fields = {"output_stride": output_stride, "aspp_dilations": list(aspp_dilations)}
+    with refusing(ValueError, f"{path} cannot be converted"):
+        model = load_published(state_dict, **fields)
     if classes is None:
         classes, whose = known_classes(model.config.num_labels, dataset)
-    _name_classes(model, classes, f"--class_names {class_names}" if class_names else f"--dataset {dataset}")
-    origin = {
-        "file": path.name,
-        "sha256": sha256_of(path),
-        "weights": checkpoint.weights,
-        "epoch": checkpoint.epoch,
-        "best_miou": checkpoint.best_miou,
-        "class_names_of": whose,
-    }
-    _export(output_dir, model, origin | fields)
-    network = {
-        "backbone": model.config.backbone,
-        "num_labels": len(classes.names),
-        "parameters": model.num_parameters(),
-    }
-    return {"output_dir": str(output_dir), **network, **origin}
-
-
-def _export(output_dir: Path, model: U2PLForSemanticSegmentation, origin: dict) -> None:
-    card = {
-        "model_name": f"u2pl-{model.config.backbone}",
-        "class_names": list(model.config.id2label.values()),
-        "backbone": model.config.backbone,
-        "parameters": model.num_parameters(),
-        "converted_from": origin,
-    }
-    try:
+    _name_classes(model.config, classes, option)
+    facts = {"file": path.name, "sha256": sha256_of(path)} | said | {"class_names_of": whose}
+    network = {"backbone": model.config.backbone, "parameters": model.num_parameters()}
+    card = {"model_name": f"u2pl-{model.config.backbone}", "class_names": list(classes.names)}
+    with refusing((OSError, SafetensorError), f"cannot write {output_dir}"):
         output_dir.parent.mkdir(parents=True, exist_ok=True)
-        export_model(output_dir, model, card)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"cannot write {output_dir}: {getattr(error, 'strerror', None) or error}") from error
+        export_model(output_dir, model, card | network | {"converted_from": facts | fields})
+    return {"output_dir": str(output_dir), "num_labels": len(classes.names)} | network | facts
 
 
-def check_output(path: Path, output_dir: Path, overwrite: bool) -> None:
-    """Refuse to write where something is, or, with `overwrite`, where something else than an export is.
-
-    Raises:
-        InputError: says what is there.
-    """
-    for folder in (output_dir, *output_dir.parents):
-        if folder.exists() and not folder.is_dir():
-            raise InputError(f"{folder} is a file: pass a folder to write")
-    if not output_dir.exists():
-        return
-    names = sorted(entry.name for entry in output_dir.iterdir())
-    if names and not overwrite:
-        raise InputError(f"{output_dir} is not empty: pass another folder, or --overwrite to replace an earlier export")
-    if others := [name for name in names if name not in EXPORTED]:
-        raise InputError(f"{output_dir} holds more than an exported model, such as {others[0]}: pass another folder")
-    if path.resolve().parent == output_dir:
-        raise InputError(f"{path} would be overwritten: pass another folder")
+def _check_export(path: Path, output_dir: Path, overwrite: bool) -> None:
+    """Refuse to write where something is, or, with `overwrite`, where something else than an export is."""
+    refuse_file(str(output_dir), output_dir)
+    names = sorted(entry.name for entry in output_dir.iterdir()) if output_dir.exists() else []
+    others = [name for name in names if name not in EXPORTED]
+    another = "pass another folder"
+    refuse([
+        (names and not overwrite, f"{output_dir} is not empty: {another}, or --overwrite to replace an earlier export"),
+        (others, f"{output_dir} holds more than an exported model, such as {''.join(others[:1])}: {another}"),
+        (path.resolve().parent == output_dir, f"{path} would be overwritten: {another}"),
+    ])  # fmt: skip
 
 
-def read_published(path: Path, weights: str = "auto") -> PublishedCheckpoint:
+def read_published(path: Path, weights: str = "auto") -> tuple[dict[str, Tensor], dict]:
     """Read a published file and choose the network.
 
     Args:
         weights: teacher, student or auto.
 
+    Returns:
+        Its state dict, and what the file says of it: `weights`, teacher, student, or unnamed where the file is a bare
+        state dict; `epoch` and `best_miou`, None where it does not have them. The published code writes epochs from 1
+        or from 0, and some of its files hold the best mIoU of the epochs before this one.
+
     Raises:
         InputError: the file cannot be read, holds no network, or not the one asked for.
     """
     content = read_weights_file(path)
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds a {type(content).__name__}, not a checkpoint")
-    content = _nested(content)
+    refuse([(not isinstance(content, dict), f"{path} holds a {type(content).__name__}, not a checkpoint")])
+    # Files without nesting have `teacher_state.` and `model_state.` in front of their names.
+    for key in NETWORKS.values():
+        inside = {str(n).removeprefix(f"{key}."): v for n, v in content.items() if str(n).startswith(f"{key}.")}
+        content = content | ({key: inside} if inside else {})
     networks = {name: content[key] for name, key in NETWORKS.items() if content.get(key) is not None}
-    if not networks:
-        if not is_state_dict(content):
-            entries = ", ".join(map(str, list(content)[:5])) or "nothing"
-            raise InputError(f"{path} is no published checkpoint: no {' or '.join(NETWORKS.values())}, but {entries}")
+    if not networks and is_state_dict(content):
         networks = {"unnamed": content}
-    chosen = _choose(path, networks, weights)
-    if not is_state_dict(networks[chosen]):
-        raise InputError(f"{path}: {NETWORKS[chosen]} is no state dict of tensors")
-    epoch, best_miou = _number(content.get("epoch"), int), _number(content.get("best_miou"), float)
-    return PublishedCheckpoint(networks[chosen], chosen, epoch, best_miou)
-
-
-def _nested(content: dict) -> dict:
-    """Files without nesting may have `teacher_state.` and `model_state.` in front of their names."""
-    nested = {}
-    for name, value in content.items():
-        key, dot, rest = str(name).partition(".")
-        if dot and key in NETWORKS.values():
-            nested.setdefault(key, {})[rest] = value
-        else:
-            nested[name] = value
-    return nested
-
-
-def _choose(path: Path, networks: dict[str, dict], weights: str) -> str:
-    if weights != "auto":
-        if weights not in networks:
-            there = " and ".join(networks)
-            raise InputError(f"{path} holds no {weights}, but {there}: pass --weights auto")
-        return weights
+    entries = ", ".join(map(str, list(content)[:5])) or "nothing"
+    refuse([
+        (not networks, f"{path} is no published checkpoint: no {' or '.join(NETWORKS.values())}, but {entries}"),
+        *((not is_state_dict(n), f"{path}: its {name} is no state dict of tensors") for name, n in networks.items()),
+    ])  # fmt: skip
     classes = {name: _count_classes(network) for name, network in networks.items()}
-    if len(set(classes.values())) > 1:
-        told = ", ".join(f"a {name} with {number}" for name, number in classes.items())
-        raise InputError(f"{path} holds two networks with different classes, {told}: choose one with --weights")
-    return next(iter(networks))
+    told = ", ".join(f"a {name} with {number}" for name, number in classes.items())
+    asked, there = weights != "auto", " and ".join(networks)
+    differ = len(set(classes.values())) > 1 and not asked
+    refuse([
+        (asked and weights not in networks, f"{path} holds no {weights}, but {there}: pass --weights auto"),
+        (differ, f"{path} holds two networks with different classes, {told}: choose one with --weights"),
+    ])  # fmt: skip
+    chosen = weights if asked else next(iter(networks))
+    numbers = {"epoch": _number(content.get("epoch"), int), "best_miou": _number(content.get("best_miou"), float)}
+    return networks[chosen], {"weights": chosen} | numbers
 
 
-def _count_classes(network) -> int | None:
-    names = (f"{prefix}decoder.classifier.8.weight" for prefix in ("module.", ""))
-    last = next((network[name] for name in names if name in network), None) if isinstance(network, dict) else None
-    return last.shape[0] if isinstance(last, Tensor) and last.ndim else None
+def _count_classes(network: dict[str, Tensor]) -> int | None:
+    last = [tensor for name, tensor in network.items() if name.endswith("decoder.classifier.8.weight") and tensor.ndim]
+    return len(last[0]) if last else None
 
 
 def _number(value, kind: type):
     """An int or float, whatever kind of number the file has; None if it is none."""
-    try:
-        number = kind(value)
-    except (TypeError, ValueError, OverflowError, RuntimeError):
-        return None
-    return number if math.isfinite(number) else None
+    with contextlib.suppress(TypeError, ValueError, OverflowError, RuntimeError):
+        if math.isfinite(number := kind(value)):
+            return number
+    return None
 
 
 def known_classes(num_labels: int, dataset: str | None) -> tuple[ClassList, str | None]:
@@ -221,11 +163,10 @@ def known_classes(num_labels: int, dataset: str | None) -> tuple[ClassList, str 
     return ClassList(tuple(f"class_{i}" for i in range(num_labels))), None
 
 
-def _name_classes(model: U2PLForSemanticSegmentation, classes: ClassList, option: str) -> None:
-    config = model.config
-    if len(classes.names) != config.num_labels:
-        raise InputError(f"{option} has {len(classes.names)} classes, the checkpoint {config.num_labels}")
+def _name_classes(config: U2PLConfig, classes: ClassList, option: str) -> None:
+    number = len(classes.names)
+    refuse([(number != config.num_labels, f"{option} has {number} classes, the checkpoint {config.num_labels}")])
     config.id2label = dict(enumerate(classes.names))
     config.label2id = {name: i for i, name in enumerate(classes.names)}
     has_rgb = classes.colours is not None and len(classes.colours[0]) == 3
-    config.palette = [list(colour) for colour in classes.colours] if has_rgb else default_palette(config.num_labels)
+    config.palette = [list(colour) for colour in classes.colours] if has_rgb else default_palette(number)

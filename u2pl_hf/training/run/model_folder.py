@@ -1,6 +1,5 @@
 """What a run leaves for others: models that from_pretrained loads, each with its image processor and card."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from u2pl_hf import U2PLImageProcessor
 from u2pl_hf.evaluation.curves import save_curves
 from u2pl_hf.files import write_atomically, write_json
 from u2pl_hf.hub.model_card import render_model_card
-from u2pl_hf.training.run.folder import RunFolder
+from u2pl_hf.training.run.run_folder import RunFolder
 
 # What an exported folder holds; the code is for people without this package.
 CODE = ("configuration_u2pl.py", "backbone_u2pl.py", "modeling_u2pl.py", "image_processing_u2pl.py")
@@ -26,10 +25,13 @@ def export_model(folder: Path, model: PreTrainedModel, results: dict, run: RunFo
     def write(path: Path) -> None:
         model.save_pretrained(path)
         U2PLImageProcessor().save_pretrained(path)
-        if run is not None:
-            _write_pictures(path, results, run)
-            (path / "results.json").write_text(json.dumps(results, indent=2) + "\n")
         (path / "README.md").write_text(render_model_card(results), encoding="utf-8")
+        if run is not None:
+            save_curves(run.metrics_path, path / results["curves"])
+            write_json(path / "results.json", results)
+            if picture := results["pictures"]:
+                (path / picture).parent.mkdir()
+                shutil.copy(run.path / picture, path / picture)
 
     write_atomically(folder, write)
 
@@ -48,10 +50,3 @@ def export_finished(run: RunFolder, model: PreTrainedModel, results: dict) -> No
     last.rmdir()
     write_atomically(run.path / "curves.png", lambda path: save_curves(run.metrics_path, path))
     write_json(run.results_path, results)
-
-
-def _write_pictures(path: Path, results: dict, run: RunFolder) -> None:
-    save_curves(run.metrics_path, path / results["curves"])
-    if results["pictures"]:
-        (path / results["pictures"]).parent.mkdir()
-        shutil.copy(run.path / results["pictures"], path / results["pictures"])
