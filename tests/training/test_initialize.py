@@ -216,7 +216,7 @@ def test_a_run_goes_on_without_its_weights(tiny_data, tmp_path):
     results = make_trainer(tiny_data, tmp_path / "run", **options).train()
     assert results["initialised_with"] == told
     card = (tmp_path / "run" / "README.md").read_text()
-    assert f"- started from: backbone a.safetensors, sha256 {told['sha256']}" in card and str(tmp_path) not in card
+    assert f"- initialised with: backbone a.safetensors, sha256 {told['sha256']}" in card and str(tmp_path) not in card
     exported = load_file(tmp_path / "run" / "model.safetensors")
     assert torch.allclose(exported["backbone.conv1.weight"], plain_resnet18()["conv1.weight"], atol=1e-4)
 
@@ -270,7 +270,7 @@ def test_supervised_model_starts_u2pl(tiny_data, tmp_path, trained, caplog):
     assert all(torch.equal(teacher[name], tensor) for name, tensor in started(trainer).items())
     results = trainer.train()
     assert results["initialised_with"] == told
-    assert "- started from: model suponly, sha256" in (tmp_path / "run" / "README.md").read_text()
+    assert "- initialised with: model suponly, sha256" in (tmp_path / "run" / "README.md").read_text()
 
 
 def test_heads_that_are_not_needed_are_left_out(tiny_data, tmp_path, trained):
