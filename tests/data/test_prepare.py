@@ -215,8 +215,8 @@ def bad_files():
 
 
 REASONS = {
-    "cut": "the image cannot be read: .*truncated",
-    "text": "the image cannot be read: it is no image",
+    "cut": "the image cannot be read .*truncated",
+    "text": "the image is not a readable image$",
     "high": "the value 77, but there are 3 classes",
     "rgb": "the mask is RGB",
     "size": "image is 12x9, but the mask 5x6$",

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from u2pl_hf.errors import InputError, require, telling
+from u2pl_hf.errors import InputError, refusing, require
 from u2pl_hf.files import files_below, write_atomically
 
 logger = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ def list_members(path: Path) -> list[Member]:
         InputError: no such file, not an archive, a damaged, encrypted or empty one, or names that lead out of it.
     """
     require(path.exists(), f"{path}: no such file or folder")
-    with telling(f"{path} is damaged or not complete", *DAMAGED):
+    with refusing(DAMAGED, f"{path} is damaged or not complete"):
         found = _list_folder(path) if path.is_dir() else _list_archive(path)
         # In an archive that was added to, a later member replaces an earlier one of its name.
         by_name = {member.name: member for member in found if _is_wanted(path, member)}
@@ -199,5 +199,5 @@ def _unpack(container: str, names: Iterable[str], target: Path) -> None:
                 if info.name in names and info.isreg():
                     out.addfile(info, archive.extractfile(info))
 
-    with telling(f"{container} is damaged or not complete", *NO_TAR):
+    with refusing(NO_TAR, f"{container} is damaged or not complete"):
         write_atomically(target, copy)

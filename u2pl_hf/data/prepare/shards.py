@@ -5,9 +5,8 @@ import io
 import json
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -15,17 +14,16 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, UnidentifiedImageError
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
+from PIL import Image
 from tqdm.auto import tqdm
 
 from u2pl_hf.constants import IGNORE
-from u2pl_hf.data.prepare.archives import Member
 from u2pl_hf.data.prepare.layouts import ImageRow
-from u2pl_hf.data.prepare.masks import BadMask, decode_mask
+from u2pl_hf.data.prepare.masks import decode_mask
 from u2pl_hf.data.source.class_list import ClassList
-from u2pl_hf.data.source.decode import ORIENTATION
+from u2pl_hf.data.source.decode import ORIENTATION, open_stored
 from u2pl_hf.data.source.rows import METADATA_KEY
+from u2pl_hf.errors import InputError, refusing
 from u2pl_hf.files import read_json, sha256_of, write_atomically, write_json
 from u2pl_hf.pixels import upright_rgb
 
@@ -134,7 +132,7 @@ def write_shard(shard: Shard, classes: ClassList, data: Path, reports: Path, on_
     for row in shard.rows:
         try:
             label, notes = _checked_label(row, classes)
-        except BadMask as error:
+        except InputError as error:
             report.bad.append([row.id, str(error)])
         else:
             for note in notes:
@@ -172,12 +170,13 @@ def _write_rows(path: Path, kept: list[tuple[ImageRow, bytes | None, list[int] |
 
 def _checked_label(row: ImageRow, classes: ClassList) -> tuple[np.ndarray | None, list[str]]:
     """Decode image and mask as training will, and give the label's class ids, and what is to be noted of them."""
-    with _reading("image", row.image), Image.open(io.BytesIO(row.image.read())) as image:
+    with refusing(Exception, "the image cannot be read"):
+        image = open_stored({"bytes": row.image.read()}, "the image")
         orientation = image.getexif().get(ORIENTATION)  # a TIFF has it no more once it is loaded, and turned
         shape = upright_rgb(image).shape[:2]
     if row.mask is None:
         return None, []
-    with _reading("mask", row.mask):
+    with refusing(Exception, "the mask cannot be read"):
         mask = decode_mask(row.mask.read(), row.coding, classes)
     (height, width), is_sideways = mask.ids.shape, mask.ids.shape == shape[::-1]
     if mask.ids.shape != shape:
@@ -186,39 +185,12 @@ def _checked_label(row: ImageRow, classes: ClassList) -> tuple[np.ndarray | None
             hint = ", because the mask's own EXIF orientation turns it: draw it upright and without one"
         elif is_sideways and orientation in SIDEWAYS:
             hint = ", because its EXIF orientation turns it: turn the mask as well"
-        raise BadMask(f"the image is {shape[1]}x{shape[0]}, but the mask {width}x{height}{hint}")
+        raise InputError(f"the image is {shape[1]}x{shape[0]}, but the mask {width}x{height}{hint}")
     # Turned by one of two tags alone, and the shapes do not tell whether rightly.
     turn = (orientation or mask.orientation) if None in (orientation, mask.orientation) else None
     is_unclear = turn in UPSIDE_DOWN or (turn in SIDEWAYS and is_sideways)
     notes = {mask.reading: mask.reading, EMPTY: (mask.ids == IGNORE).all(), UNTURNED: is_unclear}
     return mask.ids, [note for note, is_so in notes.items() if is_so]
-
-
-@contextmanager
-def _reading(what: str, member: Member) -> Iterator[None]:
-    """Damaged files raise errors of many kinds, and none may end the whole run."""
-    try:
-        yield
-    except BadMask:
-        raise
-    except UnidentifiedImageError as error:
-        # Its message holds a memory address, another one in each run.
-        raise BadMask(f"the {what} cannot be read: {_tiff_bands(member) or 'it is no image'}") from error
-    except Exception as error:
-        told = " ".join(str(error).split())[:300] or type(error).__name__
-        raise BadMask(f"the {what} cannot be read: {told}") from error
-
-
-def _tiff_bands(member: Member) -> str | None:
-    """What a TIFF holds that is none of the kinds that are read."""
-    data = member.read()
-    if data[:4] not in (b"II*\0", b"MM\0*"):
-        return None
-    file, directory = io.BytesIO(data), ImageFileDirectory_v2(data[:8])
-    file.seek(directory.next)
-    directory.load(file)
-    bands, bits = directory.get(277, 1), directory.get(258, (1,))[0]
-    return f"it is a TIFF of {bands} bands of {bits} bits: pass one of 1, 3 or 4 bands of 8 bits, such as RGB"
 
 
 def _counted(label: np.ndarray | None, report: Report) -> tuple[bytes | None, list[int] | None]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from u2pl_hf.constants import IGNORE
-from u2pl_hf.errors import InputError, require, telling
+from u2pl_hf.errors import InputError, refusing, require
 from u2pl_hf.files import read_text
 
 logger = logging.getLogger(__name__)
@@ -155,7 +155,7 @@ def _text_entries(source: str, text: str) -> Iterable[_Entry]:
 
 
 def _json_entries(source: str, text: str) -> Iterable[_Entry]:
-    with telling(f"{source} is not valid JSON", ValueError, RecursionError):
+    with refusing((ValueError, RecursionError), f"{source} is not valid JSON"):
         # Pairs, as an object would silently keep the last of two equal names.
         content = json.loads(text, object_pairs_hook=list)
     for number, item in enumerate(content if isinstance(content, list) else [None], 1):

@@ -3,14 +3,13 @@
 import io
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from u2pl_hf.errors import require, telling
+from u2pl_hf.errors import InputError, refusing, require
 from u2pl_hf.pixels import DAMAGED, upright_rgb
 
 ORIENTATION = 0x0112  # of EXIF
-# Formats that change the values they store.
-INEXACT = ("JPEG", "MPO")
 
 
 def decode_image(cell: dict, name: str) -> np.ndarray:
@@ -24,7 +23,7 @@ def decode_image(cell: dict, name: str) -> np.ndarray:
         InputError: the bytes are not an image, are damaged, or hold what `upright_rgb` refuses.
     """
     image = open_stored(cell, f"image of {name}")
-    with telling(f"image {name} cannot be read", *DAMAGED):
+    with refusing(DAMAGED, f"image {name} cannot be read"):
         return upright_rgb(image)
 
 
@@ -34,9 +33,8 @@ def decode_label(cell: dict, name: str) -> np.ndarray:
     Raises:
         InputError: the bytes are not an image, or the mask is JPEG, has several channels or values above 255.
     """
-    label = open_stored(cell, f"label of {name}")
-    require(label.format not in INEXACT, f"label of {name} is JPEG, whose values are not exact: store masks as PNG")
-    with telling(f"label of {name} cannot be read", *DAMAGED):
+    label = open_mask(cell, f"label of {name}")
+    with refusing(DAMAGED, f"label of {name} cannot be read"):
         # A palette mask as an array is its ids; convert("L") would make grey levels of them.
         ids = np.asarray(ImageOps.exif_transpose(label))
     is_plain = ids.ndim == 2 and ids.dtype.kind in "uib" and ids.min(initial=0) >= 0 and ids.max(initial=0) <= 255
@@ -51,5 +49,29 @@ def open_stored(cell: dict, what: str) -> Image.Image:
     Raises:
         InputError: it has none; names `what`.
     """
-    with telling(f"{what} is not a readable image", *DAMAGED, Image.DecompressionBombError, TypeError, AttributeError):
-        return Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"])
+    with refusing(Exception, f"{what} is not a readable image"):  # damaged headers raise errors of many kinds
+        file = io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"]
+        try:
+            return Image.open(file)
+        except UnidentifiedImageError as error:
+            # Its own message may hold a memory address, another one in each run.
+            raise InputError(f"{what} is not a readable image{_tiff_bands(cell['bytes'] or b'')}") from error
+
+
+def open_mask(cell: dict, what: str) -> Image.Image:
+    """As `open_stored`; refuses formats that change the values they store."""
+    mask = open_stored(cell, what)
+    is_exact = mask.format not in ("JPEG", "MPO")
+    require(is_exact, f"{what} is JPEG, whose values are not exact: store masks as PNG, from what drew them")
+    return mask
+
+
+def _tiff_bands(data: bytes) -> str:
+    """What a TIFF holds that is none of the kinds that are read."""
+    if data[:4] not in (b"II*\0", b"MM\0*"):
+        return ""
+    file, directory = io.BytesIO(data), ImageFileDirectory_v2(data[:8])
+    file.seek(directory.next)
+    directory.load(file)
+    bands, bits = directory.get(277, 1), directory.get(258, (1,))[0]
+    return f": it is a TIFF of {bands} bands of {bits} bits: pass one of 1, 3 or 4 bands of 8 bits, such as RGB"

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from u2pl_hf.errors import require, telling
+from u2pl_hf.errors import refusing, require
 from u2pl_hf.files import parse_json
 
 # A block of rows is what one request should fetch: large enough to be worth its latency.
@@ -122,7 +122,7 @@ class ParquetRows(Rows):
 
     def __init__(self, url: str, columns: dict[str, str]):
         self.url, self.names = url, columns
-        with telling(f"{url} cannot be read as parquet", OSError, pa.ArrowException), _open(url) as file:
+        with refusing((OSError, pa.ArrowException), f"{url} cannot be read as parquet"), _open(url) as file:
             self.footer = pq.read_metadata(file)
         check_columns(url, columns, self.footer.schema.to_arrow_schema().names)
         self.starts = np.cumsum([0] + [chunk.num_rows for chunk in self._chunks()])
@@ -215,8 +215,8 @@ class ParquetRows(Rows):
             opened = pq.ParquetFile(_open(self.url), metadata=self.footer, pre_buffer=True)
             self._opened[os.getpid()] = (opened, threading.Lock())
         opened, lock = self._opened[os.getpid()]
-        told = f"{self.url} cannot be read any more, the same command goes on"
-        with telling(told, OSError, pa.ArrowException), lock:
+        hint = "; the same command goes on"
+        with refusing((OSError, pa.ArrowException), f"{self.url} cannot be read any more", hint), lock:
             return opened.read_row_groups(list(groups), columns=[self.names[role]], use_threads=False).column(0)
 
 

@@ -19,7 +19,7 @@ from u2pl_hf.data.demo import demo_folder
 from u2pl_hf.data.source.class_list import ClassList, parse_class_list
 from u2pl_hf.data.source.decode import decode_image, decode_label, open_stored
 from u2pl_hf.data.source.rows import CONNECTIONS, ArrowRows, JoinedRows, Rows, check_columns, open_parquet
-from u2pl_hf.errors import InputError, require, telling
+from u2pl_hf.errors import InputError, refusing, require
 from u2pl_hf.files import files_below, read_text
 from u2pl_hf.hub_cache import class_list_folder, place_to_read
 
@@ -153,7 +153,7 @@ def _reading(path: str):
     bars = datasets.utils.logging.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
-        with telling(f"data set {path} cannot be read", Exception):  # datasets lets errors of many libraries through
+        with refusing(Exception, f"data set {path} cannot be read"):  # datasets lets errors of many libraries through
             yield
     finally:
         if bars:
@@ -211,7 +211,7 @@ def _photograph_table(folder: Path, files: list[Path]) -> tuple[datasets.Dataset
     times = Counter(stems)
     ids = [stem if times[stem] == 1 else stem + path.suffix for stem, path in zip(stems, files, strict=True)]
     cells = [{"bytes": None, "path": str(path.absolute())} for path in files]
-    with telling(f"data set {folder}: rename a file whose name is not UTF-8", UnicodeEncodeError):
+    with refusing(UnicodeEncodeError, f"data set {folder}: rename a file whose name is not UTF-8"):
         features = datasets.Features({"image": datasets.Image(decode=False)})
         return datasets.Dataset.from_dict({"image": cells}, features=features), ids
 
@@ -238,7 +238,7 @@ def _arrow_rows(path: str, table: datasets.Dataset, columns: dict[str, str]) -> 
     stored = {role: column for role, column in columns.items() if role != "id"}
     for column in stored.values():
         told = f"column '{column}' of data set {path} holds no images but {table.features[column]}"
-        with telling(told, pyarrow.ArrowException, TypeError, ValueError):
+        with refusing((pyarrow.ArrowException, TypeError, ValueError), told):
             table = table.cast_column(column, datasets.Image(decode=False))
     rows = ArrowRows(table, stored)
     if columns["id"] in table.column_names:
