@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow.parquet
 
 from u2pl_hf.constants import IGNORE
+from u2pl_hf.data.source.rows import FEATURES
 from u2pl_hf.files import cache_folder, write_atomically, write_text
 
 SHAPES = ("disc", "square", "triangle")
@@ -79,8 +80,7 @@ def _table(spec: DemoSpec, subset: str, count: int) -> datasets.Dataset:
         for role, pixels in (("image", image[..., ::-1]), ("label", label)):
             png = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 3])[1].tobytes()
             columns[role].append({"bytes": png, "path": f"{image_id}.png"})
-    features = datasets.Features(id=datasets.Value("string"), image=datasets.Image(), label=datasets.Image())
-    return datasets.Dataset.from_dict(columns, features=features)
+    return datasets.Dataset.from_dict(columns, features=FEATURES)
 
 
 def render(spec: DemoSpec, subset: str, index: int) -> tuple[np.ndarray, np.ndarray]:

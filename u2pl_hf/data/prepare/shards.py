@@ -10,7 +10,6 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,12 +21,11 @@ from u2pl_hf.data.prepare.layouts import ImageRow
 from u2pl_hf.data.prepare.masks import decode_mask
 from u2pl_hf.data.source.class_list import ClassList
 from u2pl_hf.data.source.decode import ORIENTATION, open_stored
-from u2pl_hf.data.source.rows import METADATA_KEY
-from u2pl_hf.errors import InputError, refusing
+from u2pl_hf.data.source.rows import FEATURES, METADATA_KEY
+from u2pl_hf.errors import InputError, refusing, require
 from u2pl_hf.files import read_json, sha256_of, write_atomically, write_json
 from u2pl_hf.pixels import upright_rgb
 
-FEATURES = datasets.Features(id=datasets.Value("string"), image=datasets.Image(), label=datasets.Image())
 SHARD_BYTES = 256 << 20
 # Streaming gives each process and worker shards of its own, so there are more than the bytes ask for.
 MANY_SHARDS = 16
@@ -60,7 +58,6 @@ class Report:
     Attributes:
         rows: rows stored.
         labelled: those with a label.
-        size: bytes of the file.
         sha256: of the file.
         pixels: how many pixels have each value 0..255 in the labels.
         bad: [id, reason] of rows left out.
@@ -71,7 +68,6 @@ class Report:
 
     rows: int = 0
     labelled: int = 0
-    size: int = 0
     sha256: str = ""
     pixels: list[int] = field(default_factory=lambda: [0] * 256)
     bad: list[list[str]] = field(default_factory=list)
@@ -143,17 +139,14 @@ def write_shard(shard: Shard, classes: ClassList, data: Path, reports: Path, on_
     metadata = {**FEATURES.arrow_schema.metadata, METADATA_KEY: json.dumps(note, separators=(",", ":")).encode()}
     path = data / f"{shard.name}.parquet"
     write_atomically(path, lambda p: _write_rows(p, kept, FEATURES.arrow_schema.with_metadata(metadata)))
-    report.size, report.sha256 = path.stat().st_size, sha256_of(path)
+    report.sha256 = sha256_of(path)
     write_json(reports / f"{shard.name}.json", asdict(report))
 
 
 def read_report(reports: Path, shard: Shard) -> Report | None:
     """The report of a finished shard."""
     path = reports / f"{shard.name}.json"
-    if not path.is_file():
-        return None
-    stored = read_json(path, Report, "remove it")
-    return Report(**{name: stored[name] for name in Report.__annotations__})
+    return Report(**read_json(path, Report, "remove it")) if path.is_file() else None
 
 
 def _write_rows(path: Path, kept: list[tuple[ImageRow, bytes | None, list[int] | None]], schema: pa.Schema) -> None:
@@ -178,14 +171,13 @@ def _checked_label(row: ImageRow, classes: ClassList) -> tuple[np.ndarray | None
         return None, []
     with refusing(Exception, "the mask cannot be read"):
         mask = decode_mask(row.mask.read(), row.coding, classes)
-    (height, width), is_sideways = mask.ids.shape, mask.ids.shape == shape[::-1]
-    if mask.ids.shape != shape:
-        hint = ""
-        if is_sideways and mask.orientation:
-            hint = ", because the mask's own EXIF orientation turns it: draw it upright and without one"
-        elif is_sideways and orientation in SIDEWAYS:
-            hint = ", because its EXIF orientation turns it: turn the mask as well"
-        raise InputError(f"the image is {shape[1]}x{shape[0]}, but the mask {width}x{height}{hint}")
+    (height, width), is_sideways, hint = mask.ids.shape, mask.ids.shape == shape[::-1], ""
+    if is_sideways and mask.orientation:
+        hint = ", because the mask's own EXIF orientation turns it: draw it upright and without one"
+    elif is_sideways and orientation in SIDEWAYS:
+        hint = ", because its EXIF orientation turns it: turn the mask as well"
+    fits = mask.ids.shape == shape
+    require(fits, f"the image is {shape[1]}x{shape[0]}, but the mask {width}x{height}{hint}")
     # Turned by one of two tags alone, and the shapes do not tell whether rightly.
     turn = (orientation or mask.orientation) if None in (orientation, mask.orientation) else None
     is_unclear = turn in UPSIDE_DOWN or (turn in SIDEWAYS and is_sideways)

@@ -106,7 +106,7 @@ def parse_class_list(text: str, path: str) -> ClassList:
     Raises:
         InputError: names the file and the line.
     """
-    is_json = path.lower().endswith(".json") or text.lstrip()[:1] in ("[", "{")
+    is_json = path.lower().endswith(".json") or text.lstrip().startswith(("[", "{"))
     entries = list((_json_entries if is_json else _text_entries)(f"class list {path}", text))
     _check_names(entries, is_text=not is_json)
     names = list(dict.fromkeys(entry.name for entry in entries if not entry.is_ignored))
@@ -132,9 +132,10 @@ def write_class_list(path: Path, classes: ClassList) -> None:
     """
     lines = io.StringIO()
     for name, colour in zip(classes.names, classes.palette or [[]] * len(classes.names), strict=True):
-        is_plain = name[0] not in "#[{" and name.lower() not in HEADS
-        is_plain = is_plain and not UNCLEAR.fullmatch(name) and not BLANKS.fullmatch(name)
-        quoting = csv.QUOTE_MINIMAL if is_plain else csv.QUOTE_NONNUMERIC
+        is_read_otherwise = (
+            name[0] in "#[{" or name.lower() in HEADS or UNCLEAR.fullmatch(name) or BLANKS.fullmatch(name)
+        )
+        quoting = csv.QUOTE_NONNUMERIC if is_read_otherwise else csv.QUOTE_MINIMAL
         csv.writer(lines, lineterminator="\n", quoting=quoting).writerow([name, *colour])
     Path(path).write_text(lines.getvalue(), encoding="utf-8", newline="\n")
 
@@ -173,9 +174,8 @@ def _check_names(entries: list[_Entry], is_text: bool) -> None:
     seen: dict[str, str] = {}
     for where, name, colour in entries:
         # What no line of text can hold; U+FEFF is what editors put before one.
-        is_control = any(
-            c == "\ufeff" or unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in name if c != "\t"
-        )
+        kinds = {unicodedata.category(c) for c in name.replace("\t", "")}
+        is_control = "\ufeff" in name or not kinds.isdisjoint(("Cc", "Cs", "Zl", "Zp"))
         may_come_again = name.lower() in IGNORED_NAMES or (colour and (is_text or seen.get(name) == where))
         require(name, f"{where}: the name is empty; {FORMS}")
         require(not is_control, f"{where}: the name {name!a} holds a line break or control character")

@@ -4,7 +4,6 @@ import io
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from u2pl_hf.errors import InputError, refusing, require
 from u2pl_hf.pixels import DAMAGED, upright_rgb
@@ -53,9 +52,9 @@ def open_stored(cell: dict, what: str) -> Image.Image:
         file = io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"]
         try:
             return Image.open(file)
-        except UnidentifiedImageError as error:
-            # Its own message may hold a memory address, another one in each run.
-            raise InputError(f"{what} is not a readable image{_tiff_bands(cell['bytes'] or b'')}") from error
+        except UnidentifiedImageError as error:  # whose message holds a memory address, another one in each run
+            rule = "a TIFF must have 1, 3 or 4 bands of 8 bits, such as RGB"
+            raise InputError(f"{what} is not a readable image; {rule}") from error
 
 
 def open_mask(cell: dict, what: str) -> Image.Image:
@@ -64,14 +63,3 @@ def open_mask(cell: dict, what: str) -> Image.Image:
     is_exact = mask.format not in ("JPEG", "MPO")
     require(is_exact, f"{what} is JPEG, whose values are not exact: store masks as PNG, from what drew them")
     return mask
-
-
-def _tiff_bands(data: bytes) -> str:
-    """What a TIFF holds that is none of the kinds that are read."""
-    if data[:4] not in (b"II*\0", b"MM\0*"):
-        return ""
-    file, directory = io.BytesIO(data), ImageFileDirectory_v2(data[:8])
-    file.seek(directory.next)
-    directory.load(file)
-    bands, bits = directory.get(277, 1), directory.get(258, (1,))[0]
-    return f": it is a TIFF of {bands} bands of {bits} bits: pass one of 1, 3 or 4 bands of 8 bits, such as RGB"

@@ -7,7 +7,7 @@ import functools
 import itertools
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypedDict
@@ -28,6 +28,8 @@ BLOCK_BYTES = 2**20
 CONNECTIONS = 8
 # Parquet metadata of files that prepare_dataset.py wrote: {"classes": for each row the ids in its label, or null}.
 METADATA_KEY = b"u2pl_hf"
+# Columns of the data sets that are made here.
+FEATURES = datasets.Features(id=datasets.Value("string"), image=datasets.Image(), label=datasets.Image())
 # Role and name of the column that may be missing: its rows are numbered then.
 IDS = ("id", "id")
 
@@ -97,8 +99,7 @@ class ArrowRows(Rows):
         in_files = np.flatnonzero(sizes < 0)
         paths = pc.struct_field(cells, "path").take(pa.array(in_files)).to_pylist()
         with ThreadPoolExecutor(CONNECTIONS) as pool:
-            parts = pool.map(_file_sizes, np.array_split(paths, CONNECTIONS))
-            sizes[in_files] = [size for part in parts for size in part]
+            sizes[in_files] = list(pool.map(_file_size, paths))
         return sizes
 
     def has_label(self) -> np.ndarray:
@@ -125,10 +126,9 @@ class ParquetRows(Rows):
         with refusing((OSError, pa.ArrowException), f"{url} cannot be read as parquet"), _open(url) as file:
             self.footer = pq.read_metadata(file)
         check_columns(url, columns, self.footer.schema.to_arrow_schema().names)
-        self.starts = np.cumsum([0] + [chunk.num_rows for chunk in self._chunks()])
-        leaves = self._leaves("image")
-        sizes = [sum(chunk.column(leaf).total_compressed_size for leaf in leaves) for chunk in self._chunks()]
-        self.group_bytes = np.array(sizes, int)
+        self.starts, leaves = np.cumsum([0] + [chunk.num_rows for chunk in self._chunks()]), self._leaves("image")
+        sizes = [[chunk.column(leaf).total_compressed_size for leaf in leaves] for chunk in self._chunks()]
+        self.group_bytes = np.array(sizes, int).reshape(-1, len(leaves)).sum(1)
         self._opened: dict[int, tuple[pq.ParquetFile, threading.Lock]] = {}
 
     def __len__(self) -> int:
@@ -257,10 +257,6 @@ class JoinedRows(Rows):
         """Those of all parts; None where one has none."""
         return _chained([part.class_sets() for part in self.parts])
 
-    def fingerprint(self) -> list:
-        """What tells these rows from others."""
-        return [part.fingerprint() for part in self.parts]
-
     def _dealt(self, indices: np.ndarray) -> list[tuple]:
         indices = np.sort(np.asarray(indices))
         shares = np.split(indices, np.searchsorted(indices, self.starts[1:-1]))
@@ -316,8 +312,8 @@ def stored_bytes(cell: dict | None) -> bytes:
         return b""
 
 
-def _file_sizes(paths: Iterable[str | None]) -> list[int]:
-    return [os.path.getsize(path) if path and os.path.isfile(path) else -1 for path in paths]
+def _file_size(path: str | None) -> int:
+    return os.path.getsize(path) if path and os.path.isfile(path) else -1
 
 
 def _are_filled(cells: pa.ChunkedArray) -> np.ndarray:

@@ -1,7 +1,6 @@
 """Any data set as rows of id, image and label: the rendered demo, a local folder, or the Hub, kept or streamed."""
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -79,17 +78,16 @@ class Source:
 
     def class_presence(self) -> np.ndarray:
         """Which classes each row's label holds, bool (rows, 255); from the files' metadata, else by reading labels."""
-        presence = np.zeros((len(self.ids), IGNORE + 1), bool)
-        sets = self.rows.class_sets()
+        sets, presence = self.rows.class_sets(), np.zeros((len(self.ids), IGNORE + 1), bool)
         if sets is None:
-            rows = np.flatnonzero(self.rows.has_label())
-            logger.info("reading %d labels, for a split that holds every class", len(rows))
+            has_label = self.rows.has_label()
+            logger.info("reading %d labels, for a split that holds every class", has_label.sum())
             with ThreadPoolExecutor() as pool:
-                found = zip(rows, pool.map(lambda i: np.unique(self.read_label(i)), rows), strict=True)
-        else:
-            found = ((row, ids) for row, ids in enumerate(sets) if ids is not None)
-        for row, ids in found:
-            presence[row, np.array(ids, int)] = True
+                sets = list(
+                    pool.map(lambda i: np.unique(self.read_label(i)) if has_label[i] else (), range(len(self.ids)))
+                )
+        for row, ids in enumerate(sets):
+            presence[row, np.array(() if ids is None else ids, int)] = True
         return presence[:, :IGNORE]
 
 
@@ -101,7 +99,6 @@ def load_source(
     image_column: str = "image",
     label_column: str | None = "label",
     revision: str | None = None,
-    cache_dir: str | os.PathLike | None = None,
     streaming: bool = False,
     subset_option: str = "--subset",
 ) -> Source:
@@ -122,7 +119,7 @@ def load_source(
     for column in columns.values():
         twice = [f"--{role}_column" for role in columns if columns[role] == column]
         require(len(twice) < 2, f"{' and '.join(twice)} both name '{column}': each needs a column of its own")
-    path = place_to_read(str(demo_folder(cache_dir)) if dataset == "demo" else dataset, revision)
+    path = place_to_read(str(demo_folder()) if dataset == "demo" else dataset, revision)
     if files := _photographs(Path(path)):
         kind = f"data set {path} is a folder of plain images without labels"
         remedy = "make a data set of images and masks with training_scripts/prepare_dataset.py folder"
@@ -247,15 +244,14 @@ def _arrow_rows(path: str, table: datasets.Dataset, columns: dict[str, str]) -> 
         return rows, None
     # A folder of images of which a table tells more: the files' names below it, without suffix.
     cells, root = rows.read(np.arange(len(rows)), "image"), Path(path).resolve()
-    places = [Path(cell["path"]).resolve().relative_to(root) for cell in cells.values()]
+    places = (Path(cell["path"]).resolve().relative_to(root) for cell in cells.values())
     return rows, [place.with_suffix("").as_posix() for place in places]
 
 
 def _class_list(path: str, revision: str | None) -> ClassList | None:
     """What class_names.txt beside the data says, on a disk or on the Hub."""
     folder = path if Path(path).exists() else class_list_folder(path, revision)
-    file = Path(folder, "class_names.txt") if folder else None
-    if file is None or not file.is_file():
+    if folder is None or not (file := Path(folder, "class_names.txt")).is_file():
         return None
     classes = parse_class_list(read_text(file, "save it so"), str(file))
     values = [value for value, *others in classes.colours or () if not others]
@@ -280,20 +276,17 @@ def joined(sources: list[Source]) -> Source:
     return Source(rows, ids, sources[0].classes, any(source.streamed for source in sources))
 
 
-def materialised(source: Source, indices: list[int], cache_dir: str | os.PathLike | None = None) -> Source:
+def materialised(source: Source, indices: list[int]) -> Source:
     """These rows of a streamed source, with their labels, as a local memory-mapped table.
 
     Processes of one machine share the table, and it is made once: `datasets` caches it under the files and rows.
     """
-    roles = {"image": "image", "label": "label"}
+    wanted, roles = {"rows": source.rows, "indices": list(indices)}, {"image": "image", "label": "label"}
+    features = datasets.Features({role: datasets.Image(decode=False) for role in roles})
+    fingerprint = Hasher.hash([[part.fingerprint() for part in source.rows.parts], wanted["indices"]])
     with _reading(source.rows.parts[0].url):
-        table = datasets.Dataset.from_generator(
-            _cells,
-            features=datasets.Features({role: datasets.Image(decode=False) for role in roles}),
-            cache_dir=cache_dir,
-            gen_kwargs={"rows": source.rows, "indices": list(indices)},
-            fingerprint=Hasher.hash([source.rows.fingerprint(), list(indices)]),
-        )
+        options = {"features": features, "gen_kwargs": wanted, "fingerprint": fingerprint}
+        table = datasets.Dataset.from_generator(_cells, **options)
     return Source(ArrowRows(table, roles), [source.ids[i] for i in indices], source.classes)
 
 
@@ -303,7 +296,7 @@ def _cells(rows: Rows, indices: list[int]):
         for start in range(0, len(indices), 256):
             part, cells = np.array(indices[start : start + 256]), {"image": {}, "label": {}}
             for role, own in cells.items():
-                for found in pool.map(lambda block, role=role: rows.read(block, role), rows.blocks(part)):
+                for found in pool.map(rows.read, blocks := rows.blocks(part), [role] * len(blocks)):
                     own |= found
             for i in part.tolist():
                 yield {role: own[i] for role, own in cells.items()}
