@@ -107,8 +107,7 @@ def _stored(data: bytes) -> _Stored:
         orientation = image.getexif().get(ORIENTATION)  # a TIFF has it no more once it is loaded, and turned
         image = ImageOps.exif_transpose(image)
     if image.mode in CHANNELS:
-        red, green, blue = np.moveaxis(np.asarray(image)[..., CHANNELS[image.mode]].astype(np.uint32), -1, 0)
-        codes = red << 16 | green << 8 | blue
+        codes = np.asarray(image)[..., CHANNELS[image.mode]] @ np.array([1 << 16, 1 << 8, 1], np.uint32)
         found = pa.array(codes.ravel()).dictionary_encode()
         colours = [(code >> 16, code >> 8 & 255, code & 255) for code in found.dictionary.to_pylist()]
         return _Stored(image.mode, found.indices.to_numpy().reshape(codes.shape), None, colours, None, orientation)
@@ -125,12 +124,11 @@ def _one_channel(mode: str, values: np.ndarray, palette: list | None = None, ori
     least, most = values.min(initial=0), values.max(initial=0)
     rule = "class ids are 0 to 255: store them in 8 bits"
     require(least >= 0 and most <= 255, f"the mask holds {least} to {most}, {rule}")
-    numbers = np.flatnonzero(np.bincount(values.ravel(), minlength=256))
-    places = np.zeros(256, np.uint8)
-    places[numbers] = np.arange(len(numbers))
-    shown = dict(enumerate(palette)) if palette else {n: (n, n, n) for n in range(256)}
-    colours = [shown.get(n, BLACK) for n in numbers.tolist()]
-    return _Stored(mode, places[values.astype(np.uint8)], numbers.tolist(), colours, palette, orientation)
+    counts = np.bincount(values.ravel(), minlength=256)
+    places, numbers = np.cumsum(counts > 0) - 1, np.flatnonzero(counts).tolist()
+    shown = dict(enumerate(palette)) if palette else {n: (n, n, n) for n in numbers}
+    colours = [shown.get(n, BLACK) for n in numbers]
+    return _Stored(mode, places.astype(np.uint8)[values.astype(np.uint8)], numbers, colours, palette, orientation)
 
 
 def _numbers(stored: _Stored, classes: ClassList | None = None) -> list[int]:

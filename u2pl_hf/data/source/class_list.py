@@ -160,12 +160,11 @@ def _json_entries(source: str, text: str) -> Iterable[_Entry]:
         # Pairs, as an object would silently keep the last of two equal names.
         content = json.loads(text, object_pairs_hook=list)
     for number, item in enumerate(content if isinstance(content, list) else [None], 1):
-        where = f"{source}, entry {number}"
-        name, colour = item if isinstance(item, tuple) else (item, None)
+        where, (name, colour) = f"{source}, entry {number}", item if isinstance(item, tuple) else (item, None)
         several = colour if isinstance(colour, list) and colour and isinstance(colour[0], list) else [colour]
         for values in ([value] if isinstance(value, int) else value or [] for value in several):
-            fits = isinstance(values, list) and len(values) in (0, 1, 3) and all(type(v) is int for v in values)
-            fits = fits and isinstance(name, str)
+            fits = isinstance(name, str) and isinstance(values, list) and len(values) in (0, 1, 3)
+            fits = fits and all(type(value) is int for value in values)
             require(fits, f"{where}: pass a list of names, or an object of names with [r, g, b], a value or null")
             yield _Entry(where, name.strip(), tuple(values) or None)
 

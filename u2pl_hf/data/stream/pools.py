@@ -101,8 +101,7 @@ class Reservoir(RowPool):
         max_bytes: int = RESERVOIR_BYTES,
     ):
         super().__init__(stream, deliver)
-        side = stream.augmentation.crop_size
-        places = max(stream.batch_size, max_bytes // (4 * side * side))
+        places = max(stream.batch_size, max_bytes // (4 * stream.augmentation.crop_size**2))
         self.places = min(places, -(-len(stream.indices) // world_size))
         self.size, self.rank, self.world_size, self.served = self.places * world_size, rank, world_size, start
         self.crops: dict[int, dict] = {}
@@ -115,8 +114,8 @@ class Reservoir(RowPool):
     def add(self, loaded: dict) -> Tensor:
         """Keep a batch's crops; their places."""
         numbers = range(self.served, self.served + len(loaded["ids"]))
+        names = {"pixel_values", "valid", "labels"}.intersection(loaded)
         for inside, number in enumerate(numbers):
-            names = [name for name in ("pixel_values", "valid", "labels") if name in loaded]
             # Copies: a loading process's batch would be held in shared memory.
             kept = {name: loaded[name][inside].clone() for name in names}
             self.crops[number] = kept | {"id": loaded["ids"][inside], "row": int(loaded["rows"][inside]), "skipped": []}
