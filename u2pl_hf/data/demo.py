@@ -23,14 +23,7 @@ from u2pl_hf.files import cache_folder, write_atomically, write_text
 
 SHAPES = ("disc", "square", "triangle")
 # Neighbours in this order share either the outline or the texture, so that no class can be told by one alone.
-OBJECTS = (
-    ("disc", "striped"),
-    ("square", "dotted"),
-    ("triangle", "striped"),
-    ("disc", "dotted"),
-    ("square", "striped"),
-    ("triangle", "dotted"),
-)
+OBJECTS = tuple(zip(SHAPES * 2, ("striped", "dotted") * 3, strict=True))
 CLASS_NAMES = ("background", *(f"{texture} {shape}" for shape, texture in OBJECTS))
 # Of each class, in a drawn object.
 FREQUENCIES = (0.26, 0.21, 0.18, 0.14, 0.12, 0.09)

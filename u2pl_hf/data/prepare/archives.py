@@ -111,16 +111,14 @@ def list_members(path: Path) -> list[Member]:
     with refusing(DAMAGED, f"{path} is damaged or not complete"):
         # In an archive that was added to, a later member replaces an earlier one of its name.
         by_name = {member.name: member for member in (_list_folder if path.is_dir() else _list_archive)(path)}
+    hidden = set()
     for name, member in by_name.items():
         stays = member.path.parts and member.path.parts[0] != "/" and ".." not in member.path.parts
         require(stays, f"{path} holds the name '{name}', which leads out of it: not an archive to trust")
-    wanted = [name for name, member in by_name.items() if not _is_hidden(member)]
-    require(wanted or path.is_dir(), f"{path} holds no files: is the download complete?")
-    return [by_name[name] for name in sorted(wanted)]
-
-
-def _is_hidden(member: Member) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in member.path.parts)
+        if any(part.startswith(".") or part == "__MACOSX" for part in member.path.parts):
+            hidden.add(name)
+    require(by_name.keys() - hidden or path.is_dir(), f"{path} holds no files: is the download complete?")
+    return [by_name[name] for name in sorted(by_name.keys() - hidden)]
 
 
 def _list_folder(path: Path) -> Iterator[Member]:

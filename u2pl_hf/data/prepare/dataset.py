@@ -16,7 +16,6 @@ from u2pl_hf.data.prepare.layouts import SUBSETS, ImageRow, Layout
 from u2pl_hf.data.prepare.masks import judge_readings
 from u2pl_hf.data.prepare.shards import EMPTY, UNTURNED, Report, Shard, plan_shards, read_report, write_shards
 from u2pl_hf.data.source.class_list import write_class_list
-from u2pl_hf.data.source.id_lists import write_ids
 from u2pl_hf.errors import InputError, refusing, require
 from u2pl_hf.files import TEMPORARY, sync, write_json, write_text
 
@@ -136,7 +135,7 @@ def _build(layout: Layout, plan: list[Shard], partial: Path, output_dir: Path, w
     write_class_list(folder / "class_names.txt", layout.classes)
     for name in result["splits"]:
         (folder / "splits" / name).parent.mkdir(parents=True, exist_ok=True)
-        write_ids(folder / "splits" / name, layout.splits[name])
+        write_text(folder / "splits" / name, "".join(f"{i}\n" for i in layout.splits[name]))
     return result
 
 

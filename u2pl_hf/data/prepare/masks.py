@@ -172,10 +172,10 @@ def _listed(values: list) -> str:
 
 def _require_names(unknown: list[str], shown: list[str]) -> None:
     """Refuse values that the class list does not name, and say how it could."""
-    if unknown:
-        remedy = f": add NAME,{unknown[0]} there, also for a class that has other values, or void,{unknown[0]} for none"
-        told = f"the mask holds {_listed(shown)}, which the class list does not name"
-        raise InputError(told + (BLENDED if len(unknown) > MANY else remedy))
+    line = "".join(unknown[:1])
+    remedy = f": add NAME,{line} there, also for a class that has other values, or void,{line} for none"
+    told = f"the mask holds {_listed(shown)}, which the class list does not name"
+    require(not unknown, told + (BLENDED if len(unknown) > MANY else remedy))
 
 
 def _reading(stored: _Stored, used: list[int], names_255: bool = False) -> str:

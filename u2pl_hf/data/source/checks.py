@@ -102,12 +102,6 @@ def check_classes(counts: np.ndarray, names: list[str], *, what: str, at_least: 
         logger.warning("%d of %d classes have no pixel in the %s images: %s", (~there).sum(), len(names), what, absent)
 
 
-def frequent_classes(counts: np.ndarray) -> list[int]:
-    """The classes whose share of all counted pixels is more than 1/C: counts (rows,C)."""
-    total = counts.sum(axis=0)
-    return np.flatnonzero(total * len(total) > total.sum()).tolist()
-
-
 def warn_of_scored_training(labelled: Labelled, evaluation: Labelled) -> None:
     """Tell how many labelled training images are evaluation images, and how many have the id of another one."""
     scored, names = set(evaluation.images), set(evaluation.ids)

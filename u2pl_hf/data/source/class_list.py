@@ -108,14 +108,13 @@ def parse_class_list(text: str, path: str) -> ClassList:
     """
     is_json = path.lower().endswith(".json") or text.lstrip().startswith(("[", "{"))
     entries = list((_json_entries if is_json else _text_entries)(f"class list {path}", text))
-    _check_names(entries, is_text=not is_json)
+    _check(entries, is_text=not is_json)
     names = list(dict.fromkeys(entry.name for entry in entries if not entry.is_ignored))
     fits = 1 <= len(names) <= IGNORE
     require(fits, f"class list {path} names {len(names)} classes: pass 1 to {IGNORE}, one per line")
     if any(entry.is_ignored for entry in entries) and not any(entry.colour for entry in entries):
         # Names alone are numbered by their place; only where one is ignored do the places and the ids differ.
         entries = [entry._replace(colour=(place,)) for place, entry in enumerate(entries)]
-    _check_colours(entries)
     first: dict[str, tuple[int, ...] | None] = {}
     others = []
     for entry in entries:
@@ -169,29 +168,24 @@ def _json_entries(source: str, text: str) -> Iterable[_Entry]:
             yield _Entry(where, name.strip(), tuple(values) or None)
 
 
-def _check_names(entries: list[_Entry], is_text: bool) -> None:
+def _check(entries: list[_Entry], is_text: bool) -> None:
+    """Names can be written and are classes once; all have colours of one kind, or none has; no colour means two."""
+    kind = next((len(entry.colour or ()) for entry in entries if not entry.is_ignored), 0)
     seen: dict[str, str] = {}
-    for where, name, colour in entries:
+    painted: dict[tuple[int, ...], str] = {}
+    for entry in entries:
+        where, name, colour = entry
         # What no line of text can hold; U+FEFF is what editors put before one.
         kinds = {unicodedata.category(c) for c in name.replace("\t", "")}
         is_control = "\ufeff" in name or not kinds.isdisjoint(("Cc", "Cs", "Zl", "Zp"))
-        may_come_again = name.lower() in IGNORED_NAMES or (colour and (is_text or seen.get(name) == where))
+        may_come_again = entry.is_ignored or (colour and (is_text or seen.get(name) == where))
+        is_alike = len(colour or ()) == kind or (entry.is_ignored and colour is None)
+        meant = "ignore" if entry.is_ignored else name
+        other = painted.setdefault(colour, meant) if colour else meant
         require(name, f"{where}: the name is empty; {FORMS}")
         require(not is_control, f"{where}: the name {name!a} holds a line break or control character")
         require(max(colour or (0,)) <= 255, f"{where}: {name} has a number outside 0..255")
         require(name not in seen or may_come_again, f"{where}: the class {name} is there twice")
+        require(is_alike, f"{where}: {name} is not painted as the first class is; {FORMS}, all alike")
+        require(other == meant, f"{where}: {name} has the colour of {other}")
         seen[name] = where
-
-
-def _check_colours(entries: list[_Entry]) -> None:
-    """All classes have colours of one kind, or none has; no colour stands for two classes."""
-    kind = len(next(entry for entry in entries if not entry.is_ignored).colour or ())
-    seen: dict[tuple[int, ...], str] = {}
-    for entry in entries:
-        if entry.is_ignored and entry.colour is None:
-            continue
-        told = f"{entry.where}: {entry.name}"
-        require(len(entry.colour or ()) == kind, f"{told} is not painted as the first class is; {FORMS}, all alike")
-        name = "ignore" if entry.is_ignored else entry.name
-        other = seen.setdefault(entry.colour, name) if entry.colour else name
-        require(other == name, f"{told} has the colour of {other}")

@@ -28,11 +28,6 @@ def subset_of(folder: str) -> str:
     return SUBSETS.get(re.sub(r"[-_]?\d{4}$", "", folder.casefold()), "")
 
 
-def write_ids(path: Path, ids: Iterable[str]) -> None:
-    """Write a list file."""
-    path.write_text("".join(f"{i}\n" for i in ids), encoding="utf-8")
-
-
 def read_ids(path: Path, what: str = "") -> list[str]:
     """Lines of a list file, see `parse_ids`."""
     return parse_ids(path.read_bytes(), what or f"split {path}")

@@ -10,7 +10,6 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypedDict
 
 import datasets
 import fsspec
@@ -30,14 +29,6 @@ CONNECTIONS = 8
 METADATA_KEY = b"u2pl_hf"
 # Columns of the data sets that are made here.
 FEATURES = datasets.Features(id=datasets.Value("string"), image=datasets.Image(), label=datasets.Image())
-# Role and name of the column that may be missing: its rows are numbered then.
-IDS = ("id", "id")
-
-
-class Note(TypedDict):
-    """What stands there."""
-
-    classes: list[list[int] | None]
 
 
 class Rows:
@@ -187,11 +178,12 @@ class ParquetRows(Rows):
     def class_sets(self) -> list[list[int] | None] | None:
         """From the file's metadata; None where it has none that fits its rows."""
         try:
-            note = parse_json((self.footer.metadata or {})[METADATA_KEY].decode(), Note)
+            kind = dict[str, list[list[int] | None]]
+            classes = parse_json((self.footer.metadata or {})[METADATA_KEY].decode(), kind)["classes"]
         except (KeyError, ValueError):
             return None
         # Programs that leave rows out may keep the note.
-        return note["classes"] if len(note["classes"]) == len(self) else None
+        return classes if len(classes) == len(self) else None
 
     def fingerprint(self) -> list:
         """What tells these rows from others: the file, with size and date where it lies on a disk."""
@@ -280,10 +272,9 @@ def _chained(lists: list[list | None]) -> list | None:
 
 def check_columns(source: str, columns: dict[str, str], present: list[str]) -> None:
     """Refuse columns, by role, that are not there; rows without ids are numbered."""
-    there = ", ".join(present)
     for role, name in columns.items():
-        is_there = name in present or (role, name) == IDS
-        require(is_there, f"{source} has no column '{name}' (it has {there}); pass --{role}_column NAME")
+        is_there = name in present or role == name == "id"
+        require(is_there, f"{source} has no column '{name}' (it has {', '.join(present)}); pass --{role}_column NAME")
 
 
 def _open(url: str):

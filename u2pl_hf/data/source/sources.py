@@ -18,7 +18,7 @@ from u2pl_hf.data.demo import demo_folder
 from u2pl_hf.data.source.class_list import ClassList, parse_class_list
 from u2pl_hf.data.source.decode import decode_image, decode_label, open_stored
 from u2pl_hf.data.source.rows import CONNECTIONS, ArrowRows, JoinedRows, Rows, check_columns, open_parquet
-from u2pl_hf.errors import InputError, refusing, require
+from u2pl_hf.errors import refusing, require
 from u2pl_hf.files import files_below, read_text
 from u2pl_hf.hub_cache import class_list_folder, place_to_read
 
@@ -159,10 +159,9 @@ def _reading(path: str):
 
 def _check_subset(path: str, subset: str, every: Iterable[str], option: str) -> None:
     names = list(map(str, every))
-    other, why = next((name for name in names if name != "train"), "train"), ""
-    if names == ["train"]:
-        why = ", which are the training images; prepare_dataset.py folder --validation 0.2 keeps a share of them apart"
-    there = ", ".join(names) or "none"
+    other = next((name for name in names if name != "train"), "train")
+    why = ", which are the training images; prepare_dataset.py folder --validation 0.2 keeps a share of them apart"
+    there, why = ", ".join(names) or "none", why if names == ["train"] else ""
     require(subset in names, f"data set {path} has no subset '{subset}'; it has {there}: pass {option} {other}{why}")
 
 
@@ -170,9 +169,8 @@ def _check_ids(ids: list, dataset: str, column: str) -> None:
     wrong = [f"{type(name).__name__} in row {row}" for row, name in enumerate(ids) if type(name) not in (str, int)]
     told = f"column '{column}' of data set {dataset} holds {''.join(wrong[:1]).replace('NoneType', 'nothing')}"
     require(not wrong, f"{told}, where ids are text or integers; pass --id_column NAME")
-    if len(set(ids)) < len(ids):
-        ((twice, _),) = Counter(ids).most_common(1)
-        raise InputError(f"data set {dataset} has the id '{twice}' more than once; ids must be unique")
+    ((most, times),) = Counter(ids).most_common(1)
+    require(times == 1, f"data set {dataset} has the id '{most}' more than once; ids must be unique")
 
 
 def _photographs(folder: Path) -> list[Path]:

@@ -124,10 +124,10 @@ def _places(split: str, ids: list[str], lists: dict[str, list[str]], drop_absent
         places[kind] = {place[name] for name in found}
         absent += missing
         counts.append(f"{len(missing)} of {len(found) + len(missing)} {kind}")
+    names = ", ".join(absent[:3]) + (" ..." if len(absent) > 3 else "")
+    told = f"listed ids that the data does not have, {' and '.join(counts)}: {names}"
+    require(drop_absent or not absent, f"split {split}: {told}; --drop_absent_ids uses those that are there")
     if absent:
-        names = ", ".join(absent[:3]) + (" ..." if len(absent) > 3 else "")
-        told = f"listed ids that the data does not have, {' and '.join(counts)}: {names}"
-        require(drop_absent, f"split {split}: {told}; --drop_absent_ids uses those that are there")
         log.warning("split %s: dropped %s", split, told)
     if both := places["labelled"] & places.get("unlabelled", set()):
         shown = f"such as {ids[min(both)]}: they are used in both ways"

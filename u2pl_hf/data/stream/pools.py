@@ -69,12 +69,10 @@ class RowPool:
         return lambda row, seed: self.stream.at(row, seed) if row >= 0 else self._padding()
 
     def _padding(self) -> dict:
-        side = self.stream.augmentation.crop_size
-        pixels, valid = torch.zeros(3, side, side, dtype=torch.uint8), torch.zeros(side, side, dtype=torch.bool)
-        sample = {"pixel_values": pixels, "valid": valid, "id": "", "row": -1, "skipped": []}
-        if self.stream.with_labels:
-            sample["labels"] = torch.full((side, side), IGNORE, dtype=torch.uint8)
-        return sample
+        shape = (self.stream.augmentation.crop_size,) * 2
+        pixels, valid = torch.zeros(3, *shape, dtype=torch.uint8), torch.zeros(shape, dtype=torch.bool)
+        labels = {"labels": torch.full(shape, IGNORE, dtype=torch.uint8)} if self.stream.with_labels else {}
+        return {"pixel_values": pixels, "valid": valid, "id": "", "row": -1, "skipped": []} | labels
 
 
 class Reservoir(RowPool):
