@@ -75,7 +75,7 @@ def streamed(tmp_path):
 def test_a_reservoir_gives_the_crops_that_were_served_last(streamed, rank):
     """Against a list of everything that was served; and a reservoir that starts in the middle, as a resumed run's."""
     layout = {"batch_size": 3, "world_size": 2}
-    options = {"rank": rank, "world_size": 2, "max_bytes": 7 * 4 * 81}
+    options = {"rank": rank, "max_bytes": 7 * 4 * 81}
     batches = iter(endless_loader(make_stream(streamed, **layout), rank=rank))
     pool, served, rows = Reservoir(make_stream(streamed, **layout), as_it_is, **options), [], []
     assert pool.size == 14 and pool.reachable() == (7 * rank, 7 * rank + 3)

@@ -75,9 +75,8 @@ def _check_space(layout: Layout, output_dir: Path, partial: Path) -> None:
     there = sum(file.stat().st_size for file in partial.rglob("*") if file.is_file())
     parent = next(folder for folder in output_dir.parents if folder.exists())
     require(os.access(parent, os.W_OK), f"{parent} cannot be written to: pass another --output_dir")
-    free = shutil.disk_usage(parent).free
-    told = f"{output_dir} needs about {needed / 1e9:.2f} GB, but {free / 1e9:.2f} GB are free there"
-    require(free + there >= needed, told)
+    free, need = shutil.disk_usage(parent).free, f"{output_dir} needs about {needed / 1e9:.2f} GB"
+    require(free + there >= needed, f"{need}, but {free / 1e9:.2f} GB are free there")
 
 
 def _open_partial(partial: Path, layout: Layout, plan: list[Shard]) -> None:

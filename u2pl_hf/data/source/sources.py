@@ -186,10 +186,9 @@ def _photographs(folder: Path) -> list[Path]:
         return []
     shown = [path for path in files if not path.name.startswith(".")]
     found = [path for path in shown if path.suffix.lower() in IMAGE_SUFFIXES]
-    counts = Counter(path.suffix.lower() or "without suffix" for path in shown)
-    others = [f"{count} {suffix}" for suffix, count in sorted(counts.items()) if suffix not in IMAGE_SUFFIXES]
+    others = Counter(path.suffix.lower() or "without suffix" for path in {*shown}.difference(found))
     if found:
-        told = f"; other files are left out: {', '.join(others)}" if others else ""
+        told = "".join(f", {count} {suffix} left out" for suffix, count in sorted(others.items()))
         logger.info("%s: %d photographs%s", folder, len(found), told)
     return sorted(found, key=str)
 
