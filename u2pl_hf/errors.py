@@ -80,21 +80,6 @@ def require(condition: object, message: str) -> None:
 
 
 @contextlib.contextmanager
-def telling(message: str, *kinds: type[Exception]) -> Iterator[None]:
-    """Errors of these kinds become InputErrors: the message, and what they say.
-
-    Raises:
-        InputError: instead of them; others pass.
-    """
-    try:
-        yield
-    except InputError:
-        raise
-    except kinds as error:
-        raise InputError(f"{message}: {' '.join(str(error).split())[:300]}") from error
-
-
-@contextlib.contextmanager
 def refusing(kinds: type[Exception] | tuple[type[Exception], ...], what: str, hint: str = "") -> Iterator[None]:
     """Errors of these kinds become one line: what is wrong, their reason in brackets, what to do about it.
 
@@ -106,8 +91,8 @@ def refusing(kinds: type[Exception] | tuple[type[Exception], ...], what: str, hi
     except OneLineError:
         raise
     except kinds as error:
-        told = str(getattr(error, "strerror", None) or error).strip() or type(error).__name__
-        raise InputError(f"{what} ({told.splitlines()[0][:160]}){hint}") from error
+        told = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
+        raise InputError(f"{what} ({told[:300]}){hint}") from error
 
 
 def exits_on_input_error(main: Callable[..., None]) -> Callable[..., None]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import yaml
 
-from u2pl_hf.errors import InputError, require, telling
+from u2pl_hf.errors import InputError, refusing, require
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ def read_text(path: Path, hint: str = HINT) -> str:
     Raises:
         InputError: it cannot be read, or is no text.
     """
-    with telling(f"{path} cannot be read as text in UTF-8; {hint}", OSError, ValueError):
+    with refusing((OSError, ValueError), f"{path} cannot be read as text in UTF-8", f"; {hint}"):
         return path.read_text(encoding="utf-8-sig")
 
 
@@ -237,7 +237,7 @@ def read_yaml(path: Path, hint: str = HINT):
         InputError: it cannot be read, or is no YAML.
     """
     text = read_text(path, hint)
-    with telling(f"{path} is damaged; {hint}", *YAML_ERRORS):
+    with refusing(YAML_ERRORS, f"{path} is damaged", f"; {hint}"):
         return yaml.safe_load(text)
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from tests.data.prepared import encoded, grey_png, ids, palette_png
-from u2pl_hf.data.prepare.masks import BadMask, decode_mask, judge_readings
+from u2pl_hf.data.prepare.masks import decode_mask, judge_readings
 from u2pl_hf.data.source.class_list import ClassList, parse_class_list
 from u2pl_hf.errors import InputError
 
@@ -65,7 +65,7 @@ def test_ids_of_every_kind():
     ],
 )
 def test_what_is_no_id_is_named(data, message):
-    with pytest.raises(BadMask, match=message):
+    with pytest.raises(InputError, match=message):
         read_mask(data, "ids", THREE)
 
 
@@ -76,7 +76,7 @@ def test_cityscapes_label_ids():
     labels = np.array([[*range(34), 255]], np.uint8)
     expected = [[*(pairs.get(i, 255) for i in range(34)), 255]]
     assert read_mask(grey_png(labels), "cityscapes", THREE).tolist() == expected
-    with pytest.raises(BadMask, match="value 34"):
+    with pytest.raises(InputError, match="value 34"):
         read_mask(grey_png(np.array([[34]], np.uint8)), "cityscapes", THREE)
 
 
@@ -93,7 +93,7 @@ def test_colours():
     assert np.array_equal(read_mask(encoded(image.convert("RGBA")), "colours", PAINTED), labels)
     assert np.array_equal(read_mask(grey_png(labels), "colours", PAINTED), labels)
     image.putpixel((0, 0), (9, 8, 7))
-    with pytest.raises(BadMask, match=r"value \(9,8,7\), which"):
+    with pytest.raises(InputError, match=r"value \(9,8,7\), which"):
         read_mask(encoded(image), "colours", PAINTED)
 
 
@@ -119,7 +119,7 @@ def test_grey_values():
     assert read_mask(encoded(Image.fromarray(values).convert("RGB")), "colours", table).tolist() == [[0, 1, 255]]
     other = ClassList(("background", "wire"), ((0,), (128,)))
     assert read_mask(grey_png(values), "colours", other).tolist() == [[0, 255, 1]]
-    with pytest.raises(BadMask, match="value 7, which the class list"):
+    with pytest.raises(InputError, match="value 7, which the class list"):
         read_mask(grey_png(values + 7), "colours", ClassList(("a", "b"), ((0,), (6,)), ((135,),)))
 
 
@@ -170,11 +170,11 @@ def test_a_message_can_be_followed():
         (grey_png(np.array([[0, 90]], np.uint8)), "bg,0,0,0"),
     ):
         for name in ("bg", "new", "void"):
-            with pytest.raises(BadMask) as caught:
+            with pytest.raises(InputError) as caught:
                 read_mask(data, "colours", parse_class_list(text, "list"))
             line = re.search(r"add (NAME\S+) there", str(caught.value))[1].replace("NAME", name)
             read_mask(data, "colours", parse_class_list(f"{text}\n{line}", "list"))
-    with pytest.raises(BadMask, match=r"holds colours.*NAME,R,G,B"):
+    with pytest.raises(InputError, match=r"holds colours.*NAME,R,G,B"):
         read_mask(encoded(Image.new("RGB", (2, 2), (9, 8, 7))), "colours", parse_class_list("bg,0", "list"))
 
 

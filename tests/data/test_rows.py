@@ -134,7 +134,7 @@ def test_materialised_rows_are_the_same_and_need_their_files_no_more(tmp_path):
     folder = write_parquet(tmp_path / "set", make_table(IMAGES, LABELS, IDS), shards=2)
     source = load_source(str(folder), streaming=True)
     for _ in range(2):
-        kept = materialised(source, [1, 4, 9], cache_dir=tmp_path / "cache")
+        kept = materialised(source, [1, 4, 9])
         assert kept.ids == [IDS[i] for i in (1, 4, 9)] and not kept.streamed
         assert [int(kept.read_image(i)[0, 0, 0]) for i in range(3)] == [1, 4, 9]
         assert [int(kept.read_label(i)[0, 0]) for i in range(3)] == [1, 1, 0]

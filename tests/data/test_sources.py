@@ -77,7 +77,7 @@ def test_images_of_every_mode_become_rgb():
 )
 def test_images_that_would_be_read_as_black_are_refused(stored, message):
     source = make_source([stored, encode(COLOUR)], [encode(GREY % 2)] * 2)
-    with pytest.raises(InputError, match=rf"image im_0 cannot be read: .*{message}.*8 bits per channel"):
+    with pytest.raises(InputError, match=rf"image im_0 cannot be read .*{message}.*8 bits per channel"):
         check_labelled(source, [0, 1], 2, what="training")
     check_some_readable(source, [0, 1])
     with pytest.raises(InputError, match=f"none can be read: image im_0 .*{message}"):

@@ -3,7 +3,7 @@ import logging
 import numpy as np
 import pytest
 
-from u2pl_hf.data.source.id_lists import read_ids, write_ids
+from u2pl_hf.data.source.id_lists import read_ids
 from u2pl_hf.data.source.splits import resolve_split
 from u2pl_hf.errors import InputError
 
@@ -27,7 +27,7 @@ def test_listed_split(tmp_path):
     path.write_bytes("\ufeffim_007\r\n\r\n im_003 \r\nim_050".encode())
     labelled, unlabelled = resolve_split(str(path), IDS, seed=0)
     assert labelled == [3, 7, 50] and len(unlabelled) == 97
-    write_ids(path, ["b", "a"])
+    path.write_text("b\na\n")
     assert read_ids(path) == ["b", "a"]
 
 
@@ -52,9 +52,9 @@ def test_bad_lists_are_refused(tmp_path, content, message):
 
 def write_lists(folder, labelled, unlabelled=None):
     folder.mkdir(parents=True)
-    write_ids(folder / "labeled.txt", labelled)
+    (folder / "labeled.txt").write_text("\n".join(labelled))
     if unlabelled:
-        write_ids(folder / "unlabeled.txt", unlabelled)
+        (folder / "unlabeled.txt").write_text("\n".join(unlabelled))
     return str(folder)
 
 

@@ -44,7 +44,7 @@ def hub(tmp_path, hub, monkeypatch):
 def streamed(tmp_path):
     """Ids, classes, pixels of three labelled rows and the ids of three batches, as a run reads them."""
     source = load_source("user/photos", streaming=True)
-    labelled = materialised(source, [5, 50, 150], cache_dir=tmp_path / "labelled")
+    labelled = materialised(source, [5, 50, 150])
     unlabelled = [i for i in range(ROWS) if i % 50 != 5]
     options = {"seed": 0, "name": "unlabelled", "with_labels": False, "batch_size": 4}
     stream = SampleStream(source, unlabelled, WeakAugmentation(33), **options)

@@ -24,7 +24,7 @@ from u2pl_hf.data.prepare.layouts.cityscapes import cityscapes_layout
 from u2pl_hf.data.prepare.layouts.folder import DEFAULT_VALIDATION, folder_layout
 from u2pl_hf.data.prepare.layouts.voc import voc_layout
 from u2pl_hf.data.source.class_list import read_class_list
-from u2pl_hf.errors import InputError, exits_on_input_error
+from u2pl_hf.errors import exits_on_input_error, require
 from u2pl_hf.hub.push import check_can_push, push_folder
 from u2pl_hf.system.processes import cpu_cores
 
@@ -66,8 +66,7 @@ def folder(members: list[Member], args: argparse.Namespace) -> Layout:
     not be JPEG.
     """
     classes = read_class_list(args.classes) if args.classes else None
-    options = {"validation": args.validation, "seed": args.seed, "workers": args.workers}
-    return folder_layout(members, classes=classes, **options)
+    return folder_layout(members, classes, args.validation, args.seed, args.workers)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -79,8 +78,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         layout = layouts.add_parser(find.__name__, description=text, help=text.splitlines()[0])
         layout.set_defaults(find=find)
         add_layout_arguments(layout)
-    told = "class list (default: class_0, class_1 ...)"
-    layout.add_argument("--classes", type=Path, metavar="FILE", help=told)
+    layout.add_argument("--classes", type=Path, metavar="FILE", help="class list (default: class_0, class_1 ...)")
     told = (
         "labelled images to validate on, where no folder is called val: a share, a count, a file of ids, or 0 for none"
     )
@@ -110,15 +108,12 @@ def add_layout_arguments(parser: argparse.ArgumentParser) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Find, check, write and, if asked to, push."""
     args, start = parse_arguments(argv), time.perf_counter()
-    if not args.archive and args.root is None:
-        raise InputError("nothing to prepare: pass --archive FILE ... or --root DIR")
-    if args.root is not None and not args.root.is_dir():
-        raise InputError(f"--root {args.root} is not a folder; archives are passed as --archive FILE ...")
-    if args.push and args.layout == "cityscapes" and not args.force_push:
-        raise InputError(
-            "the licence of Cityscapes forbids redistribution, so it is not pushed; --force_push if you may, for "
-            "example to a private repository of your own"
-        )
+    require(args.archive or args.root, "nothing to prepare: pass --archive FILE ... or --root DIR")
+    is_folder = args.root is None or args.root.is_dir()
+    require(is_folder, f"--root {args.root} is not a folder; archives are passed as --archive FILE ...")
+    may_push = args.layout != "cityscapes" or not args.push or args.force_push
+    remedy = "--force_push if you may, for example to a private repository of your own"
+    require(may_push, f"the licence of Cityscapes forbids redistribution, so it is not pushed; {remedy}")
     check_output(args.output_dir)
     if args.push:
         check_can_push(args.push, "dataset")

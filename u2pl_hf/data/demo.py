@@ -18,48 +18,30 @@ import numpy as np
 import pyarrow.parquet
 
 from u2pl_hf.constants import IGNORE
+from u2pl_hf.data.source.rows import FEATURES
 from u2pl_hf.files import cache_folder, write_atomically, write_text
 
 SHAPES = ("disc", "square", "triangle")
 # Neighbours in this order share either the outline or the texture, so that no class can be told by one alone.
-OBJECTS = (
-    ("disc", "striped"),
-    ("square", "dotted"),
-    ("triangle", "striped"),
-    ("disc", "dotted"),
-    ("square", "striped"),
-    ("triangle", "dotted"),
-)
+OBJECTS = tuple(zip(SHAPES * 2, ("striped", "dotted") * 3, strict=True))
 CLASS_NAMES = ("background", *(f"{texture} {shape}" for shape, texture in OBJECTS))
+# Of each class, in a drawn object.
+FREQUENCIES = (0.26, 0.21, 0.18, 0.14, 0.12, 0.09)
 FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
 class DemoSpec:
-    """All numbers of the demo data set. A changed number gives another folder in the cache.
+    """How many images, which, and of what side in pixels. Another spec gives another folder in the cache.
 
-    Lengths are in pixels, pairs are the inclusive ends of a range to draw from.
+    What the images show is said where it is drawn, lengths in pixels and pairs as ends of a range to draw from: who
+    changes that, or FORMAT_VERSION, changes what all results on the demo mean.
     """
 
     train: int = 400
     validation: int = 100
     seed: int = 0
     size: int = 128
-    class_frequencies: tuple[float, ...] = (0.26, 0.21, 0.18, 0.14, 0.12, 0.09)
-    objects: tuple[int, int] = (2, 5)
-    distractors: tuple[int, int] = (1, 3)
-    lines: tuple[int, int] = (0, 3)
-    radius: tuple[float, float] = (12.0, 36.0)
-    elongation: tuple[float, float] = (1.0, 1.25)
-    texture_period: tuple[float, float] = (6.0, 11.0)
-    brightness_gap: float = 90.0
-    hue_spread: float = 0.08
-    cloud_cells: tuple[int, int] = (3, 12)
-    cloud_contrast: tuple[float, float] = (10.0, 40.0)
-    illumination: tuple[float, float] = (0.75, 1.15)
-    contrast: tuple[float, float] = (0.7, 1.1)
-    blur_sigma: tuple[float, float] = (0.3, 1.0)
-    noise_sigma: tuple[float, float] = (2.0, 10.0)
 
 
 def demo_folder(cache_dir: str | os.PathLike | None = None, spec: DemoSpec | None = None) -> Path:
@@ -91,8 +73,7 @@ def _table(spec: DemoSpec, subset: str, count: int) -> datasets.Dataset:
         for role, pixels in (("image", image[..., ::-1]), ("label", label)):
             png = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 3])[1].tobytes()
             columns[role].append({"bytes": png, "path": f"{image_id}.png"})
-    features = datasets.Features(id=datasets.Value("string"), image=datasets.Image(), label=datasets.Image())
-    return datasets.Dataset.from_dict(columns, features=features)
+    return datasets.Dataset.from_dict(columns, features=FEATURES)
 
 
 def render(spec: DemoSpec, subset: str, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -100,20 +81,19 @@ def render(spec: DemoSpec, subset: str, index: int) -> tuple[np.ndarray, np.ndar
     rng = np.random.default_rng([spec.seed, ("train", "validation").index(subset), index])
     image = _cloud(rng, spec)
     label = np.zeros((spec.size, spec.size), np.uint8)
-    for _ in range(rng.integers(*spec.lines, endpoint=True)):
+    for _ in range(rng.integers(0, 3, endpoint=True)):
         start, end = rng.integers(0, spec.size, (2, 2))
         colour, width = _colour(rng).tolist(), int(rng.integers(1, 4))
         cv2.line(image, start.tolist(), end.tolist(), colour, width, cv2.LINE_AA)
-    objects = rng.integers(*spec.objects, endpoint=True)
-    distractors = rng.integers(*spec.distractors, endpoint=True)
+    objects = rng.integers(2, 5, endpoint=True)
+    distractors = rng.integers(1, 3, endpoint=True)
     for is_object in rng.permutation([True] * objects + [False] * distractors):
         (_draw_object if is_object else _draw_distractor)(rng, spec, image, label)
     return _photograph(rng, spec, image), label
 
 
 def _draw_object(rng: np.random.Generator, spec: DemoSpec, image: np.ndarray, label: np.ndarray) -> None:
-    frequencies = np.asarray(spec.class_frequencies)
-    kind = rng.choice(len(OBJECTS), p=frequencies / frequencies.sum())
+    kind = rng.choice(len(OBJECTS), p=np.array(FREQUENCIES) / sum(FREQUENCIES))
     shape, texture = OBJECTS[kind]
     mask = _outline(rng, spec, shape)
     image[mask] = _texture(rng, spec, texture, kind / len(OBJECTS))[mask]
@@ -135,8 +115,8 @@ def _draw_distractor(rng: np.random.Generator, spec: DemoSpec, image: np.ndarray
 
 def _outline(rng: np.random.Generator, spec: DemoSpec, shape: str) -> np.ndarray:
     """Bool (size, size): a turned and slightly elongated shape; all shapes have about the same area at one radius."""
-    radius = np.exp(rng.uniform(*np.log(spec.radius)))
-    stretch = np.sqrt(rng.uniform(*spec.elongation))
+    radius = np.exp(rng.uniform(*np.log((12.0, 36.0))))
+    stretch = np.sqrt(rng.uniform(1.0, 1.25))
     corners = {"disc": 48, "square": 4, "triangle": 3}[shape]
     around = 2 * np.pi * np.arange(corners) / corners + np.pi / corners
     # A polygon inscribed in the circle would be smaller than the disc, and size would tell the class.
@@ -157,7 +137,7 @@ def _grown(mask: np.ndarray) -> np.ndarray:
 
 def _texture(rng: np.random.Generator, spec: DemoSpec, texture: str, hue: float) -> np.ndarray:
     """Float (size, size, 3): a bright colour in stripes or dots on a darker one, at a random angle and phase."""
-    period, angle = rng.uniform(*spec.texture_period), rng.uniform(0, np.pi)
+    period, angle = rng.uniform(6.0, 11.0), rng.uniform(0, np.pi)
     ys, xs = np.mgrid[: spec.size, : spec.size]
     along = xs * np.cos(angle) + ys * np.sin(angle) + rng.uniform(0, period)
     across = ys * np.cos(angle) - xs * np.sin(angle) + rng.uniform(0, period)
@@ -165,9 +145,9 @@ def _texture(rng: np.random.Generator, spec: DemoSpec, texture: str, hue: float)
     if texture == "dotted":
         # About a quarter of the area is dots.
         wave = wave + np.sin(2 * np.pi * across / period) - 0.75
-    hue = (hue + rng.normal(0, spec.hue_spread)) % 1.0  # in turns of the colour circle
+    hue = (hue + rng.normal(0, 0.08)) % 1.0  # in turns of the colour circle
     bright = 255 * np.array(colorsys.hsv_to_rgb(hue, rng.uniform(0.3, 0.9), rng.uniform(0.7, 1.0)))
-    dark = np.clip(bright - spec.brightness_gap, 0, 255) * rng.uniform(0.3, 1.0, 3)
+    dark = np.clip(bright - 90.0, 0, 255) * rng.uniform(0.3, 1.0, 3)
     return np.where((wave > 0)[..., None], bright, dark)
 
 
@@ -178,17 +158,17 @@ def _colour(rng: np.random.Generator) -> np.ndarray:
 def _cloud(rng: np.random.Generator, spec: DemoSpec) -> np.ndarray:
     """Float (size, size, 3): low-frequency colour noise on two scales."""
     image = np.broadcast_to(_colour(rng), (spec.size, spec.size, 3)).copy()
-    for cells in sorted(rng.integers(*spec.cloud_cells, endpoint=True, size=2)):
-        grid = rng.normal(0, rng.uniform(*spec.cloud_contrast), (cells, cells, 3))
+    for cells in sorted(rng.integers(3, 12, endpoint=True, size=2)):
+        grid = rng.normal(0, rng.uniform(10.0, 40.0), (cells, cells, 3))
         image += cv2.resize(grid, (spec.size, spec.size), interpolation=cv2.INTER_CUBIC)
     return image
 
 
 def _photograph(rng: np.random.Generator, spec: DemoSpec, image: np.ndarray) -> np.ndarray:
     """Uneven light, contrast, blur and sensor noise, the same for the whole image: float in, uint8 out."""
-    corners = rng.uniform(*spec.illumination, (2, 2))
+    corners = rng.uniform(0.75, 1.15, (2, 2))
     image = np.clip(image, 0, 255) * cv2.resize(corners, (spec.size, spec.size))[..., None]
-    image = (image - 128) * rng.uniform(*spec.contrast) + 128
-    image = cv2.GaussianBlur(image, (0, 0), rng.uniform(*spec.blur_sigma))
-    image = image + rng.normal(0, rng.uniform(*spec.noise_sigma), image.shape)
+    image = (image - 128) * rng.uniform(0.7, 1.1) + 128
+    image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 1.0))
+    image = image + rng.normal(0, rng.uniform(2.0, 10.0), image.shape)
     return np.clip(np.round(image), 0, 255).astype(np.uint8)

@@ -101,7 +101,7 @@ class Batches:
         if not self.data.unlabelled_source.streamed:
             return RowPool(stream, self.deliver)
         start = self._unlabelled_steps * self.passes * stream.batch_size
-        return Reservoir(stream, self.deliver, rank=self.rank, world_size=self.world_size, start=start)
+        return Reservoir(stream, self.deliver, rank=self.rank, start=start)
 
     @property
     def _unlabelled_steps(self) -> int:

@@ -2,17 +2,19 @@
 
 import contextlib
 import functools
+import itertools
 import logging
 import lzma
+import operator
 import os
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from u2pl_hf.errors import InputError, require, telling
+from u2pl_hf.errors import refusing, require
 from u2pl_hf.files import files_below, write_atomically
 
 logger = logging.getLogger(__name__)
@@ -20,8 +22,6 @@ logger = logging.getLogger(__name__)
 NO_TAR = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)
 # NotImplementedError is zipfile's, for a version or compression that nobody has.
 DAMAGED = (*NO_TAR, zipfile.BadZipFile, OSError, NotImplementedError)
-ENCRYPTED = 1
-ZIP_START = b"PK\3\4"
 
 
 @dataclass(frozen=True)
@@ -30,17 +30,17 @@ class Member:
 
     Attributes:
         container: the folder or archive.
-        name: path inside the container, as stored.
-        size: bytes when unpacked.
         stamp: time of the last change of the file (of the archive, for a member of one), in nanoseconds.
         kind: folder; file (bytes from `offset` of the container, as in a plain tar); zip; stream (compressed tar).
+        name: path inside the container, as stored.
+        size: bytes when unpacked.
     """
 
     container: str
-    name: str
-    size: int
     stamp: int
     kind: str
+    name: str
+    size: int
     offset: int = 0
 
     @property
@@ -97,10 +97,8 @@ def _open_tar(path: str | os.PathLike) -> tarfile.TarFile:
     return tarfile.open(path, tarinfo=_Header, ignore_zeros=True)
 
 
-@functools.lru_cache(maxsize=8)
-def _zip(path: str) -> zipfile.ZipFile:
-    # Kept open: reading the table of contents again for each member would take longer than the member.
-    return zipfile.ZipFile(path)
+# Kept open: reading the table of contents again for each member would take longer than the member.
+_zip = functools.lru_cache(maxsize=8)(zipfile.ZipFile)
 
 
 def list_members(path: Path) -> list[Member]:
@@ -110,47 +108,44 @@ def list_members(path: Path) -> list[Member]:
         InputError: no such file, not an archive, a damaged, encrypted or empty one, or names that lead out of it.
     """
     require(path.exists(), f"{path}: no such file or folder")
-    with telling(f"{path} is damaged or not complete", *DAMAGED):
-        found = _list_folder(path) if path.is_dir() else _list_archive(path)
+    with refusing(DAMAGED, f"{path} is damaged or not complete"):
         # In an archive that was added to, a later member replaces an earlier one of its name.
-        by_name = {member.name: member for member in found if _is_wanted(path, member)}
-    require(by_name or path.is_dir(), f"{path} holds no files: is the download complete?")
-    return [by_name[name] for name in sorted(by_name)]
-
-
-def _is_wanted(path: Path, member: Member) -> bool:
-    parts = member.path.parts
-    stays = parts and parts[0] != "/" and ".." not in parts
-    require(stays, f"{path} holds the name '{member.name}', which leads out of it: not an archive to trust")
-    return not any(part.startswith(".") or part == "__MACOSX" for part in parts)
+        by_name = {member.name: member for member in (_list_folder if path.is_dir() else _list_archive)(path)}
+    hidden = set()
+    for name, member in by_name.items():
+        stays = member.path.parts and member.path.parts[0] != "/" and ".." not in member.path.parts
+        require(stays, f"{path} holds the name '{name}', which leads out of it: not an archive to trust")
+        if any(part.startswith(".") or part == "__MACOSX" for part in member.path.parts):
+            hidden.add(name)
+    require(by_name.keys() - hidden or path.is_dir(), f"{path} holds no files: is the download complete?")
+    return [by_name[name] for name in sorted(by_name.keys() - hidden)]
 
 
 def _list_folder(path: Path) -> Iterator[Member]:
     for file in filter(Path.is_file, files_below(path)):
         status, inside = file.stat(), file.relative_to(path).as_posix()
-        yield Member(str(path.resolve()), inside, status.st_size, status.st_mtime_ns, "folder")
+        yield Member(str(path.resolve()), status.st_mtime_ns, "folder", inside, status.st_size)
 
 
 def _list_archive(path: Path) -> Iterator[Member]:
-    archive = Member(str(path.resolve()), "", 0, path.stat().st_mtime_ns, "zip")
     for mode, kind in (("r:", "file"), ("r:*", "stream")):
         with contextlib.suppress(*NO_TAR):
             tarfile.open(path, mode).close()
             if kind == "stream":
                 logger.info("%s is compressed: finding out what is in it takes a while", path)
-            return _list_tar(path, replace(archive, kind=kind))
-    if zipfile.is_zipfile(path):
-        return _list_zip(path, archive)
-    raise InputError(f"{path} is no archive: looked for tar, tar.gz, tar.bz2, tar.xz, zip; is the download complete?")
+            return _list_tar(path, kind)
+    is_zip = zipfile.is_zipfile(path)
+    require(is_zip, f"{path} is no archive: looked for tar, tar.gz, tar.bz2, tar.xz, zip; is the download complete?")
+    return _list_zip(path)
 
 
-def _list_tar(path: Path, template: Member) -> Iterator[Member]:
-    links = []
+def _list_tar(path: Path, kind: str) -> Iterator[Member]:
+    place, links = (str(path.resolve()), path.stat().st_mtime_ns, kind), []
     with _open_tar(path) as archive:
         for info in archive:
             require(not info.issparse(), f"{path} holds {info.name} as a sparse file: unpack it and pass --root")
             if info.isreg():
-                yield replace(template, name=info.name, size=info.size, offset=info.offset_data)
+                yield Member(*place, info.name, info.size, info.offset_data)
             elif info.islnk() or info.issym():
                 links.append(info.name)
     if links:
@@ -158,15 +153,15 @@ def _list_tar(path: Path, template: Member) -> Iterator[Member]:
         logger.warning(told, path, len(links), links[0])
 
 
-def _list_zip(path: Path, template: Member) -> Iterator[Member]:
+def _list_zip(path: Path) -> Iterator[Member]:
     with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
         first = min((info.header_offset for info in archive.infolist()), default=0)
-        is_one = not first or file.read(4) != ZIP_START
+        is_one = not first or file.read(4) != b"PK\3\4"  # else another zip begins there
         require(is_one, f"{path} is damaged, or several zip files end to end: unzip it and pass --root")
         for info in archive.infolist():
-            require(not info.flag_bits & ENCRYPTED, f"{path} is encrypted: unpack it and pass --root")
+            require(not info.flag_bits & 1, f"{path} is encrypted: unpack it and pass --root")
             if not info.is_dir():
-                yield replace(template, name=info.filename, size=info.file_size)
+                yield Member(str(path.resolve()), path.stat().st_mtime_ns, "zip", info.filename, info.file_size)
 
 
 def unpack_streams(members: Iterable[Member], folder: Path) -> dict[Member, Member]:
@@ -178,17 +173,15 @@ def unpack_streams(members: Iterable[Member], folder: Path) -> dict[Member, Memb
     Returns:
         for each member of a compressed tar, where its bytes are now.
     """
-    wanted: dict[str, dict[str, Member]] = {}
-    for member in members:
-        if member.kind == "stream":
-            wanted.setdefault(member.container, {})[member.name] = member
+    container = operator.attrgetter("container")
+    streams = sorted((member for member in members if member.kind == "stream"), key=container)
     unpacked = {}
-    for number, (container, group) in enumerate(sorted(wanted.items())):
-        target = folder / f"unpacked-{number}.tar"
+    for number, (path, group) in enumerate(itertools.groupby(streams, container)):
+        wanted, target = {member.name: member for member in group}, folder / f"unpacked-{number}.tar"
         if not target.is_file():
-            logger.info("unpacking %s files of %s", len(group), container)
-            _unpack(container, group.keys(), target)
-        unpacked |= {group[member.name]: member for member in list_members(target)}
+            logger.info("unpacking %s files of %s", len(wanted), path)
+            _unpack(path, wanted.keys(), target)
+        unpacked |= {wanted[member.name]: member for member in list_members(target)}
     return unpacked
 
 
@@ -199,5 +192,5 @@ def _unpack(container: str, names: Iterable[str], target: Path) -> None:
                 if info.name in names and info.isreg():
                     out.addfile(info, archive.extractfile(info))
 
-    with telling(f"{container} is damaged or not complete", *NO_TAR):
+    with refusing(NO_TAR, f"{container} is damaged or not complete"):
         write_atomically(target, copy)

@@ -7,21 +7,22 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from u2pl_hf.constants import IGNORE
 from u2pl_hf.data.prepare.archives import Member, unpack_streams
 from u2pl_hf.data.prepare.dataset_card import render_card, warning_lines
 from u2pl_hf.data.prepare.layouts import SUBSETS, ImageRow, Layout
 from u2pl_hf.data.prepare.masks import judge_readings
-from u2pl_hf.data.prepare.shards import EMPTY, UNTURNED, Shard, plan_shards, read_report, write_shards
+from u2pl_hf.data.prepare.shards import EMPTY, UNTURNED, Report, Shard, plan_shards, read_report, write_shards
 from u2pl_hf.data.source.class_list import write_class_list
-from u2pl_hf.data.source.id_lists import write_ids
-from u2pl_hf.errors import InputError, require
+from u2pl_hf.errors import InputError, refusing, require
 from u2pl_hf.files import TEMPORARY, sync, write_json, write_text
 
 logger = logging.getLogger(__name__)
 
 # Another number makes files of earlier versions start afresh.
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 SHOWN = 20
 
 
@@ -56,13 +57,12 @@ def prepare(
     plan = [shard for subset in SUBSETS for shard in plan_shards(layout.rows, subset, shards)]
     for note in layout.notes:
         logger.info(note)
-    try:
+    with refusing(OSError, f"cannot write {partial}", "; run the same command again to go on"):
         _check_space(layout, output_dir, partial)
         _open_partial(partial, layout, plan)
-        return _build(layout, plan, partial, output_dir, workers, skip_bad)
-    except OSError as error:
-        why = error.strerror or error
-        raise InputError(f"cannot write {partial}: {why}; run the same command again to go on") from error
+        result = _build(layout, plan, partial, output_dir, workers, skip_bad)
+        _publish(partial, output_dir)
+    return result
 
 
 def _members(layout: Layout) -> list[Member]:
@@ -75,9 +75,8 @@ def _check_space(layout: Layout, output_dir: Path, partial: Path) -> None:
     there = sum(file.stat().st_size for file in partial.rglob("*") if file.is_file())
     parent = next(folder for folder in output_dir.parents if folder.exists())
     require(os.access(parent, os.W_OK), f"{parent} cannot be written to: pass another --output_dir")
-    free = shutil.disk_usage(parent).free
-    told = f"{output_dir} needs about {needed / 1e9:.2f} GB, but {free / 1e9:.2f} GB are free there"
-    require(free + there >= needed, told)
+    free, need = shutil.disk_usage(parent).free, f"{output_dir} needs about {needed / 1e9:.2f} GB"
+    require(free + there >= needed, f"{need}, but {free / 1e9:.2f} GB are free there")
 
 
 def _open_partial(partial: Path, layout: Layout, plan: list[Shard]) -> None:
@@ -110,8 +109,9 @@ def _build(layout: Layout, plan: list[Shard], partial: Path, output_dir: Path, w
 
     shards = [replace(shard, rows=tuple(map(readable, shard.rows))) for shard in plan]
     write_shards(shards, layout.classes, folder / "data", work, workers)
-    reports = {subset: [read_report(work, s) for s in plan if s.subset == subset] for subset in SUBSETS}
-    reports = {subset: here for subset, here in reports.items() if here}
+    reports: dict[str, list[Report]] = {}
+    for shard in plan:
+        reports.setdefault(shard.subset, []).append(read_report(work, shard))
     every = [report for here in reports.values() for report in here]
     bad = sorted(layout.bad) + [tuple(item) for report in every for item in report.bad]
     _judge(bad, {subset: sum(report.rows for report in here) for subset, here in reports.items()}, output_dir, skip_bad)
@@ -126,16 +126,15 @@ def _build(layout: Layout, plan: list[Shard], partial: Path, output_dir: Path, w
     result = _result(layout, reports, bad, noted, notes)
     for line in [*notes, *warning_lines(result)]:
         logger.warning("warning: %s", line)
-    sizes = {subset: sum(report.size for report in here) for subset, here in reports.items()}
+    files = {subset: (folder / "data").glob(f"{subset}-*") for subset in reports}
+    sizes = {subset: sum(file.stat().st_size for file in here) for subset, here in files.items()}
     content = hashlib.sha256("".join(report.sha256 for report in every).encode()).hexdigest()
     write_text(folder / "README.md", render_card(layout, result, sizes, content))
     write_json(folder / "prepare.json", result)
     write_class_list(folder / "class_names.txt", layout.classes)
     for name in result["splits"]:
         (folder / "splits" / name).parent.mkdir(parents=True, exist_ok=True)
-        write_ids(folder / "splits" / name, layout.splits[name])
-    _publish(folder, output_dir)
-    shutil.rmtree(partial)
+        write_text(folder / "splits" / name, "".join(f"{i}\n" for i in layout.splits[name]))
     return result
 
 
@@ -159,15 +158,10 @@ def _result(layout: Layout, reports: dict, bad: list[tuple], noted: dict[str, li
     names, lost, subsets = layout.classes.names, {name for name, _ in bad}, {}
     for subset, here in reports.items():
         rows, labelled = sum(r.rows for r in here), sum(r.labelled for r in here)
-        pixels = [sum(counts) for counts in zip(*(r.pixels for r in here), strict=True)]
-        subsets[subset] = {
-            "rows": rows,
-            "labelled": labelled,
-            "unlabelled": rows - labelled,
-            "shards": len(here),
-            "pixels": dict(zip(names, pixels, strict=False)),
-            "ignored_pixels": pixels[IGNORE],
-        }
+        pixels = np.sum([r.pixels for r in here], axis=0).tolist()
+        counts = {"rows": rows, "labelled": labelled, "unlabelled": rows - labelled, "shards": len(here)}
+        shares = {"pixels": dict(zip(names, pixels, strict=False)), "ignored_pixels": pixels[IGNORE]}
+        subsets[subset] = counts | shares
     return {
         "dataset": layout.name,
         "subsets": subsets,
@@ -186,18 +180,20 @@ def _warnings(subsets: dict[str, dict], noted: dict[str, list[str]]) -> list[dic
     unseen = [name for name, count in train["pixels"].items() if not count]
     if unseen and train["labelled"]:
         more = f" and {len(unseen) - SHOWN} more" if len(unseen) > SHOWN else ""
-        warnings.append(f"no labelled training mask holds a pixel of {', '.join(unseen[:SHOWN])}{more}")
+        told = f"no labelled training mask holds a pixel of {', '.join(unseen[:SHOWN])}{more}"
+        warnings.append({"id": None, "reason": told})
     if unturned := noted.get(UNTURNED):
         pairs = f"{len(unturned)} images or their masks are turned by an EXIF orientation, such as {unturned[0]}"
-        warnings.append(f"{pairs}: the other has none, and is taken to fit as it is shown")
-    empty = [{"id": name, "reason": "the label is 255 (ignore) everywhere"} for name in noted.get(EMPTY, [])]
-    return [{"id": None, "reason": warning} for warning in warnings] + empty
+        warnings.append({"id": None, "reason": f"{pairs}: the other has none, and is taken to fit as it is shown"})
+    return warnings + [{"id": name, "reason": "the label is 255 (ignore) everywhere"} for name in noted.get(EMPTY, [])]
 
 
-def _publish(folder: Path, output_dir: Path) -> None:
+def _publish(partial: Path, output_dir: Path) -> None:
+    folder = partial / "dataset"
     for path in folder.rglob("*"):
         sync(path)
     if output_dir.exists():
         output_dir.rmdir()  # empty, as checked; not every system renames onto a folder
     folder.rename(output_dir)
     sync(output_dir.parent)
+    shutil.rmtree(partial)

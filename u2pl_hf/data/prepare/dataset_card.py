@@ -45,8 +45,8 @@ def render_card(layout: Layout, result: dict, sizes: dict[str, int], content: st
 
 def _front_matter(layout: Layout, result: dict, sizes: dict[str, int], content: str) -> dict:
     rows = {name: subset["rows"] for name, subset in result["subsets"].items()}
-    total = sum(rows.values())
     files = [{"split": name, "path": f"data/{name}-*.parquet"} for name in rows]
+    total, size = sum(rows.values()), sum(sizes.values())
     return {
         **layout.about.metadata,
         "task_categories": ["image-segmentation"],
@@ -55,8 +55,8 @@ def _front_matter(layout: Layout, result: dict, sizes: dict[str, int], content: 
         "dataset_info": {
             "features": [{"name": name, "dtype": kind} for name, kind in FEATURES.items()],
             "splits": [{"name": n, "num_bytes": sizes[n], "num_examples": rows[n]} for n in rows],
-            "download_size": sum(sizes.values()),
-            "dataset_size": sum(sizes.values()),
+            "download_size": size,
+            "dataset_size": size,
         },
     }
 
@@ -70,25 +70,22 @@ def warning_lines(result: dict) -> list[str]:
 
 
 def _share_rows(result: dict) -> list[list]:
-    counted = [(s["pixels"], sum(s["pixels"].values()), s["ignored_pixels"]) for s in result["subsets"].values()]
-    rows = [
-        [class_id, name, *(_percent(pixels[name], total) for pixels, total, _ in counted)]
-        for class_id, name in enumerate(result["classes"])
+    counted = [[*s["pixels"].values(), s["ignored_pixels"]] for s in result["subsets"].values()]
+    # Of classes among their own, of ignored ones among all.
+    wholes = [[sum(pixels[:-1])] * (len(pixels) - 1) + [sum(pixels)] for pixels in counted]
+    names = [*enumerate(result["classes"]), (IGNORE, "(ignored)")]
+    return [
+        [*name, *(f"{100 * c[n] / w[n]:.3f}" if w[n] else "-" for c, w in zip(counted, wholes, strict=True))]
+        for n, name in enumerate(names)
     ]
-    return [*rows, [IGNORE, "(ignored)", *(_percent(ignored, ignored + total) for _, total, ignored in counted)]]
-
-
-def _percent(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.3f}" if whole else "-"
 
 
 def _training(result: dict) -> str:
+    which, text = "--split all", "All images that have a label are used with it, the others without"
     if result["splits"]:
         name = str(PurePosixPath(next(iter(result["splits"]))).parent)
         which, text = f"--split {name}", f"`splits/{name}` lists labelled images"
-    elif any(subset["unlabelled"] for subset in result["subsets"].values()):
-        which, text = "--split all", "All images that have a label are used with it, the others without"
-    else:
+    elif not any(subset["unlabelled"] for subset in result["subsets"].values()):
         which = "--split all --unlabelled_dataset MORE"
         text = (
             "All images have a label: `--split all` uses each with it, and MORE, a folder or data set of further "

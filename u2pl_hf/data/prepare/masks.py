@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image, ImageOps
+from PIL import ImageOps
 from tqdm.auto import tqdm
 
 from u2pl_hf.constants import IGNORE
 from u2pl_hf.data.prepare.archives import Member
 from u2pl_hf.data.source.class_list import ClassList
-from u2pl_hf.data.source.decode import INEXACT, ORIENTATION
-from u2pl_hf.errors import require
+from u2pl_hf.data.source.decode import ORIENTATION, open_mask
+from u2pl_hf.errors import InputError, refusing, require
 
 # Cityscapes: label id of each of the 19 train ids; every other label id up to 33 is not evaluated.
 CITYSCAPES_LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
@@ -29,10 +29,6 @@ CHANNELS = {"RGB": [0, 1, 2], "RGBA": [0, 1, 2], "LA": [0, 0, 0]}
 BLENDED = ": so many come of lossy compression, or of a resizing that blends; store the mask as it was drawn"
 # Readings that decide about a whole set of masks, see `Mask`.
 IDS, GREYS, ONLY_255, TWO_TONES = "ids", "greys", "only 255", "two tones"
-
-
-class BadMask(ValueError):  # noqa: N818 - reads as what it is
-    """A mask, or its image, that cannot be used; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +80,7 @@ def decode_mask(data: bytes, coding: str, classes: ClassList) -> Mask:
             `classes` says) or sbd (a Matlab file of the Semantic Boundaries Dataset).
 
     Raises:
-        BadMask: wrong kind of image, or values that are no class. Damaged files raise errors of their decoders.
+        InputError: wrong kind of image, values that are no class, or a damaged file.
     """
     stored, reading = _one_channel("sbd", _read_sbd(data)) if coding == "sbd" else _stored(data), ""
     if coding == "cityscapes":
@@ -103,22 +99,20 @@ def decode_mask(data: bytes, coding: str, classes: ClassList) -> Mask:
 
 def _stored(data: bytes) -> _Stored:
     """A mask file without its class list; of several channels, alpha does not count."""
-    with Image.open(io.BytesIO(data)) as image:
-        if image.format in INEXACT:
-            raise BadMask("the mask is JPEG, whose values are not exact: export it as PNG from what it was drawn in")
-        # Pillow keeps the high byte of each channel only, so small ids would all be 0.
-        if image.mode in CHANNELS and image.tile and ";16" in str(image.tile[0][-1]):
-            raise BadMask(f"the mask is {image.mode} of 16 bits per channel: store it with 8")
+    image = open_mask({"bytes": data}, "the mask")
+    # Pillow keeps the high byte of each channel only, so small ids would all be 0.
+    is_deep = image.mode in CHANNELS and image.tile and ";16" in str(image.tile[0][-1])
+    require(not is_deep, f"the mask is {image.mode} of 16 bits per channel: store it with 8")
+    with refusing(Exception, "the mask cannot be read"):
         orientation = image.getexif().get(ORIENTATION)  # a TIFF has it no more once it is loaded, and turned
         image = ImageOps.exif_transpose(image)
     if image.mode in CHANNELS:
-        red, green, blue = np.moveaxis(np.asarray(image)[..., CHANNELS[image.mode]].astype(np.uint32), -1, 0)
-        codes = red << 16 | green << 8 | blue
+        codes = np.asarray(image)[..., CHANNELS[image.mode]] @ np.array([1 << 16, 1 << 8, 1], np.uint32)
         found = pa.array(codes.ravel()).dictionary_encode()
         colours = [(code >> 16, code >> 8 & 255, code & 255) for code in found.dictionary.to_pylist()]
         return _Stored(image.mode, found.indices.to_numpy().reshape(codes.shape), None, colours, None, orientation)
-    if image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;16"):
-        raise BadMask(f"the mask is {image.mode}, not one channel of class ids; store it as PNG of 8 bits")
+    is_plain = image.mode in ("1", "L", "P", "I") or image.mode.startswith("I;16")
+    require(is_plain, f"the mask is {image.mode}, not one channel of class ids; store it as PNG of 8 bits")
     palette = [BLACK, WHITE] if image.mode == "1" else None
     if image.mode == "P":
         palette = list(map(tuple, np.array(image.getpalette("RGB")).reshape(-1, 3).tolist()))
@@ -127,14 +121,14 @@ def _stored(data: bytes) -> _Stored:
 
 
 def _one_channel(mode: str, values: np.ndarray, palette: list | None = None, orientation: int | None = None) -> _Stored:
-    if values.min(initial=0) < 0 or values.max(initial=0) > 255:
-        raise BadMask(f"the mask holds {values.min()} to {values.max()}, class ids are 0 to 255: store them in 8 bits")
-    numbers = np.flatnonzero(np.bincount(values.ravel(), minlength=256))
-    places = np.zeros(256, np.uint8)
-    places[numbers] = np.arange(len(numbers))
-    shown = dict(enumerate(palette)) if palette else {n: (n, n, n) for n in range(256)}
-    colours = [shown.get(n, BLACK) for n in numbers.tolist()]
-    return _Stored(mode, places[values.astype(np.uint8)], numbers.tolist(), colours, palette, orientation)
+    least, most = values.min(initial=0), values.max(initial=0)
+    rule = "class ids are 0 to 255: store them in 8 bits"
+    require(least >= 0 and most <= 255, f"the mask holds {least} to {most}, {rule}")
+    counts = np.bincount(values.ravel(), minlength=256)
+    places, numbers = np.cumsum(counts > 0) - 1, np.flatnonzero(counts).tolist()
+    shown = dict(enumerate(palette)) if palette else {n: (n, n, n) for n in numbers}
+    colours = [shown.get(n, BLACK) for n in numbers]
+    return _Stored(mode, places.astype(np.uint8)[values.astype(np.uint8)], numbers, colours, palette, orientation)
 
 
 def _numbers(stored: _Stored, classes: ClassList | None = None) -> list[int]:
@@ -143,7 +137,7 @@ def _numbers(stored: _Stored, classes: ClassList | None = None) -> list[int]:
         hint = "for colours, --classes must name them, in lines such as road,128,64,128"
         if stored.greys is not None:
             hint = f"as it is grey throughout, {_give_values(sorted(stored.greys), classes)}"
-        raise BadMask(f"the mask is {stored.mode}, not one channel of class ids; {hint}")
+        raise InputError(f"the mask is {stored.mode}, not one channel of class ids; {hint}")
     return stored.numbers
 
 
@@ -165,9 +159,9 @@ def _read_sbd(data: bytes) -> np.ndarray:
 
 
 def _known(ids: list[int], num_classes: int, hint: str = "") -> list[int]:
-    if unknown := [value for value in ids if num_classes <= value < IGNORE]:
-        known = f"there are {num_classes} classes (0..{num_classes - 1}, 255 = ignore)"
-        raise BadMask(f"the mask holds {_listed(unknown)}, but {known}{BLENDED if len(unknown) > MANY else hint}")
+    unknown = [value for value in ids if num_classes <= value < IGNORE]
+    known = f"there are {num_classes} classes (0..{num_classes - 1}, 255 = ignore)"
+    require(not unknown, f"the mask holds {_listed(unknown)}, but {known}{BLENDED if len(unknown) > MANY else hint}")
     return ids
 
 
@@ -178,10 +172,10 @@ def _listed(values: list) -> str:
 
 def _require_names(unknown: list[str], shown: list[str]) -> None:
     """Refuse values that the class list does not name, and say how it could."""
-    if unknown:
-        remedy = f": add NAME,{unknown[0]} there, also for a class that has other values, or void,{unknown[0]} for none"
-        told = f"the mask holds {_listed(shown)}, which the class list does not name"
-        raise BadMask(told + (BLENDED if len(unknown) > MANY else remedy))
+    line = "".join(unknown[:1])
+    remedy = f": add NAME,{line} there, also for a class that has other values, or void,{line} for none"
+    told = f"the mask holds {_listed(shown)}, which the class list does not name"
+    require(not unknown, told + (BLENDED if len(unknown) > MANY else remedy))
 
 
 def _reading(stored: _Stored, used: list[int], names_255: bool = False) -> str:
@@ -200,8 +194,8 @@ def _from_greys(stored: _Stored, classes: ClassList) -> tuple[list[int], str]:
     """
     named, used = {value: class_id for (value,), class_id in classes.painted}, stored.numbers
     known, greys = {*named, IGNORE}, stored.greys
-    if used is None and greys is None:
-        raise BadMask("the mask holds colours, but the class list grey values: it must have lines NAME,R,G,B")
+    is_grey = used is not None or greys is not None
+    require(is_grey, "the mask holds colours, but the class list grey values: it must have lines NAME,R,G,B")
     if greys is not None and {*greys} <= known:
         shows_class = any(named.get(value, IGNORE) != IGNORE for value in {*greys} - {0})
         used = greys if used is None or shows_class or not known.issuperset(used) else used
@@ -285,11 +279,10 @@ def infer_classes(masks: Sequence[Member], workers: int) -> ClassList:
 
 def _values(mask: Member) -> list[int] | str:
     try:
-        return _numbers(_stored(mask.read()))
-    except BadMask as error:
+        with refusing(Exception, "the mask cannot be read"):
+            return _numbers(_stored(mask.read()))
+    except InputError as error:  # the row is reported when it is prepared
         return str(error)
-    except Exception as error:  # damaged files raise errors of many kinds; the row is reported when it is prepared
-        return f"damaged ({error})"
 
 
 def _described(counts: Counter) -> str:

@@ -5,31 +5,27 @@ import io
 import json
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, UnidentifiedImageError
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
+from PIL import Image
 from tqdm.auto import tqdm
 
 from u2pl_hf.constants import IGNORE
-from u2pl_hf.data.prepare.archives import Member
 from u2pl_hf.data.prepare.layouts import ImageRow
-from u2pl_hf.data.prepare.masks import BadMask, decode_mask
+from u2pl_hf.data.prepare.masks import decode_mask
 from u2pl_hf.data.source.class_list import ClassList
-from u2pl_hf.data.source.decode import ORIENTATION
-from u2pl_hf.data.source.rows import METADATA_KEY
+from u2pl_hf.data.source.decode import ORIENTATION, open_stored
+from u2pl_hf.data.source.rows import FEATURES, METADATA_KEY
+from u2pl_hf.errors import InputError, refusing, require
 from u2pl_hf.files import read_json, sha256_of, write_atomically, write_json
 from u2pl_hf.pixels import upright_rgb
 
-FEATURES = datasets.Features(id=datasets.Value("string"), image=datasets.Image(), label=datasets.Image())
 SHARD_BYTES = 256 << 20
 # Streaming gives each process and worker shards of its own, so there are more than the bytes ask for.
 MANY_SHARDS = 16
@@ -62,7 +58,6 @@ class Report:
     Attributes:
         rows: rows stored.
         labelled: those with a label.
-        size: bytes of the file.
         sha256: of the file.
         pixels: how many pixels have each value 0..255 in the labels.
         bad: [id, reason] of rows left out.
@@ -73,7 +68,6 @@ class Report:
 
     rows: int = 0
     labelled: int = 0
-    size: int = 0
     sha256: str = ""
     pixels: list[int] = field(default_factory=lambda: [0] * 256)
     bad: list[list[str]] = field(default_factory=list)
@@ -134,7 +128,7 @@ def write_shard(shard: Shard, classes: ClassList, data: Path, reports: Path, on_
     for row in shard.rows:
         try:
             label, notes = _checked_label(row, classes)
-        except BadMask as error:
+        except InputError as error:
             report.bad.append([row.id, str(error)])
         else:
             for note in notes:
@@ -145,17 +139,14 @@ def write_shard(shard: Shard, classes: ClassList, data: Path, reports: Path, on_
     metadata = {**FEATURES.arrow_schema.metadata, METADATA_KEY: json.dumps(note, separators=(",", ":")).encode()}
     path = data / f"{shard.name}.parquet"
     write_atomically(path, lambda p: _write_rows(p, kept, FEATURES.arrow_schema.with_metadata(metadata)))
-    report.size, report.sha256 = path.stat().st_size, sha256_of(path)
+    report.sha256 = sha256_of(path)
     write_json(reports / f"{shard.name}.json", asdict(report))
 
 
 def read_report(reports: Path, shard: Shard) -> Report | None:
     """The report of a finished shard."""
     path = reports / f"{shard.name}.json"
-    if not path.is_file():
-        return None
-    stored = read_json(path, Report, "remove it")
-    return Report(**{name: stored[name] for name in Report.__annotations__})
+    return Report(**read_json(path, Report, "remove it")) if path.is_file() else None
 
 
 def _write_rows(path: Path, kept: list[tuple[ImageRow, bytes | None, list[int] | None]], schema: pa.Schema) -> None:
@@ -172,53 +163,26 @@ def _write_rows(path: Path, kept: list[tuple[ImageRow, bytes | None, list[int] |
 
 def _checked_label(row: ImageRow, classes: ClassList) -> tuple[np.ndarray | None, list[str]]:
     """Decode image and mask as training will, and give the label's class ids, and what is to be noted of them."""
-    with _reading("image", row.image), Image.open(io.BytesIO(row.image.read())) as image:
+    with refusing(Exception, "the image cannot be read"):
+        image = open_stored({"bytes": row.image.read()}, "the image")
         orientation = image.getexif().get(ORIENTATION)  # a TIFF has it no more once it is loaded, and turned
         shape = upright_rgb(image).shape[:2]
     if row.mask is None:
         return None, []
-    with _reading("mask", row.mask):
+    with refusing(Exception, "the mask cannot be read"):
         mask = decode_mask(row.mask.read(), row.coding, classes)
-    (height, width), is_sideways = mask.ids.shape, mask.ids.shape == shape[::-1]
-    if mask.ids.shape != shape:
-        hint = ""
-        if is_sideways and mask.orientation:
-            hint = ", because the mask's own EXIF orientation turns it: draw it upright and without one"
-        elif is_sideways and orientation in SIDEWAYS:
-            hint = ", because its EXIF orientation turns it: turn the mask as well"
-        raise BadMask(f"the image is {shape[1]}x{shape[0]}, but the mask {width}x{height}{hint}")
+    (height, width), is_sideways, hint = mask.ids.shape, mask.ids.shape == shape[::-1], ""
+    if is_sideways and mask.orientation:
+        hint = ", because the mask's own EXIF orientation turns it: draw it upright and without one"
+    elif is_sideways and orientation in SIDEWAYS:
+        hint = ", because its EXIF orientation turns it: turn the mask as well"
+    fits = mask.ids.shape == shape
+    require(fits, f"the image is {shape[1]}x{shape[0]}, but the mask {width}x{height}{hint}")
     # Turned by one of two tags alone, and the shapes do not tell whether rightly.
     turn = (orientation or mask.orientation) if None in (orientation, mask.orientation) else None
     is_unclear = turn in UPSIDE_DOWN or (turn in SIDEWAYS and is_sideways)
     notes = {mask.reading: mask.reading, EMPTY: (mask.ids == IGNORE).all(), UNTURNED: is_unclear}
     return mask.ids, [note for note, is_so in notes.items() if is_so]
-
-
-@contextmanager
-def _reading(what: str, member: Member) -> Iterator[None]:
-    """Damaged files raise errors of many kinds, and none may end the whole run."""
-    try:
-        yield
-    except BadMask:
-        raise
-    except UnidentifiedImageError as error:
-        # Its message holds a memory address, another one in each run.
-        raise BadMask(f"the {what} cannot be read: {_tiff_bands(member) or 'it is no image'}") from error
-    except Exception as error:
-        told = " ".join(str(error).split())[:300] or type(error).__name__
-        raise BadMask(f"the {what} cannot be read: {told}") from error
-
-
-def _tiff_bands(member: Member) -> str | None:
-    """What a TIFF holds that is none of the kinds that are read."""
-    data = member.read()
-    if data[:4] not in (b"II*\0", b"MM\0*"):
-        return None
-    file, directory = io.BytesIO(data), ImageFileDirectory_v2(data[:8])
-    file.seek(directory.next)
-    directory.load(file)
-    bands, bits = directory.get(277, 1), directory.get(258, (1,))[0]
-    return f"it is a TIFF of {bands} bands of {bits} bits: pass one of 1, 3 or 4 bands of 8 bits, such as RGB"
 
 
 def _counted(label: np.ndarray | None, report: Report) -> tuple[bytes | None, list[int] | None]:

@@ -49,8 +49,8 @@ def check_labelled(source: Source, indices: Iterable[int], num_labels: int, *, w
     if problems := [problem for problem in found if isinstance(problem, str)]:
         more = f" (and {len(problems) - 1} more {what} images have problems)" if len(problems) > 1 else ""
         raise InputError(problems[0] + more)
-    counts, *others = zip(*found, strict=True)
-    return Labelled([source.ids[i] for i in indices], np.stack(counts), *map(list, others))
+    counts, *others = map(list, zip(*found, strict=True))
+    return Labelled([source.ids[i] for i in indices], np.stack(counts), *others)
 
 
 def _checked(source: Source, index: int, num_labels: int) -> str | tuple[np.ndarray, int, bytes, bytes]:
@@ -102,12 +102,6 @@ def check_classes(counts: np.ndarray, names: list[str], *, what: str, at_least: 
         logger.warning("%d of %d classes have no pixel in the %s images: %s", (~there).sum(), len(names), what, absent)
 
 
-def frequent_classes(counts: np.ndarray) -> list[int]:
-    """The classes whose share of all counted pixels is more than 1/C: counts (rows,C)."""
-    total = counts.sum(axis=0)
-    return np.flatnonzero(total * len(total) > total.sum()).tolist()
-
-
 def warn_of_scored_training(labelled: Labelled, evaluation: Labelled) -> None:
     """Tell how many labelled training images are evaluation images, and how many have the id of another one."""
     scored, names = set(evaluation.images), set(evaluation.ids)
@@ -123,31 +117,31 @@ def without_evaluation(source: Source, rows: list[int], labelled: Labelled, eval
     Only images of which the size fits are read. Streamed ones would each have to be fetched: of them, those that have
     the id of an evaluation or labelled image are compared.
     """
-    rows = np.asarray(rows, int)
+    rows, images = np.asarray(rows, int), [set(found.images) for found in (evaluation, labelled)]
     if source.streamed:
-        known = {*evaluation.ids, *labelled.ids}
-        alike = rows[np.array([source.ids[row] in known for row in rows], bool)]
+        is_alike = np.isin([source.ids[row] for row in rows], [*evaluation.ids, *labelled.ids])
     else:
-        alike = rows[np.isin(source.rows.sizes[rows], labelled.sizes + evaluation.sizes)]
-
-    def digest(block: np.ndarray) -> dict[int, bytes]:
-        cells = source.rows.read(block, "image")
-        return {row: hashlib.sha256(stored_bytes(cell)).digest() for row, cell in cells.items()}
-
+        is_alike = np.isin(source.rows.sizes[rows], labelled.sizes + evaluation.sizes)
+    scored, again = set(), set()
     with ThreadPoolExecutor(CONNECTIONS) as pool:
-        blocks = source.rows.blocks(alike) if len(alike) else []
-        digests = {row: value for found in pool.map(digest, blocks) for row, value in found.items()}
-    images = [set(found.images) for found in (evaluation, labelled)]
-    scored, again = ({row for row, digest in digests.items() if digest in known} for known in images)
-    names = set(evaluation.ids)
-    namesakes = [row for row in rows.tolist() if source.ids[row] in names and row not in scored]
+        blocks = source.rows.blocks(rows[is_alike]) if is_alike.any() else []
+        for digests in pool.map(lambda block: _digests(source, block), blocks):
+            scored |= {row for row, digest in digests.items() if digest in images[0]}
+            again |= {row for row, digest in digests.items() if digest in images[1]}
+    names, others = set(evaluation.ids), [row for row in rows.tolist() if row not in scored]
+    namesakes = [row for row in others if source.ids[row] in names]
     for found, message in (
         (scored, "%d unlabelled images are evaluation images, such as %s: they are left out"),
         (again - scored, "%d unlabelled images are labelled ones as well, such as %s: they are used as both"),
         (namesakes, "%d unlabelled images have the id of an evaluation image and other bytes, such as %s: they stay"),
     ):
         _tell([source.ids[row] for row in found], message)
-    return [row for row in rows.tolist() if row not in scored]
+    return others
+
+
+def _digests(source: Source, block: np.ndarray) -> dict[int, bytes]:
+    cells = source.rows.read(block, "image")
+    return {row: hashlib.sha256(stored_bytes(cell)).digest() for row, cell in cells.items()}
 
 
 def _tell(ids: list[str], message: str) -> None:

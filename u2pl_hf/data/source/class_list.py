@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from u2pl_hf.constants import IGNORE
-from u2pl_hf.errors import InputError, require, telling
+from u2pl_hf.errors import InputError, refusing, require
 from u2pl_hf.files import read_text
 
 logger = logging.getLogger(__name__)
@@ -106,16 +106,15 @@ def parse_class_list(text: str, path: str) -> ClassList:
     Raises:
         InputError: names the file and the line.
     """
-    is_json = path.lower().endswith(".json") or text.lstrip()[:1] in ("[", "{")
+    is_json = path.lower().endswith(".json") or text.lstrip().startswith(("[", "{"))
     entries = list((_json_entries if is_json else _text_entries)(f"class list {path}", text))
-    _check_names(entries, is_text=not is_json)
+    _check(entries, is_text=not is_json)
     names = list(dict.fromkeys(entry.name for entry in entries if not entry.is_ignored))
     fits = 1 <= len(names) <= IGNORE
     require(fits, f"class list {path} names {len(names)} classes: pass 1 to {IGNORE}, one per line")
     if any(entry.is_ignored for entry in entries) and not any(entry.colour for entry in entries):
         # Names alone are numbered by their place; only where one is ignored do the places and the ids differ.
         entries = [entry._replace(colour=(place,)) for place, entry in enumerate(entries)]
-    _check_colours(entries)
     first: dict[str, tuple[int, ...] | None] = {}
     others = []
     for entry in entries:
@@ -132,9 +131,10 @@ def write_class_list(path: Path, classes: ClassList) -> None:
     """
     lines = io.StringIO()
     for name, colour in zip(classes.names, classes.palette or [[]] * len(classes.names), strict=True):
-        is_plain = name[0] not in "#[{" and name.lower() not in HEADS
-        is_plain = is_plain and not UNCLEAR.fullmatch(name) and not BLANKS.fullmatch(name)
-        quoting = csv.QUOTE_MINIMAL if is_plain else csv.QUOTE_NONNUMERIC
+        is_read_otherwise = (
+            name[0] in "#[{" or name.lower() in HEADS or UNCLEAR.fullmatch(name) or BLANKS.fullmatch(name)
+        )
+        quoting = csv.QUOTE_NONNUMERIC if is_read_otherwise else csv.QUOTE_MINIMAL
         csv.writer(lines, lineterminator="\n", quoting=quoting).writerow([name, *colour])
     Path(path).write_text(lines.getvalue(), encoding="utf-8", newline="\n")
 
@@ -155,44 +155,37 @@ def _text_entries(source: str, text: str) -> Iterable[_Entry]:
 
 
 def _json_entries(source: str, text: str) -> Iterable[_Entry]:
-    with telling(f"{source} is not valid JSON", ValueError, RecursionError):
+    with refusing((ValueError, RecursionError), f"{source} is not valid JSON"):
         # Pairs, as an object would silently keep the last of two equal names.
         content = json.loads(text, object_pairs_hook=list)
     for number, item in enumerate(content if isinstance(content, list) else [None], 1):
-        where = f"{source}, entry {number}"
-        name, colour = item if isinstance(item, tuple) else (item, None)
+        where, (name, colour) = f"{source}, entry {number}", item if isinstance(item, tuple) else (item, None)
         several = colour if isinstance(colour, list) and colour and isinstance(colour[0], list) else [colour]
         for values in ([value] if isinstance(value, int) else value or [] for value in several):
-            fits = isinstance(values, list) and len(values) in (0, 1, 3) and all(type(v) is int for v in values)
-            fits = fits and isinstance(name, str)
+            fits = isinstance(name, str) and isinstance(values, list) and len(values) in (0, 1, 3)
+            fits = fits and all(type(value) is int for value in values)
             require(fits, f"{where}: pass a list of names, or an object of names with [r, g, b], a value or null")
             yield _Entry(where, name.strip(), tuple(values) or None)
 
 
-def _check_names(entries: list[_Entry], is_text: bool) -> None:
+def _check(entries: list[_Entry], is_text: bool) -> None:
+    """Names can be written and are classes once; all have colours of one kind, or none has; no colour means two."""
+    kind = next((len(entry.colour or ()) for entry in entries if not entry.is_ignored), 0)
     seen: dict[str, str] = {}
-    for where, name, colour in entries:
+    painted: dict[tuple[int, ...], str] = {}
+    for entry in entries:
+        where, name, colour = entry
         # What no line of text can hold; U+FEFF is what editors put before one.
-        is_control = any(
-            c == "\ufeff" or unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in name if c != "\t"
-        )
-        may_come_again = name.lower() in IGNORED_NAMES or (colour and (is_text or seen.get(name) == where))
+        kinds = {unicodedata.category(c) for c in name.replace("\t", "")}
+        is_control = "\ufeff" in name or not kinds.isdisjoint(("Cc", "Cs", "Zl", "Zp"))
+        may_come_again = entry.is_ignored or (colour and (is_text or seen.get(name) == where))
+        is_alike = len(colour or ()) == kind or (entry.is_ignored and colour is None)
+        meant = "ignore" if entry.is_ignored else name
+        other = painted.setdefault(colour, meant) if colour else meant
         require(name, f"{where}: the name is empty; {FORMS}")
         require(not is_control, f"{where}: the name {name!a} holds a line break or control character")
         require(max(colour or (0,)) <= 255, f"{where}: {name} has a number outside 0..255")
         require(name not in seen or may_come_again, f"{where}: the class {name} is there twice")
+        require(is_alike, f"{where}: {name} is not painted as the first class is; {FORMS}, all alike")
+        require(other == meant, f"{where}: {name} has the colour of {other}")
         seen[name] = where
-
-
-def _check_colours(entries: list[_Entry]) -> None:
-    """All classes have colours of one kind, or none has; no colour stands for two classes."""
-    kind = len(next(entry for entry in entries if not entry.is_ignored).colour or ())
-    seen: dict[tuple[int, ...], str] = {}
-    for entry in entries:
-        if entry.is_ignored and entry.colour is None:
-            continue
-        told = f"{entry.where}: {entry.name}"
-        require(len(entry.colour or ()) == kind, f"{told} is not painted as the first class is; {FORMS}, all alike")
-        name = "ignore" if entry.is_ignored else entry.name
-        other = seen.setdefault(entry.colour, name) if entry.colour else name
-        require(other == name, f"{told} has the colour of {other}")

@@ -3,14 +3,12 @@
 import io
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from u2pl_hf.errors import require, telling
+from u2pl_hf.errors import InputError, refusing, require
 from u2pl_hf.pixels import DAMAGED, upright_rgb
 
 ORIENTATION = 0x0112  # of EXIF
-# Formats that change the values they store.
-INEXACT = ("JPEG", "MPO")
 
 
 def decode_image(cell: dict, name: str) -> np.ndarray:
@@ -24,7 +22,7 @@ def decode_image(cell: dict, name: str) -> np.ndarray:
         InputError: the bytes are not an image, are damaged, or hold what `upright_rgb` refuses.
     """
     image = open_stored(cell, f"image of {name}")
-    with telling(f"image {name} cannot be read", *DAMAGED):
+    with refusing(DAMAGED, f"image {name} cannot be read"):
         return upright_rgb(image)
 
 
@@ -34,9 +32,8 @@ def decode_label(cell: dict, name: str) -> np.ndarray:
     Raises:
         InputError: the bytes are not an image, or the mask is JPEG, has several channels or values above 255.
     """
-    label = open_stored(cell, f"label of {name}")
-    require(label.format not in INEXACT, f"label of {name} is JPEG, whose values are not exact: store masks as PNG")
-    with telling(f"label of {name} cannot be read", *DAMAGED):
+    label = open_mask(cell, f"label of {name}")
+    with refusing(DAMAGED, f"label of {name} cannot be read"):
         # A palette mask as an array is its ids; convert("L") would make grey levels of them.
         ids = np.asarray(ImageOps.exif_transpose(label))
     is_plain = ids.ndim == 2 and ids.dtype.kind in "uib" and ids.min(initial=0) >= 0 and ids.max(initial=0) <= 255
@@ -51,5 +48,18 @@ def open_stored(cell: dict, what: str) -> Image.Image:
     Raises:
         InputError: it has none; names `what`.
     """
-    with telling(f"{what} is not a readable image", *DAMAGED, Image.DecompressionBombError, TypeError, AttributeError):
-        return Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"])
+    with refusing(Exception, f"{what} is not a readable image"):  # damaged headers raise errors of many kinds
+        file = io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"]
+        try:
+            return Image.open(file)
+        except UnidentifiedImageError as error:  # whose message holds a memory address, another one in each run
+            rule = "a TIFF must have 1, 3 or 4 bands of 8 bits, such as RGB"
+            raise InputError(f"{what} is not a readable image; {rule}") from error
+
+
+def open_mask(cell: dict, what: str) -> Image.Image:
+    """As `open_stored`; refuses formats that change the values they store."""
+    mask = open_stored(cell, what)
+    is_exact = mask.format not in ("JPEG", "MPO")
+    require(is_exact, f"{what} is JPEG, whose values are not exact: store masks as PNG, from what drew them")
+    return mask

@@ -28,11 +28,6 @@ def subset_of(folder: str) -> str:
     return SUBSETS.get(re.sub(r"[-_]?\d{4}$", "", folder.casefold()), "")
 
 
-def write_ids(path: Path, ids: Iterable[str]) -> None:
-    """Write a list file."""
-    path.write_text("".join(f"{i}\n" for i in ids), encoding="utf-8")
-
-
 def read_ids(path: Path, what: str = "") -> list[str]:
     """Lines of a list file, see `parse_ids`."""
     return parse_ids(path.read_bytes(), what or f"split {path}")
@@ -86,18 +81,15 @@ def require_match(found: Sequence[str], absent: Sequence[str], ids: Iterable[str
 
 
 def _by_file(line: str, by_name: dict[str, list[str]], folders: set[str], what: str) -> str | None:
-    if file := FILE_FIRST.match(line):
-        field = file[1]
-    else:
-        field = re.split(r"[\t,;]" if re.search(r"[\t,;]", line) else r"\s", line)[0].strip('" ')
-    path = _path(field)
+    separator = r"[\t,;]" if re.search(r"[\t,;]", line) else r"\s"
+    file = FILE_FIRST.match(line)
+    path = _path(file[1] if file else re.split(separator, line)[0].strip('" '))
     # Of another folder of the data, or of another subset, it is another image: val/0 is not train/0.
-    telling = _folders(path) & folders
-    scores = {
-        name: (path == other, len({*path} & {*other}), {*other} <= {*path})
-        for name, other in ((name, _path(name)) for name in by_name.get(path[-1], []))
-        if len(other) == 1 or not telling or telling & _folders(other)
-    }
+    telling, scores = _folders(path) & folders, {}
+    for name in by_name.get(path[-1], []):
+        other = _path(name)
+        if len(other) == 1 or not telling or telling & _folders(other):
+            scores[name] = (path == other, len({*path} & {*other}), {*other} <= {*path})
     best = [name for name, score in scores.items() if score == max(scores.values())]
     require(len(best) < 2, f"{what}: '{line}' may be {' or '.join(best[:2])}; list ids as they are")
     return best[0] if best else None

@@ -9,7 +9,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from u2pl_hf.errors import require, telling
+from u2pl_hf.errors import refusing, require
 from u2pl_hf.files import cache_folder, write_atomically
 
 log = logging.getLogger(__name__)
@@ -73,13 +73,13 @@ def _fault(content: bytes, path: str) -> str:
 def _download(path: str, remote: str, target: Path) -> None:
     host = (os.environ.get("U2PL_SPLITS_URL") or HOST).rstrip("/")
     url = f"{host}/{remote}"
-    remedy = f"pass --splits_dir DIR with a folder that holds {path}, or a list file"
-    with telling(f"cannot fetch {url}; {remedy}", OSError, http.client.HTTPException, ValueError):
+    unset = "" if host == HOST else "unset U2PL_SPLITS_URL, or "
+    hint = f"; {unset}pass --splits_dir DIR with a folder that holds {path}, or a list file"
+    with refusing((OSError, http.client.HTTPException, ValueError), f"cannot fetch {url}", hint):
         content = _get(url)
-    fault, unset = _fault(content, path), "" if host == HOST else "unset U2PL_SPLITS_URL, or "
-    remedy = f"{unset}pass --splits_dir DIR with the published lists"
-    require(not fault, f"{url} is not the published list ({fault}) and was not kept; {remedy}")
-    with telling(f"cannot write {target}; set U2PL_CACHE to a folder that you can write", OSError):
+    fault = _fault(content, path)
+    require(not fault, f"{url} is not the published list ({fault}) and was not kept{hint}")
+    with refusing(OSError, f"cannot write {target}", "; set U2PL_CACHE to a folder that you can write"):
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(target, lambda temporary: temporary.write_bytes(content))
     log.info("fetched %s", url)

@@ -7,10 +7,9 @@ import functools
 import itertools
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypedDict
 
 import datasets
 import fsspec
@@ -19,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from u2pl_hf.errors import require, telling
+from u2pl_hf.errors import refusing, require
 from u2pl_hf.files import parse_json
 
 # A block of rows is what one request should fetch: large enough to be worth its latency.
@@ -28,14 +27,8 @@ BLOCK_BYTES = 2**20
 CONNECTIONS = 8
 # Parquet metadata of files that prepare_dataset.py wrote: {"classes": for each row the ids in its label, or null}.
 METADATA_KEY = b"u2pl_hf"
-# Role and name of the column that may be missing: its rows are numbered then.
-IDS = ("id", "id")
-
-
-class Note(TypedDict):
-    """What stands there."""
-
-    classes: list[list[int] | None]
+# Columns of the data sets that are made here.
+FEATURES = datasets.Features(id=datasets.Value("string"), image=datasets.Image(), label=datasets.Image())
 
 
 class Rows:
@@ -97,8 +90,7 @@ class ArrowRows(Rows):
         in_files = np.flatnonzero(sizes < 0)
         paths = pc.struct_field(cells, "path").take(pa.array(in_files)).to_pylist()
         with ThreadPoolExecutor(CONNECTIONS) as pool:
-            parts = pool.map(_file_sizes, np.array_split(paths, CONNECTIONS))
-            sizes[in_files] = [size for part in parts for size in part]
+            sizes[in_files] = list(pool.map(_file_size, paths))
         return sizes
 
     def has_label(self) -> np.ndarray:
@@ -122,13 +114,12 @@ class ParquetRows(Rows):
 
     def __init__(self, url: str, columns: dict[str, str]):
         self.url, self.names = url, columns
-        with telling(f"{url} cannot be read as parquet", OSError, pa.ArrowException), _open(url) as file:
+        with refusing((OSError, pa.ArrowException), f"{url} cannot be read as parquet"), _open(url) as file:
             self.footer = pq.read_metadata(file)
         check_columns(url, columns, self.footer.schema.to_arrow_schema().names)
-        self.starts = np.cumsum([0] + [chunk.num_rows for chunk in self._chunks()])
-        leaves = self._leaves("image")
-        sizes = [sum(chunk.column(leaf).total_compressed_size for leaf in leaves) for chunk in self._chunks()]
-        self.group_bytes = np.array(sizes, int)
+        self.starts, leaves = np.cumsum([0] + [chunk.num_rows for chunk in self._chunks()]), self._leaves("image")
+        sizes = [[chunk.column(leaf).total_compressed_size for leaf in leaves] for chunk in self._chunks()]
+        self.group_bytes = np.array(sizes, int).reshape(-1, len(leaves)).sum(1)
         self._opened: dict[int, tuple[pq.ParquetFile, threading.Lock]] = {}
 
     def __len__(self) -> int:
@@ -187,11 +178,12 @@ class ParquetRows(Rows):
     def class_sets(self) -> list[list[int] | None] | None:
         """From the file's metadata; None where it has none that fits its rows."""
         try:
-            note = parse_json((self.footer.metadata or {})[METADATA_KEY].decode(), Note)
+            kind = dict[str, list[list[int] | None]]
+            classes = parse_json((self.footer.metadata or {})[METADATA_KEY].decode(), kind)["classes"]
         except (KeyError, ValueError):
             return None
         # Programs that leave rows out may keep the note.
-        return note["classes"] if len(note["classes"]) == len(self) else None
+        return classes if len(classes) == len(self) else None
 
     def fingerprint(self) -> list:
         """What tells these rows from others: the file, with size and date where it lies on a disk."""
@@ -215,8 +207,8 @@ class ParquetRows(Rows):
             opened = pq.ParquetFile(_open(self.url), metadata=self.footer, pre_buffer=True)
             self._opened[os.getpid()] = (opened, threading.Lock())
         opened, lock = self._opened[os.getpid()]
-        told = f"{self.url} cannot be read any more, the same command goes on"
-        with telling(told, OSError, pa.ArrowException), lock:
+        hint = "; the same command goes on"
+        with refusing((OSError, pa.ArrowException), f"{self.url} cannot be read any more", hint), lock:
             return opened.read_row_groups(list(groups), columns=[self.names[role]], use_threads=False).column(0)
 
 
@@ -257,10 +249,6 @@ class JoinedRows(Rows):
         """Those of all parts; None where one has none."""
         return _chained([part.class_sets() for part in self.parts])
 
-    def fingerprint(self) -> list:
-        """What tells these rows from others."""
-        return [part.fingerprint() for part in self.parts]
-
     def _dealt(self, indices: np.ndarray) -> list[tuple]:
         indices = np.sort(np.asarray(indices))
         shares = np.split(indices, np.searchsorted(indices, self.starts[1:-1]))
@@ -284,10 +272,9 @@ def _chained(lists: list[list | None]) -> list | None:
 
 def check_columns(source: str, columns: dict[str, str], present: list[str]) -> None:
     """Refuse columns, by role, that are not there; rows without ids are numbered."""
-    there = ", ".join(present)
     for role, name in columns.items():
-        is_there = name in present or (role, name) == IDS
-        require(is_there, f"{source} has no column '{name}' (it has {there}); pass --{role}_column NAME")
+        is_there = name in present or role == name == "id"
+        require(is_there, f"{source} has no column '{name}' (it has {', '.join(present)}); pass --{role}_column NAME")
 
 
 def _open(url: str):
@@ -316,8 +303,8 @@ def stored_bytes(cell: dict | None) -> bytes:
         return b""
 
 
-def _file_sizes(paths: Iterable[str | None]) -> list[int]:
-    return [os.path.getsize(path) if path and os.path.isfile(path) else -1 for path in paths]
+def _file_size(path: str | None) -> int:
+    return os.path.getsize(path) if path and os.path.isfile(path) else -1
 
 
 def _are_filled(cells: pa.ChunkedArray) -> np.ndarray:

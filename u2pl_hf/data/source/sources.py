@@ -1,7 +1,6 @@
 """Any data set as rows of id, image and label: the rendered demo, a local folder, or the Hub, kept or streamed."""
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ from u2pl_hf.data.demo import demo_folder
 from u2pl_hf.data.source.class_list import ClassList, parse_class_list
 from u2pl_hf.data.source.decode import decode_image, decode_label, open_stored
 from u2pl_hf.data.source.rows import CONNECTIONS, ArrowRows, JoinedRows, Rows, check_columns, open_parquet
-from u2pl_hf.errors import InputError, require, telling
+from u2pl_hf.errors import refusing, require
 from u2pl_hf.files import files_below, read_text
 from u2pl_hf.hub_cache import class_list_folder, place_to_read
 
@@ -79,17 +78,16 @@ class Source:
 
     def class_presence(self) -> np.ndarray:
         """Which classes each row's label holds, bool (rows, 255); from the files' metadata, else by reading labels."""
-        presence = np.zeros((len(self.ids), IGNORE + 1), bool)
-        sets = self.rows.class_sets()
+        sets, presence = self.rows.class_sets(), np.zeros((len(self.ids), IGNORE + 1), bool)
         if sets is None:
-            rows = np.flatnonzero(self.rows.has_label())
-            logger.info("reading %d labels, for a split that holds every class", len(rows))
+            has_label = self.rows.has_label()
+            logger.info("reading %d labels, for a split that holds every class", has_label.sum())
             with ThreadPoolExecutor() as pool:
-                found = zip(rows, pool.map(lambda i: np.unique(self.read_label(i)), rows), strict=True)
-        else:
-            found = ((row, ids) for row, ids in enumerate(sets) if ids is not None)
-        for row, ids in found:
-            presence[row, np.array(ids, int)] = True
+                sets = list(
+                    pool.map(lambda i: np.unique(self.read_label(i)) if has_label[i] else (), range(len(self.ids)))
+                )
+        for row, ids in enumerate(sets):
+            presence[row, np.array(() if ids is None else ids, int)] = True
         return presence[:, :IGNORE]
 
 
@@ -101,7 +99,6 @@ def load_source(
     image_column: str = "image",
     label_column: str | None = "label",
     revision: str | None = None,
-    cache_dir: str | os.PathLike | None = None,
     streaming: bool = False,
     subset_option: str = "--subset",
 ) -> Source:
@@ -122,7 +119,7 @@ def load_source(
     for column in columns.values():
         twice = [f"--{role}_column" for role in columns if columns[role] == column]
         require(len(twice) < 2, f"{' and '.join(twice)} both name '{column}': each needs a column of its own")
-    path = place_to_read(str(demo_folder(cache_dir)) if dataset == "demo" else dataset, revision)
+    path = place_to_read(str(demo_folder()) if dataset == "demo" else dataset, revision)
     if files := _photographs(Path(path)):
         kind = f"data set {path} is a folder of plain images without labels"
         remedy = "make a data set of images and masks with training_scripts/prepare_dataset.py folder"
@@ -153,7 +150,7 @@ def _reading(path: str):
     bars = datasets.utils.logging.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
-        with telling(f"data set {path} cannot be read", Exception):  # datasets lets errors of many libraries through
+        with refusing(Exception, f"data set {path} cannot be read"):  # datasets lets errors of many libraries through
             yield
     finally:
         if bars:
@@ -162,10 +159,9 @@ def _reading(path: str):
 
 def _check_subset(path: str, subset: str, every: Iterable[str], option: str) -> None:
     names = list(map(str, every))
-    other, why = next((name for name in names if name != "train"), "train"), ""
-    if names == ["train"]:
-        why = ", which are the training images; prepare_dataset.py folder --validation 0.2 keeps a share of them apart"
-    there = ", ".join(names) or "none"
+    other = next((name for name in names if name != "train"), "train")
+    why = ", which are the training images; prepare_dataset.py folder --validation 0.2 keeps a share of them apart"
+    there, why = ", ".join(names) or "none", why if names == ["train"] else ""
     require(subset in names, f"data set {path} has no subset '{subset}'; it has {there}: pass {option} {other}{why}")
 
 
@@ -173,9 +169,8 @@ def _check_ids(ids: list, dataset: str, column: str) -> None:
     wrong = [f"{type(name).__name__} in row {row}" for row, name in enumerate(ids) if type(name) not in (str, int)]
     told = f"column '{column}' of data set {dataset} holds {''.join(wrong[:1]).replace('NoneType', 'nothing')}"
     require(not wrong, f"{told}, where ids are text or integers; pass --id_column NAME")
-    if len(set(ids)) < len(ids):
-        ((twice, _),) = Counter(ids).most_common(1)
-        raise InputError(f"data set {dataset} has the id '{twice}' more than once; ids must be unique")
+    ((most, times),) = Counter(ids).most_common(1)
+    require(times == 1, f"data set {dataset} has the id '{most}' more than once; ids must be unique")
 
 
 def _photographs(folder: Path) -> list[Path]:
@@ -191,10 +186,9 @@ def _photographs(folder: Path) -> list[Path]:
         return []
     shown = [path for path in files if not path.name.startswith(".")]
     found = [path for path in shown if path.suffix.lower() in IMAGE_SUFFIXES]
-    counts = Counter(path.suffix.lower() or "without suffix" for path in shown)
-    others = [f"{count} {suffix}" for suffix, count in sorted(counts.items()) if suffix not in IMAGE_SUFFIXES]
+    others = Counter(path.suffix.lower() or "without suffix" for path in {*shown}.difference(found))
     if found:
-        told = f"; other files are left out: {', '.join(others)}" if others else ""
+        told = "".join(f", {count} {suffix} left out" for suffix, count in sorted(others.items()))
         logger.info("%s: %d photographs%s", folder, len(found), told)
     return sorted(found, key=str)
 
@@ -211,7 +205,7 @@ def _photograph_table(folder: Path, files: list[Path]) -> tuple[datasets.Dataset
     times = Counter(stems)
     ids = [stem if times[stem] == 1 else stem + path.suffix for stem, path in zip(stems, files, strict=True)]
     cells = [{"bytes": None, "path": str(path.absolute())} for path in files]
-    with telling(f"data set {folder}: rename a file whose name is not UTF-8", UnicodeEncodeError):
+    with refusing(UnicodeEncodeError, f"data set {folder}: rename a file whose name is not UTF-8"):
         features = datasets.Features({"image": datasets.Image(decode=False)})
         return datasets.Dataset.from_dict({"image": cells}, features=features), ids
 
@@ -238,7 +232,7 @@ def _arrow_rows(path: str, table: datasets.Dataset, columns: dict[str, str]) -> 
     stored = {role: column for role, column in columns.items() if role != "id"}
     for column in stored.values():
         told = f"column '{column}' of data set {path} holds no images but {table.features[column]}"
-        with telling(told, pyarrow.ArrowException, TypeError, ValueError):
+        with refusing((pyarrow.ArrowException, TypeError, ValueError), told):
             table = table.cast_column(column, datasets.Image(decode=False))
     rows = ArrowRows(table, stored)
     if columns["id"] in table.column_names:
@@ -247,15 +241,14 @@ def _arrow_rows(path: str, table: datasets.Dataset, columns: dict[str, str]) -> 
         return rows, None
     # A folder of images of which a table tells more: the files' names below it, without suffix.
     cells, root = rows.read(np.arange(len(rows)), "image"), Path(path).resolve()
-    places = [Path(cell["path"]).resolve().relative_to(root) for cell in cells.values()]
+    places = (Path(cell["path"]).resolve().relative_to(root) for cell in cells.values())
     return rows, [place.with_suffix("").as_posix() for place in places]
 
 
 def _class_list(path: str, revision: str | None) -> ClassList | None:
     """What class_names.txt beside the data says, on a disk or on the Hub."""
     folder = path if Path(path).exists() else class_list_folder(path, revision)
-    file = Path(folder, "class_names.txt") if folder else None
-    if file is None or not file.is_file():
+    if folder is None or not (file := Path(folder, "class_names.txt")).is_file():
         return None
     classes = parse_class_list(read_text(file, "save it so"), str(file))
     values = [value for value, *others in classes.colours or () if not others]
@@ -280,20 +273,17 @@ def joined(sources: list[Source]) -> Source:
     return Source(rows, ids, sources[0].classes, any(source.streamed for source in sources))
 
 
-def materialised(source: Source, indices: list[int], cache_dir: str | os.PathLike | None = None) -> Source:
+def materialised(source: Source, indices: list[int]) -> Source:
     """These rows of a streamed source, with their labels, as a local memory-mapped table.
 
     Processes of one machine share the table, and it is made once: `datasets` caches it under the files and rows.
     """
-    roles = {"image": "image", "label": "label"}
+    wanted, roles = {"rows": source.rows, "indices": list(indices)}, {"image": "image", "label": "label"}
+    features = datasets.Features({role: datasets.Image(decode=False) for role in roles})
+    fingerprint = Hasher.hash([[part.fingerprint() for part in source.rows.parts], wanted["indices"]])
     with _reading(source.rows.parts[0].url):
-        table = datasets.Dataset.from_generator(
-            _cells,
-            features=datasets.Features({role: datasets.Image(decode=False) for role in roles}),
-            cache_dir=cache_dir,
-            gen_kwargs={"rows": source.rows, "indices": list(indices)},
-            fingerprint=Hasher.hash([source.rows.fingerprint(), list(indices)]),
-        )
+        options = {"features": features, "gen_kwargs": wanted, "fingerprint": fingerprint}
+        table = datasets.Dataset.from_generator(_cells, **options)
     return Source(ArrowRows(table, roles), [source.ids[i] for i in indices], source.classes)
 
 
@@ -303,7 +293,7 @@ def _cells(rows: Rows, indices: list[int]):
         for start in range(0, len(indices), 256):
             part, cells = np.array(indices[start : start + 256]), {"image": {}, "label": {}}
             for role, own in cells.items():
-                for found in pool.map(lambda block, role=role: rows.read(block, role), rows.blocks(part)):
+                for found in pool.map(rows.read, blocks := rows.blocks(part), [role] * len(blocks)):
                     own |= found
             for i in part.tolist():
                 yield {role: own[i] for role, own in cells.items()}

@@ -124,10 +124,10 @@ def _places(split: str, ids: list[str], lists: dict[str, list[str]], drop_absent
         places[kind] = {place[name] for name in found}
         absent += missing
         counts.append(f"{len(missing)} of {len(found) + len(missing)} {kind}")
+    names = ", ".join(absent[:3]) + (" ..." if len(absent) > 3 else "")
+    told = f"listed ids that the data does not have, {' and '.join(counts)}: {names}"
+    require(drop_absent or not absent, f"split {split}: {told}; --drop_absent_ids uses those that are there")
     if absent:
-        names = ", ".join(absent[:3]) + (" ..." if len(absent) > 3 else "")
-        told = f"listed ids that the data does not have, {' and '.join(counts)}: {names}"
-        require(drop_absent, f"split {split}: {told}; --drop_absent_ids uses those that are there")
         log.warning("split %s: dropped %s", split, told)
     if both := places["labelled"] & places.get("unlabelled", set()):
         shown = f"such as {ids[min(both)]}: they are used in both ways"
@@ -161,8 +161,7 @@ def stratified_draw(presence: np.ndarray, number: int, rng: np.random.Generator)
             rarest = np.argmin(np.where(remaining > 0, remaining, total + 1))
             rows, wish = rows[presence[rows, rarest]], wanted[:, rarest]
         for row in rng.permutation(rows):
-            forced = _forced_side(presence[row], remaining, due, room)
-            side[row] = _greater(wish, room, rng) if forced is None else forced
+            side[row] = _side(presence[row], remaining, due, room, wish, rng)
             room[side[row]] -= 1
             wanted[side[row]] -= presence[row]
             remaining = remaining - presence[row]
@@ -171,21 +170,17 @@ def stratified_draw(presence: np.ndarray, number: int, rng: np.random.Generator)
     return np.flatnonzero(side == 1)
 
 
-def _forced_side(shown: np.ndarray, remaining: np.ndarray, due: np.ndarray, room: np.ndarray) -> int | None:
-    """The side an image has to go to, if any: 1 for drawn, 0 for left out.
+def _side(shown: np.ndarray, remaining: np.ndarray, due: np.ndarray, room: np.ndarray, wish: np.ndarray, rng) -> int:
+    """The side an image goes to, 1 for drawn, 0 for left out.
 
-    Never more classes are due than images can still be drawn, and each has an image to draw; both stay true.
+    Never more classes are due than images can still be drawn, and each has an image to draw; both stay true. Where this
+    leaves a choice, the greater wish decides, then more room, then a draw.
     """
     if not room.all():
-        return int(room[1] > 0)
+        return room[1] > 0
     if (due & shown & (remaining == 1)).any():
         return 1
     if due.sum() == room[1] and not (due & shown).any():
         return 0
-    return None
-
-
-def _greater(wish: np.ndarray, room: np.ndarray, rng: np.random.Generator) -> int:
-    """The side with the greater wish; ties go to the side with more room, then to either."""
-    (left, drawn) = zip(wish, room, strict=True)
-    return int(drawn > left) if drawn != left else int(rng.integers(2))
+    left, drawn = zip(wish, room, strict=True)
+    return drawn > left if drawn != left else rng.integers(2)

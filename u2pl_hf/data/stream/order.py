@@ -82,10 +82,8 @@ class BlockShuffle:
 
     def after(self, window: Window) -> Window:
         """The process's next window."""
-        last = int(self._epoch(window.rank, window.epoch)[1][-1])
-        if window.index < last:
-            return window._replace(index=window.index + 1)
-        return Window(window.rank, window.epoch + 1, 0)
+        is_last = window.index == self._epoch(window.rank, window.epoch)[1][-1]
+        return Window(window.rank, window.epoch + is_last, 0 if is_last else window.index + 1)
 
     def window_blocks(self, window: Window) -> list[np.ndarray]:
         """The rows of a window, by block."""
@@ -106,9 +104,7 @@ class BlockShuffle:
     def _epoch(self, rank: int, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rows of a process's epoch in order, with the window and the block of each; two epochs are kept."""
         if (rank, epoch) not in self._epochs:
-            while len(self._epochs) > 1:
-                self._epochs.pop(next(iter(self._epochs)))
-            self._epochs[rank, epoch] = self._ordered(rank, epoch)
+            self._epochs = dict([*self._epochs.items()][-1:]) | {(rank, epoch): self._ordered(rank, epoch)}
         return self._epochs[rank, epoch]
 
     def _ordered(self, rank: int, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -15,6 +15,8 @@ from u2pl_hf.data.stream.streams import SampleStream, collate
 
 # What a reservoir may keep of crops, per process.
 RESERVOIR_BYTES = 256 * 2**20
+# Puts a batch, as loaders give them, on the device: (images, labels or None, valid).
+Deliver = Callable[[dict], tuple]
 
 
 class RowPool:
@@ -24,12 +26,11 @@ class RowPool:
 
     Args:
         stream: its rows, labels and augmentation count; its order does not.
-        deliver: puts a batch, as loaders give them, on the device: (images, labels or None, valid).
-        presence: bool (rows,C), the classes of each row's label, where there are labels.
+        deliver: see `Deliver`.
     """
 
-    def __init__(self, stream: SampleStream, deliver: Callable[[dict], tuple], presence: Tensor | None = None):
-        self.stream, self.deliver, self.presence = stream, deliver, presence
+    def __init__(self, stream: SampleStream, deliver: Deliver):
+        self.stream, self.deliver = stream, deliver
         self.size = len(stream.indices)
         self.reader = ThreadPoolExecutor(1, thread_name_prefix="pool")
 
@@ -69,12 +70,10 @@ class RowPool:
         return lambda row, seed: self.stream.at(row, seed) if row >= 0 else self._padding()
 
     def _padding(self) -> dict:
-        side = self.stream.augmentation.crop_size
-        pixels, valid = torch.zeros(3, side, side, dtype=torch.uint8), torch.zeros(side, side, dtype=torch.bool)
-        sample = {"pixel_values": pixels, "valid": valid, "id": "", "row": -1, "skipped": []}
-        if self.stream.with_labels:
-            sample["labels"] = torch.full((side, side), IGNORE, dtype=torch.uint8)
-        return sample
+        shape = (self.stream.augmentation.crop_size,) * 2
+        pixels, valid = torch.zeros(3, *shape, dtype=torch.uint8), torch.zeros(shape, dtype=torch.bool)
+        labels = {"labels": torch.full(shape, IGNORE, dtype=torch.uint8)} if self.stream.with_labels else {}
+        return {"pixel_values": pixels, "valid": valid, "id": "", "row": -1, "skipped": []} | labels
 
 
 class Reservoir(RowPool):
@@ -85,26 +84,18 @@ class Reservoir(RowPool):
 
     Args:
         stream, deliver: as for RowPool.
-        rank, world_size: of this process, and how many there are.
+        rank: of this process.
         start: samples that this process has been served before.
         max_bytes: of crops that are kept; one batch at least.
     """
 
     def __init__(
-        self,
-        stream: SampleStream,
-        deliver: Callable[[dict], tuple],
-        *,
-        rank: int = 0,
-        world_size: int = 1,
-        start: int = 0,
-        max_bytes: int = RESERVOIR_BYTES,
+        self, stream: SampleStream, deliver: Deliver, rank: int = 0, start: int = 0, max_bytes: int = RESERVOIR_BYTES
     ):
         super().__init__(stream, deliver)
-        side = stream.augmentation.crop_size
-        places = max(stream.batch_size, max_bytes // (4 * side * side))
-        self.places = min(places, -(-len(stream.indices) // world_size))
-        self.size, self.rank, self.world_size, self.served = self.places * world_size, rank, world_size, start
+        places = max(stream.batch_size, max_bytes // (4 * stream.augmentation.crop_size**2))
+        self.places = min(places, -(-len(stream.indices) // stream.world_size))
+        self.size, self.rank, self.served = self.places * stream.world_size, rank, start
         self.crops: dict[int, dict] = {}
 
     def reachable(self) -> tuple[int, int]:
@@ -115,8 +106,8 @@ class Reservoir(RowPool):
     def add(self, loaded: dict) -> Tensor:
         """Keep a batch's crops; their places."""
         numbers = range(self.served, self.served + len(loaded["ids"]))
+        names = {"pixel_values", "valid", "labels"}.intersection(loaded)
         for inside, number in enumerate(numbers):
-            names = [name for name in ("pixel_values", "valid", "labels") if name in loaded]
             # Copies: a loading process's batch would be held in shared memory.
             kept = {name: loaded[name][inside].clone() for name in names}
             self.crops[number] = kept | {"id": loaded["ids"][inside], "row": int(loaded["rows"][inside]), "skipped": []}
@@ -134,6 +125,6 @@ class Reservoir(RowPool):
             if number in crops:
                 return crops[number]
             batch, inside = divmod(number, stream.batch_size)
-            return stream[(batch * self.world_size + self.rank) * stream.batch_size + inside, None]
+            return stream[(batch * stream.world_size + self.rank) * stream.batch_size + inside, None]
 
         return sample

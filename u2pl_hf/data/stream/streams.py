@@ -10,13 +10,13 @@ import itertools
 import multiprocessing
 import signal
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from u2pl_hf.constants import IGNORE
 from u2pl_hf.data.source.rows import CONNECTIONS
@@ -118,50 +118,42 @@ class SampleStream(Dataset):
         return image, label
 
 
-class _BlockReader:
-    """The undecoded images of one process, each block read once per epoch and one window ahead of its use."""
+def _with_images(stream: SampleStream, numbers: Iterable[int]) -> Iterator[tuple[int, dict]]:
+    """Numbers of one process's samples, in its order, with their undecoded images.
 
-    def __init__(self, stream: SampleStream):
-        self.stream, self.order = stream, stream.order
-        self.pool = ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="blocks")
-        self.fetched: dict[Window, list[Future]] = {}
-        self.current: Window | None = None
-        self.cells: dict[int, dict] = {}
+    Each block is read once per epoch and one window ahead of its use.
+    """
+    order, current, cells, ahead = stream.order, None, {}, {}
+    pool = ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="blocks")
 
-    def cell(self, number: int) -> dict:
-        """The image of a sample; numbers must come in the order of the process."""
-        window, used = self.order.window(number)
-        if window != self.current:
-            self.current, self.cells = window, {}
-            for future in self._fetch(window):
-                self.cells |= future.result()
-            del self.fetched[window]
-        if used >= 0.5:
-            self._fetch(self.order.after(window))
-        return self.cells[int(self.stream.indices[self.order.place(number)])]
+    def fetch(window: Window) -> list[Future]:
+        blocks = [stream.indices[block] for block in order.window_blocks(window)]
+        return [pool.submit(stream.source.rows.read, block, "image") for block in blocks]
 
-    def _fetch(self, window: Window) -> list[Future]:
-        if window not in self.fetched:
-            read, blocks = self.stream.source.rows.read, self.order.window_blocks(window)
-            self.fetched[window] = [self.pool.submit(read, self.stream.indices[block], "image") for block in blocks]
-        return self.fetched[window]
+    for number in numbers:
+        window, used = order.window(number)
+        if window != current:
+            current, cells = window, {}
+            for future in ahead.pop(window, None) or fetch(window):
+                cells |= future.result()
+        following = order.after(window)
+        if used >= 0.5 and following not in ahead:
+            ahead[following] = fetch(following)
+        yield number, cells[int(stream.indices[order.place(number)])]
 
 
-class _BatchSampler(Sampler):
+def _batches(stream: SampleStream, rank: int, start_batch: int) -> Iterator[list[tuple[int, dict | None]]]:
     """Numbers of the samples of each batch of one process, without end, with their images where those are streamed.
 
     Streamed images are fetched by the process itself and handed to its workers: every block is fetched once, however
     many workers there are.
     """
-
-    def __init__(self, stream: SampleStream, rank: int, start_batch: int):
-        self.stream, self.rank, self.start_batch = stream, rank, start_batch
-
-    def __iter__(self) -> Iterator[list[tuple[int, dict | None]]]:
-        size, reader = self.stream.batch_size, _BlockReader(self.stream) if self.stream.source.streamed else None
-        for batch in itertools.count(self.start_batch):
-            first = (batch * self.stream.world_size + self.rank) * size
-            yield [(number, reader.cell(number) if reader else None) for number in range(first, first + size)]
+    size = stream.batch_size
+    firsts = ((batch * stream.world_size + rank) * size for batch in itertools.count(start_batch))
+    numbers = (number for first in firsts for number in range(first, first + size))
+    samples = _with_images(stream, numbers) if stream.source.streamed else ((number, None) for number in numbers)
+    while True:
+        yield list(itertools.islice(samples, size))
 
 
 def collate(samples: list[dict]) -> dict:
@@ -197,13 +189,13 @@ def _end_workers() -> None:
 def endless_loader(
     stream: SampleStream, *, rank: int = 0, start_batch: int = 0, num_workers: int = 0, pin_memory: bool = False
 ) -> DataLoader:
-    """Batches of a stream without end, see `collate`.
+    """Batches of a stream without end, see `collate`; to be iterated once.
 
     Batch k of process r holds the samples (k * world_size + r) * batch_size and following: processes share none.
     """
     return DataLoader(
         stream,
-        batch_sampler=_BatchSampler(stream, rank, start_batch),
+        batch_sampler=_batches(stream, rank, start_batch),
         num_workers=num_workers,
         collate_fn=collate,
         pin_memory=pin_memory,

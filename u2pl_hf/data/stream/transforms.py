@@ -28,12 +28,8 @@ class WeakAugmentation:
         smallest, largest = scale_range
         scale_limits = ((smallest - 1.0, 0.0), (0.0, largest - 1.0))
         shortest = math.ceil(1.0 / smallest)
-        constant = {
-            "border_mode": cv2.BORDER_CONSTANT,
-            "position": "center",
-            "fill": [round(255 * m) for m in IMAGE_MEAN],
-            "fill_mask": IGNORE,
-        }
+        colours = {"fill": [round(255 * m) for m in IMAGE_MEAN], "fill_mask": IGNORE}
+        constant = {"border_mode": cv2.BORDER_CONSTANT, "position": "center", **colours}
         resize = {"interpolation": cv2.INTER_LINEAR, "mask_interpolation": cv2.INTER_NEAREST_EXACT, "p": 1.0}
         self.compose = A.Compose(
             [

@@ -33,16 +33,13 @@ SUBSETS = {"train": "train", "val": "validation"}
 IMAGE = "_leftImg8bit.png"
 TRAIN_IDS = "_gtFine_labelTrainIds.png"
 LABEL_IDS = "_gtFine_labelIds.png"
+LINK = "https://www.cityscapes-dataset.com/license/"
 ABOUT = About(
     title="Cityscapes for semantic segmentation",
     text="Street scenes of the Cityscapes data set with fine labels, mapped to the 19 classes of the benchmark.",
-    licence="Cityscapes may be used for research under the terms at https://www.cityscapes-dataset.com/license/. "
+    licence=f"Cityscapes may be used for research under the terms at {LINK}. "
     "They forbid redistribution: keep this folder to yourself, and publish lists and weights instead.",
-    metadata={
-        "license": "other",
-        "license_name": "cityscapes",
-        "license_link": "https://www.cityscapes-dataset.com/license/",
-    },
+    metadata={"license": "other", "license_name": "cityscapes", "license_link": LINK},
 )
 
 

@@ -42,7 +42,6 @@ class _File:
 
 def folder_layout(
     members: Sequence[Member],
-    *,
     classes: ClassList | None = None,
     validation: str = DEFAULT_VALIDATION,
     seed: int = 0,
@@ -85,9 +84,9 @@ def folder_layout(
     classes = classes or infer_classes(used, workers)
     coding = "colours" if classes.colours else "ids"
     rows = [ImageRow(key, subsets[key], images[key], chosen[key], coding) for key in sorted(subsets)]
-    unlabelled = sum(row.mask is None for row in rows)
     notes = [f"{len(others)} files are no images and left out: {_counted(others)}"] if others else []
-    notes += [f"{unlabelled} images have no mask: they are unlabelled rows"] if unlabelled else []
+    if unlabelled := sum(row.mask is None for row in rows):
+        notes.append(f"{unlabelled} images have no mask: they are unlabelled rows")
     return Layout("folder", rows, classes, ABOUT, bad, notes=notes + more_notes)
 
 
@@ -96,8 +95,8 @@ def _found(members: Sequence[Member]) -> list[_File]:
     places = {member: place for member in members if (place := _place(member, FOLDERS)) is not None}
     kinds = {member: FOLDERS[member.path.parts[place].lower()] for member, place in places.items()}
     if not any(kind == "masks" and member.suffix in IMAGE_SUFFIXES for member, kind in kinds.items()):
-        other = {m: place for m in members if m not in places and (place := _place(m, MASKS)) is not None}
-        places, kinds = places | other, kinds | dict.fromkeys(other, "masks")
+        others = {m: place for m in members if m not in places and (place := _place(m, MASKS)) is not None}
+        places, kinds = places | others, kinds | dict.fromkeys(others, "masks")
     above = {_subset(m.path.parts[: places[m]])[0] for m, kind in kinds.items() if kind == "images"}
     # A folder above all images is no subset but the name of the whole.
     return [_file(member, place, kinds[member], len(above) > 1) for member, place in places.items()]
@@ -174,9 +173,7 @@ def _draw(labelled: list[str], validation: str, seed: int) -> tuple[list[str], l
         found, absent = match_ids(read_ids(Path(validation), option), labelled, option)
         require_match(found, absent, labelled, option)
         require(not absent, f"{option} lists {len(absent)} ids without image or mask: {', '.join(absent[:1])}")
-        require(
-            set(labelled).difference(found), f"{option} lists all {total} labelled images: none is left to train on"
-        )
+        require(len(found) < total, f"{option} lists all {total} labelled images: none is left to train on")
         return found, [f"validation: {len(found)} of {total} labelled images, those of {validation}"]
     if validation.isdecimal():
         count = int(validation)

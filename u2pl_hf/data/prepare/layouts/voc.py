@@ -18,17 +18,13 @@ CLASSES = ClassList(tuple(NAMES), tuple(map(tuple, default_palette(len(NAMES))))
 FINE_TRAIN = 1464
 # (folder, suffix, coding) of labels; the more trusted come later.
 LABELS = [("cls", ".mat", "sbd"), ("SegmentationClassAug", ".png", "ids"), ("SegmentationClass", ".png", "ids")]
+LINK = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/"
 ABOUT = About(
     title="PASCAL VOC 2012 for semantic segmentation",
     text="Images of the PASCAL Visual Object Classes challenge 2012 with 21 classes. Labels are the official ones "
     "where they exist, else the augmented ones of the Semantic Boundaries Dataset (SBD).",
-    licence="The images come from flickr and are subject to its terms of use; see "
-    "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/ for the challenge's rules.",
-    metadata={
-        "license": "other",
-        "license_name": "flickr-terms-of-use",
-        "license_link": "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/",
-    },
+    licence=f"The images come from flickr and are subject to its terms of use; see {LINK} for the challenge's rules.",
+    metadata={"license": "other", "license_name": "flickr-terms-of-use", "license_link": LINK},
 )
 
 
@@ -59,11 +55,11 @@ def voc_layout(members: Sequence[Member]) -> Layout:
     require(train, "no image is left for training: val.txt lists all that have a label")
     subsets = {"train": sorted(train), "validation": sorted(usable.intersection(validation))}
     rows = [ImageRow(i, subset, images[i], *labels[i]) for subset, ids in subsets.items() for i in ids]
-    both = len(set(validation).intersection(train_list))
-    overlap = f"{both} images are in train.txt and in val.txt: they are for validation" if both else ""
     is_classic = len(train_list) == FINE_TRAIN < len(train) and train.issuperset(train_list)
     splits = {f"voc_classic/{FINE_TRAIN}/labeled.txt": train_list} if is_classic else {}
-    notes = [note for note in (train_note, val_note, overlap) if note]
+    notes = train_note + val_note
+    if both := set(validation).intersection(train_list):
+        notes.append(f"{len(both)} images are in train.txt and in val.txt: they are for validation")
     return Layout("voc", rows, CLASSES, ABOUT, bad, splits, notes)
 
 
@@ -83,7 +79,7 @@ def _voc_root(members: Sequence[Member]) -> tuple[str, ...]:
 
 def _listed(
     members: Sequence[Member], name: str, images: Set[str], usable: set[str], is_needed: bool = True
-) -> tuple[list[str], str]:
+) -> tuple[list[str], list[str]]:
     """The images of a list, and a note if some of its lines are of no use."""
     lists = [m for m in members if m.path.parts[-3:] == ("ImageSets", "Segmentation", name)]
     lists = [m for m in lists if "VOC2012" in m.path.parts] or lists
@@ -91,7 +87,7 @@ def _listed(
     require(len(lists) < 2, f"{twice}: pass only one data set")
     require(lists or not is_needed, f"no ImageSets/Segmentation/{name} found: it says which images are for {name[:-4]}")
     if not lists:
-        return [], ""
+        return [], []
     what = str(lists[0])
     found, missing = match_ids(parse_ids(lists[0].read(), what), images, what)
     used, listed = len(usable.intersection(found)), len(found) + len(missing)
@@ -99,4 +95,4 @@ def _listed(
         require_match(found, missing, images, what)
         require(used, f"none of the {listed} images in {what} has a label here: pass their labels as well")
     note = f"{name} lists {listed} ids, {listed - used} of them have no image or no label here"
-    return found, note if used < listed else ""
+    return found, [note] * (used < listed)
