@@ -32,10 +32,7 @@ def check_can_push(repo_id: str, repo_type: str = "model", *, revision: str | No
             not accept it.
     """
     check_names(repo_id, revision)
-    try:
-        account = _persistent(HfApi().whoami)
-    except PUSH_ERRORS as error:
-        raise InputError(f"cannot log in to push to {repo_id}: {_reason(error)}") from error
+    account = _persistent(HfApi().whoami, f"cannot log in to push to {repo_id}")
     role = account.get("auth", {}).get("accessToken", {}).get("role")
     require(role != "read", f"the token can only read, so {repo_id} cannot be pushed: make one that can write")
     if repo_id.split("/")[0] not in {account.get("name"), *(group.get("name") for group in account.get("orgs", []))}:
@@ -124,25 +121,25 @@ def push_files(
             operations += [CommitOperationDelete(name) for name in there if name not in (*files, ".gitattributes")]
         return api.create_commit(**target, operations=operations, commit_message=commit_message, revision=revision)
 
-    try:
-        return _persistent(upload).commit_url
-    except InputError:
-        raise
-    except PUSH_ERRORS as error:
-        raise InputError(f"cannot push to {repo_id}: {_reason(error)}; {later}") from error
+    return _persistent(upload, f"cannot push to {repo_id}", f"; {later}").commit_url
 
 
-def _persistent(call: Callable):
-    """The result of a call, made again after a pause while it fails for a reason that may pass."""
-    for pause in BACK_OFF:
+def _persistent(call: Callable, failing: str, later: str = ""):
+    """The result of a call, made again after a pause while it fails for a reason that may pass.
+
+    Raises:
+        InputError: it failed for good: what could not be done, why, and what to do later.
+    """
+    for pause in (*BACK_OFF, None):
         try:
             return call()
+        except InputError:
+            raise
         except PUSH_ERRORS as error:
-            if not _may_pass(_cause(error)):
-                raise
+            if pause is None or not _may_pass(_cause(error)):
+                raise InputError(f"{failing}: {_reason(error)}{later}") from error
             log.warning("%s; trying again in %s s", _reason(error), pause)
         time.sleep(pause)
-    return call()
 
 
 def _cause(error: BaseException) -> BaseException:
