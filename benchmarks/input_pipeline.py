@@ -22,9 +22,9 @@ from PIL import Image
 from u2pl_hf.constants import IMAGE_MEAN
 from u2pl_hf.data.demo import DemoSpec, render
 from u2pl_hf.data.source.rows import ArrowRows
-from u2pl_hf.data.source.sources import Source, load_source
+from u2pl_hf.data.sources import Source, load_source
 from u2pl_hf.data.stream.streams import SampleStream, endless_loader
-from u2pl_hf.data.stream.transforms import WeakAugmentation
+from u2pl_hf.data.transforms import WeakAugmentation
 
 FILL = [round(255 * m) for m in IMAGE_MEAN]
 

@@ -1,10 +1,8 @@
 """The folder of a Space, as the Hub would get and run it."""
 
-import ast
 import importlib.metadata
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +10,7 @@ from huggingface_hub import RepoCard
 from PIL import Image
 
 from tests.app_server import ROOT, serving
-from u2pl_hf.app.space import REQUIREMENTS, write_space
+from u2pl_hf.app.space import write_space
 from u2pl_hf.constants import default_palette
 from u2pl_hf.evaluation.inference import predict_image
 from u2pl_hf.evaluation.loading import load_model
@@ -68,6 +66,7 @@ def test_folder(here, model_dir, example, tmp_path):
     assert card.python_version == "{}.{}".format(*sys.version_info)
     lines = (tmp_path / "s" / "requirements.txt").read_text().splitlines()
     assert lines[0].startswith("--extra-index-url") and all("==" in line and "+" not in line for line in lines[1:])
+    assert f"numpy=={importlib.metadata.version('numpy')}" in lines and not any("gradio" in line for line in lines)
     copied = {path.relative_to(tmp_path / "s") for path in (tmp_path / "s" / "u2pl_hf").rglob("*") if path.is_file()}
     own = {p.relative_to(ROOT) for p in (ROOT / "u2pl_hf").rglob("*") if p.is_file() and "__pycache__" not in p.parts}
     assert copied == own
@@ -77,40 +76,11 @@ def test_folder(here, model_dir, example, tmp_path):
 
 
 def test_card_names_the_model(tmp_path):
-    write_space(tmp_path / "s", "user/net", revision="v1")
+    write_space(tmp_path / "s", "user/net", "v1", None, 1024, [])
     card = RepoCard.load(tmp_path / "s" / "README.md")
     assert card.data.models == ["user/net"] and card.data.title == "user/net"
     assert "'user/net', '--title', 'user/net', " in (app := (tmp_path / "s" / "app.py").read_text())
     assert "'--model_revision', 'v1'" in app and "--examples" not in app
-
-
-def imports_of(file: Path) -> set[str]:
-    """Absolute names of the modules that a file imports, and of what it imports from them, which may be modules."""
-    names = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            package = ".".join(file.relative_to(ROOT).parts[: -node.level]) + "." if node.level else ""
-            names |= {f"{package}{node.module}", *(f"{package}{node.module}.{alias.name}" for alias in node.names)}
-    return names
-
-
-def test_requirements_are_what_the_page_imports():
-    waiting, seen, others = ["u2pl_hf.app.page", "u2pl_hf.commands.app"], set(), set()
-    while waiting:
-        parts = waiting.pop().split(".")
-        for end in range(1, len(parts) + 1):  # a package's __init__ runs as well
-            path = ROOT.joinpath(*parts[:end])
-            file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-            if file.is_file() and file not in seen:
-                seen.add(file)
-                names = imports_of(file)
-                waiting += [name for name in names if name.startswith("u2pl_hf")]
-                others |= {name.partition(".")[0] for name in names if not name.startswith("u2pl_hf")}
-    owners = importlib.metadata.packages_distributions()
-    needed = {owners[name][0].lower().replace("_", "-") for name in others - set(sys.stdlib_module_names)}
-    assert needed - {"gradio"} <= set(REQUIREMENTS) and "torch" in needed
 
 
 def test_script_refuses(refused, hub, model_dir, tmp_path):

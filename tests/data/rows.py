@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from u2pl_hf.data.source.rows import ArrowRows
-from u2pl_hf.data.source.sources import Source
+from u2pl_hf.data.sources import Source
 
 
 def encode(array: np.ndarray, kind: str = "PNG", mode: str | None = None, **options) -> bytes:

@@ -2,7 +2,7 @@ import numpy as np
 
 from u2pl_hf.data import demo
 from u2pl_hf.data.source.checks import check_labelled
-from u2pl_hf.data.source.sources import load_source
+from u2pl_hf.data.sources import load_source
 
 SPEC = demo.DemoSpec(train=40, validation=4, size=64)
 

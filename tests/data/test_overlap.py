@@ -3,7 +3,7 @@ import pytest
 
 from tests.data.rows import encode, make_source, make_table, write_parquet
 from u2pl_hf.data.source.checks import check_labelled, warn_of_scored_training, without_evaluation
-from u2pl_hf.data.source.sources import Source, load_source
+from u2pl_hf.data.sources import Source, load_source
 
 # Numbers 0 and 1 are labelled, 2 and 3 are evaluation images, the others are neither; all have about one size.
 IMAGES = [encode(np.full((4, 6, 3), i, np.uint8)) for i in range(8)]

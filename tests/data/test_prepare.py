@@ -25,7 +25,7 @@ from u2pl_hf.data.prepare.dataset_card import render_card
 from u2pl_hf.data.prepare.layouts.folder import folder_layout
 from u2pl_hf.data.prepare.shards import plan_shards
 from u2pl_hf.data.source.class_list import ClassList, parse_class_list
-from u2pl_hf.data.source.sources import load_source
+from u2pl_hf.data.sources import load_source
 from u2pl_hf.errors import InputError
 
 CLASSES = ClassList(("a", "b", "c"), ((1, 1, 1), (2, 2, 2), (3, 3, 3)))

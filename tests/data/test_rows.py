@@ -11,7 +11,7 @@ from tests.data.rows import encode, make_source, make_table, write_parquet
 from u2pl_hf.data.source import rows as rows_module
 from u2pl_hf.data.source.checks import check_some_readable
 from u2pl_hf.data.source.rows import METADATA_KEY, Rows, open_parquet
-from u2pl_hf.data.source.sources import joined, load_source, materialised
+from u2pl_hf.data.sources import joined, load_source, materialised
 from u2pl_hf.errors import InputError
 
 COLUMNS = {"id": "id", "image": "image", "label": "label"}

@@ -7,7 +7,7 @@ from PIL import Image
 
 from tests.data.rows import encode, make_source, make_table
 from u2pl_hf.data.source.checks import check_labelled, check_some_readable
-from u2pl_hf.data.source.sources import load_source
+from u2pl_hf.data.sources import load_source
 from u2pl_hf.errors import InputError
 
 GREY = np.arange(48, dtype=np.uint8).reshape(6, 8)

@@ -10,9 +10,9 @@ from huggingface_hub import HfApi, constants
 from tests.data.rows import encode, make_table, write_parquet
 from u2pl_hf import hub_cache
 from u2pl_hf.data.source import rows
-from u2pl_hf.data.source.sources import load_source, materialised
+from u2pl_hf.data.sources import load_source, materialised
 from u2pl_hf.data.stream.streams import SampleStream, endless_loader
-from u2pl_hf.data.stream.transforms import WeakAugmentation
+from u2pl_hf.data.transforms import WeakAugmentation
 from u2pl_hf.errors import InputError
 
 ROWS = 200

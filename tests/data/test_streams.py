@@ -7,9 +7,9 @@ import torch
 
 from tests.data.rows import encode, make_source, make_table, numbered_source, write_parquet
 from u2pl_hf.data.source import rows as rows_module
-from u2pl_hf.data.source.sources import load_source
+from u2pl_hf.data.sources import load_source
 from u2pl_hf.data.stream.streams import SampleStream, endless_loader
-from u2pl_hf.data.stream.transforms import WeakAugmentation
+from u2pl_hf.data.transforms import WeakAugmentation
 from u2pl_hf.errors import InputError
 
 

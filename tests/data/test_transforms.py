@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from u2pl_hf.constants import IMAGE_MEAN
-from u2pl_hf.data.stream.transforms import WeakAugmentation
+from u2pl_hf.data.transforms import WeakAugmentation
 from u2pl_hf.pixels import normalize
 
 

@@ -51,7 +51,8 @@ ELSEWHERE = {
     r"^(\.venv/bin/)?python -m pytest": "a part of the tests themselves",
     r"^hf download": "scripts/test_push_to_hub.py::test_a_checkpoint_goes_on_elsewhere_to_the_same_bits",
     r"^sbatch": "scripts/test_launch.py::test_slurm_job_stops_on_notice_is_queued_again_and_goes_on",
-    r"torchrun .*evaluate\.py": "scripts/test_evaluate_predict.py::test_evaluate_two_processes_slide_scales_flip",
+    r"torchrun .*evaluate\.py": "scripts/test_evaluate_predict.py::"
+    "test_two_processes_give_the_same_numbers_and_tell_an_error_once",
     r"(evaluate|predict)\.py user/": "scripts/test_push_to_hub.py::test_a_run_is_pushed_and_read_back",
     r"(push_to_hub\.py|u2pl push) (?!.*--dry_run)": "scripts/test_push_to_hub.py::test_a_run_is_pushed_and_read_back",
     r"--push_to_hub": "scripts/test_push_to_hub.py::test_training_pushes_at_its_end",

@@ -3,11 +3,11 @@ import math
 import numpy as np
 import pytest
 
+from u2pl_hf.constants import default_palette
 from u2pl_hf.evaluation.pictures import (
     BORDER_COLOUR,
     IGNORE_COLOUR,
     colour_mask,
-    default_palette,
     entropy_map,
     overlay,
     picture_grid,

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -13,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.in_process import ROOT, run_here
+from tests.in_process import run_here
+from tests.training.distributed import free_port, on_two_processes
 from u2pl_hf import U2PLConfig, U2PLForSemanticSegmentation, U2PLImageProcessor
 from u2pl_hf.constants import default_palette
 from u2pl_hf.evaluation import MeanIoU
@@ -143,33 +143,38 @@ def test_evaluate_scores_what_it_saves(model_dir, data, tmp_path, here):
     assert "--overwrite" in refused(here("evaluate.py", *again))
 
 
-def two_processes(script, *arguments):
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    command = [*launcher, str(ROOT / "training_scripts" / script), *map(str, arguments)]
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=200)
+def evaluate_each(calls: dict[str, list], folder: Path) -> None:
+    """Evaluate with the words of each call, as one of two processes; writes what came of it to folder/NAME-RANK."""
+    for name, (port, *words) in calls.items():
+        done = run_here("evaluate.py", *words, MASTER_PORT=str(port))
+        told = json.dumps([done.returncode, done.stdout, done.stderr])
+        (folder / f"{name}-{os.environ['RANK']}").write_text(told)
 
 
-def test_evaluate_two_processes_slide_scales_flip(model_dir, data, tmp_path, here):
+def test_two_processes_give_the_same_numbers_and_tell_an_error_once(model_dir, data, tmp_path, here):
+    """The second image of the wrong data, which is the second process's, has a label that does not fit."""
     folder, _, labels = data
-    options = ["--mode", "slide", "--window", 33, "--stride", 16, "--scales", 1, 1.5, "--flip", "--device", "cpu"]
-    arguments = ["evaluate.py", model_dir, "--dataset", folder, *options, "--output_file"]
-    masks = tmp_path / "masks"
-    result = result_of(two_processes(*arguments, tmp_path / "two.json", "--save_predictions", masks))
-    here(*arguments, tmp_path / "one.json", code=None)
+    options = ["--mode", "slide", "--window", "33", "--stride", "16", "--scales", "1", "1.5", "--flip"]
+    arguments, masks = [str(model_dir), "--device", "cpu", "--dataset"], tmp_path / "masks"
+    write_data(tmp_path / "wrong", len(NAMES), ["one", "two", "three"], wrong=1)
+    same = [*arguments, str(folder), *options, "--output_file"]
+    calls = {
+        "same": [free_port(), *same, str(tmp_path / "two.json"), "--save_predictions", str(masks)],
+        "wrong": [free_port(), *arguments, str(tmp_path / "wrong")],
+    }
+    on_two_processes(evaluate_each, calls, tmp_path)
+    told = {path: json.loads((tmp_path / path).read_text()) for path in ("same-0", "same-1", "wrong-0", "wrong-1")}
+    assert told["same-0"][0] == told["same-1"][0] == 0 and not told["same-1"][1]
+    result = json.loads(told["same-0"][1].splitlines()[-1])
+    here("evaluate.py", *same, tmp_path / "one.json", code=None)
     one, two = (json.loads((tmp_path / name).read_text())["confusion"] for name in ("one.json", "two.json"))
     assert one == two and np.sum(one) > 0
     assert result["mean_iou"] == score(masks, ["one", "town/two", "town/three"], labels)["mean_iou"]
     assert result["protocol"] == {"mode": "slide", "scales": [1.0, 1.5], "flip": True, "window": 33, "stride": 16}
     assert result["hardware"]["processes"] == 2
 
-
-def test_two_processes_tell_an_error_once(model_dir, tmp_path):
-    """The second image, which is the second process's, has a label that does not fit."""
-    write_data(tmp_path / "wrong", len(NAMES), ["one", "two", "three"], wrong=1)
-    done = two_processes("evaluate.py", model_dir, "--dataset", tmp_path / "wrong", "--device", "cpu")
-    assert done.returncode != 0 and not done.stdout
-    (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert told["wrong-0"][:2] == told["wrong-1"][:2] == [2, ""] and "error: " not in told["wrong-1"][2]
+    (line,) = (line for line in told["wrong-0"][2].splitlines() if line.startswith("error: "))
     assert "id two: the image is 48x40 and its label 48x39" in line
 
 

@@ -11,7 +11,7 @@ from scipy.io import savemat
 
 from tests.data.prepared import NOISE, grey_png, ids, palette_png, picture, write_folder, write_tar, write_zip
 from tests.in_process import ROOT, run_here
-from u2pl_hf.data.source.sources import load_source
+from u2pl_hf.data.sources import load_source
 
 SCRIPT = ROOT / "training_scripts" / "prepare_dataset.py"
 

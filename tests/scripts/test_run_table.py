@@ -91,16 +91,12 @@ def test_finished_runs_are_passed_over_and_failed_ones_are_named(tiny_data, tmp_
     table.write_text(TABLE.format(data=tiny_data, steps=5) + wrong)
     options = [table, "--output_dir", tmp_path / "runs", "--model_cards", tmp_path / "cards"]
     last = ["--", "--max_steps", "4", "--seed", "7"]
-    code, out, errors = here(monkeypatch, capsys, *options, "--only", "suponly", *last)
-    assert code == 0 and json.loads(out)["finished"] == ["tiny_suponly_seed0"]
-    told = json.loads((tmp_path / "runs" / "tiny_suponly_seed0" / "results.json").read_text())
-    # They win over the table's own, but not over what tells the runs apart.
-    assert (told["max_steps"], told["seed"]) == (4, 0)
-
     code, out, errors = here(monkeypatch, capsys, *options, "--jobs", "2", *last)
     assert code == 1 and not out and "error: tiny_wrong_seed0 failed; see" in errors.splitlines()[-1]
     assert "no_class is no class" in (tmp_path / "runs" / "logs" / "tiny_wrong_seed0.log").read_text()
-    assert (tmp_path / "runs" / "logs" / "tiny_suponly_seed0.log").read_text().count("from step 0 to 4") == 1
+    told = json.loads((tmp_path / "runs" / "tiny_suponly_seed0" / "results.json").read_text())
+    # They win over the table's own, but not over what tells the runs apart.
+    assert (told["max_steps"], told["seed"]) == (4, 0)
     # What did not fail is kept: a line for each run, and a table of one's own as the project's are.
     lines = (tmp_path / "cards" / "records" / "tiny.jsonl").read_text().splitlines()
     results = json.loads(lines[1])
@@ -113,6 +109,7 @@ def test_finished_runs_are_passed_over_and_failed_ones_are_named(tiny_data, tmp_
     assert code == 0 and json.loads(out) == {
         "table": "tiny", "finished": ["tiny_suponly_seed0", "tiny_ael_seed0"], "to_do": []
     }  # fmt: skip
+    assert (tmp_path / "runs" / "logs" / "tiny_suponly_seed0.log").read_text().count("from step 0 to 4") == 1
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from tests.in_process import ROOT
-from tests.scripts.test_evaluate_predict import here, two_processes  # noqa: F401 - here is a fixture
+from tests.scripts.test_evaluate_predict import here  # noqa: F401 - a fixture
 from u2pl_hf import U2PLConfig, U2PLForSemanticSegmentation
 from u2pl_hf.data.source.class_list import read_class_list
 
@@ -125,7 +125,10 @@ def test_two_processes_count_the_same_pixels(request, data, model_dir, tmp_path,
         pytest.skip("small images: test_evaluate_predict.py does this")
     arguments = [model_dir, "--dataset", data, *options(data, "slide"), "--output_file"]
     here("evaluate.py", *arguments, tmp_path / "one.json", code=None)
-    done = two_processes("evaluate.py", *arguments, tmp_path / "two.json")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launcher, ROOT / "training_scripts" / "evaluate.py", *arguments, tmp_path / "two.json"]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=env, timeout=200)
     assert done.returncode == 0, done.stderr
     one, two = (json.loads((tmp_path / name).read_text()) for name in ("one.json", "two.json"))
     assert one["confusion"] == two["confusion"] and np.sum(one["confusion"]) > 0

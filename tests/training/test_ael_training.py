@@ -10,7 +10,7 @@ from tests.data.rows import encode, make_table, write_parquet
 from tests.training.distributed import on_two_processes
 from tests.training.test_processes import assert_same_everywhere
 from tests.training.test_trainer import make_trainer
-from u2pl_hf.data.source.sources import load_source
+from u2pl_hf.data.sources import load_source
 from u2pl_hf.data.stream.pools import Reservoir
 from u2pl_hf.errors import InputError
 from u2pl_hf.training import batches

@@ -17,7 +17,7 @@ import yaml
 
 from tests.training.distributed import environment, free_port
 from tests.training.test_trainer import make_trainer
-from u2pl_hf.data.source.sources import Source
+from u2pl_hf.data.sources import Source
 from u2pl_hf.errors import InputError, Stopped, TrainingError
 from u2pl_hf.training.run import endings
 from u2pl_hf.training.run.checkpoint import damage

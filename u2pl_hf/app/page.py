@@ -18,7 +18,6 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 from u2pl_hf.app import markup, photos
 from u2pl_hf.errors import InputError
 from u2pl_hf.evaluation.inference import Prediction, predict
-from u2pl_hf.evaluation.loading import load_model
 from u2pl_hf.evaluation.pictures import colour_mask, entropy_map
 
 try:
@@ -71,14 +70,13 @@ class Page:
         if found is None:
             return None, None
         gamma, unreliable = photos.split_reliable(found.entropy, alpha)
-        num_labels = len(found.class_names)
         # As wide on the screen for a large image as for a small one.
-        width = max(1, round(max(found.entropy.shape) / 300))
+        num_labels, width = len(found.class_names), max(1, round(max(found.entropy.shape) / 300))
         drawn = entropy_map(found.entropy, gamma, num_labels=num_labels, border_width=width)
         return drawn, markup.entropy_scale(gamma, unreliable.mean(), num_labels)
 
 
-def build_page(model, title: str, facts: Sequence[str] = (), examples: Sequence[str | Path] = (), **options):
+def build_page(model, title: str, facts: Sequence[str], examples: Sequence[Path], longest_side: int):
     """The page of a loaded model as `gr.Blocks`; start it with `launch_page`.
 
     Args:
@@ -86,10 +84,9 @@ def build_page(model, title: str, facts: Sequence[str] = (), examples: Sequence[
         title: heading.
         facts: lines below it.
         examples: image files to choose from.
-        **options: of `Page`.
+        longest_side: larger images are shrunk to it.
     """
-    page = Page(model, **options)
-    files = [str(path) for path in examples]
+    page, files = Page(model, longest_side), [str(path) for path in examples]
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(KEPT, KEPT)) as blocks:
         gr.HTML(markup.title(title, facts), padding=False)
         found = gr.State(time_to_live=KEPT)
@@ -105,8 +102,8 @@ def build_page(model, title: str, facts: Sequence[str] = (), examples: Sequence[
                     # These files, wherever they lie, may be shown; no others.
                     gr.set_static_paths(files)
                     # gr.Examples would replace the component, and `preprocess` with it.
-                    samples = [[file] for file in files]
-                    thumbnails = gr.Dataset(components=[picture], samples=samples, type="index", label="Examples")
+                    samples = {"samples": [[file] for file in files], "type": "index"}
+                    thumbnails = gr.Dataset(components=[picture], **samples, label="Examples")
                 legend = gr.HTML(padding=False)
             with gr.Column(min_width=300):
                 over = _picture("Overlay", "jpeg")
@@ -144,27 +141,10 @@ def _size(image) -> str:
     return f"{image.shape[1]} x {image.shape[0]}"
 
 
-def open_model(name: str, *, revision: str | None = None, device: str = "auto", title: str | None = None, **options):
-    """`build_page` for a model by name: an exported folder or a Hub id, which is also the title where none is given.
-
-    Raises:
-        InputError: the model cannot be loaded.
-    """
-    model = load_model(name, device=device, revision=revision)
-    facts = [photos.describe_model(model), *photos.card_scores(name, revision)]
-    return build_page(model, title or photos.model_title(name), facts, **options)
-
-
 def launch_page(blocks, **options) -> str:
     """Serve the page from a thread of its own; returns its address. `options` are those of `gr.Blocks.launch`."""
     theme = gr.themes.Default(font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace"))
-    own = {
-        "quiet": True,
-        "prevent_thread_lock": True,
-        "ssr_mode": False,
-        "max_file_size": "50mb",
-        "state_session_capacity": MAX_VISITORS,
-        "footer_links": ["api", "gradio"],
-    }
-    _, local, shared = blocks.launch(**own, theme=theme, css=markup.STYLE, **options)
+    limits = {"max_file_size": "50mb", "state_session_capacity": MAX_VISITORS}
+    look = {"theme": theme, "css": markup.STYLE, "footer_links": ["api", "gradio"], "ssr_mode": False}
+    _, local, shared = blocks.launch(quiet=True, prevent_thread_lock=True, **limits, **look, **options)
     return shared or local

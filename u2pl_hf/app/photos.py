@@ -53,9 +53,8 @@ def shrink(image: np.ndarray, longest_side: int) -> np.ndarray:
 
 def class_shares(ids: np.ndarray) -> list[tuple[int, float]]:
     """(class id, share of the pixels) of the classes that occur, largest first; equal ones by class id."""
-    found, counts = np.unique(ids, return_counts=True)
-    order = np.argsort(-counts, kind="stable")
-    return [(int(found[place]), float(counts[place] / ids.size)) for place in order]
+    shares = enumerate((np.bincount(ids.ravel()) / ids.size).tolist())
+    return sorted(((c, share) for c, share in shares if share), key=lambda of_class: -of_class[1])
 
 
 def split_reliable(entropy: np.ndarray, alpha: float) -> tuple[float, np.ndarray]:

@@ -6,6 +6,7 @@ and model/ the model where it is a folder and not on the Hub.
 """
 
 import importlib.metadata
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -13,15 +14,11 @@ from pathlib import Path
 
 from huggingface_hub import SpaceCardData
 
-from u2pl_hf.app.photos import LONGEST_SIDE, model_title
+from u2pl_hf.app.photos import model_title
 from u2pl_hf.errors import refusing
 from u2pl_hf.files import file_in
 from u2pl_hf.markdown import escaped
 
-# What `u2pl app` imports, directly or through this package. Gradio comes from the Hub, as README.md says.
-REQUIREMENTS = ("torch", "transformers", "huggingface-hub", "accelerate", "evaluate", "datasets", "albumentations",
-                "opencv-python-headless", "safetensors", "pillow", "numpy", "pyarrow", "fsspec", "pyyaml",
-                "tqdm")  # fmt: skip
 # Spaces without a GPU would otherwise download gigabytes of CUDA.
 CPU_TORCH = "--extra-index-url https://download.pytorch.org/whl/cpu"
 MODEL_FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "README.md")
@@ -35,13 +32,7 @@ main({words!r})
 
 
 def write_space(
-    folder: Path,
-    model: str,
-    *,
-    revision: str | None = None,
-    title: str | None = None,
-    examples: Sequence[Path] = (),
-    longest_side: int = LONGEST_SIDE,
+    folder: Path, model: str, revision: str | None, title: str | None, longest_side: int, examples: Sequence[Path]
 ) -> None:
     """Write the files of a Space into a new folder.
 
@@ -62,13 +53,19 @@ def write_space(
     words = [model if on_hub else "model", "--title", title, "--longest_side", str(longest_side)]
     words += ["--model_revision", revision] if revision else []
     words += ["--examples", *copies] if copies else []
-    requirements = [CPU_TORCH, *(f"{name}=={_version(name)}" for name in REQUIREMENTS)]
+    with refusing(importlib.metadata.PackageNotFoundError, "a Space needs it", ": pip install 'u2pl_hf[app]'"):
+        needed = [text for text in importlib.metadata.requires("u2pl_hf") if "extra ==" not in text]
+        names = [re.match(r"[\w-]+", text)[0] for text in needed]
+        # Without a build's suffix such as +cpu.
+        versions = {name: importlib.metadata.version(name).partition("+")[0] for name in [*names, "gradio"]}
+    # Gradio comes from the Hub, as README.md says.
+    requirements = [CPU_TORCH, *(f"{name}=={versions[name]}" for name in names)]
     card = SpaceCardData(
         title=title,
         colorFrom="indigo",
         colorTo="yellow",
         sdk="gradio",
-        sdk_version=_version("gradio"),
+        sdk_version=versions["gradio"],
         python_version=f"{sys.version_info.major}.{sys.version_info.minor}",
         app_file="app.py",
         license="apache-2.0",
@@ -87,9 +84,3 @@ def write_space(
     for name, file in copies.items():
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(file, folder / name)
-
-
-def _version(name: str) -> str:
-    """Installed version of a library, without a build's suffix such as +cpu."""
-    with refusing(importlib.metadata.PackageNotFoundError, "a Space needs it", ": pip install 'u2pl_hf[app]'"):
-        return importlib.metadata.version(name).partition("+")[0]

@@ -33,9 +33,8 @@ def main(argv: list[str] | None = None) -> None:
     """
     name, *words = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):
-        width = max(map(len, COMMANDS))
-        print("usage: u2pl COMMAND ...; u2pl COMMAND --help lists its options\n")
-        print("\n".join(f"  {command:<{width}}  {about}" for command, about in COMMANDS.items()))
+        lines = [f"  {command:<{max(map(len, COMMANDS))}}  {about}" for command, about in COMMANDS.items()]
+        print("usage: u2pl COMMAND ...; u2pl COMMAND --help lists its options", "", *lines, sep="\n")
     elif name == "--version":
         print(__version__)
     elif name in COMMANDS:

@@ -14,11 +14,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from u2pl_hf.app.photos import find_examples
+from u2pl_hf.app.photos import card_scores, describe_model, find_examples, model_title
 from u2pl_hf.command_line import ScriptParser, number, print_result
-from u2pl_hf.commands.options import add_model, add_page
-from u2pl_hf.data.source.sources import load_source
+from u2pl_hf.commands.options import add_device, add_model, add_page
+from u2pl_hf.data.sources import load_source
 from u2pl_hf.errors import exits_on_input_error, refusing
+from u2pl_hf.evaluation.loading import load_model
 
 
 @exits_on_input_error
@@ -27,27 +28,28 @@ def main(argv: list[str] | None = None) -> None:
     parser = ScriptParser(description=__doc__)
     add_model(parser)
     add_page(parser)
-    parser.add_argument("--dataset", help="take examples from a data set: demo, a folder, or a Hub id")
-    parser.add_argument("--subset", default="validation", help="of the data set (default: validation)")
-    some = number(int, at_least=1, at_most=1000)
-    parser.add_argument("--num_examples", type=some, default=6, help="taken from the data set (default: 6)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
+    add, some = parser.add_argument, number(int, at_least=1, at_most=1000)
+    add("--dataset", help="take examples from a data set: demo, a folder, or a Hub id")
+    add("--subset", default="validation", help="of the data set (default: validation)")
+    add("--num_examples", type=some, default=6, help="taken from the data set (default: 6)")
+    add_device(parser)
     # As a Space is told where to listen.
     host, port = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), os.environ.get("GRADIO_SERVER_PORT", "7860")
-    parser.add_argument("--host", default=host, help=f"address to listen on; 0.0.0.0: all (default: {host})")
-    parser.add_argument("--port", type=int, default=port, help=f"0: a free one (default: {port})")
-    parser.add_argument("--share", action="store_true", help="also give it a public address, through Gradio's servers")
+    add("--host", default=host, help=f"address to listen on; 0.0.0.0: all (default: {host})")
+    add("--port", type=int, default=port, help=f"0: a free one (default: {port})")
+    add("--share", action="store_true", help="also give it a public address, through Gradio's servers")
     args = parser.parse_args(argv)
     port = find_port(args.host, args.port)
     # Here, so that an installation without Gradio is told in one line.
-    from u2pl_hf.app.page import launch_page, open_model
+    from u2pl_hf.app.page import build_page, launch_page
 
     with tempfile.TemporaryDirectory() as folder:
         examples = find_examples(args.examples)
         if args.dataset:
             examples += write_examples(args.dataset, args.subset, args.num_examples, Path(folder))
-        options = {name: getattr(args, name) for name in ("device", "title", "longest_side")}
-        blocks = open_model(args.model, revision=args.model_revision, examples=examples, **options)
+        model = load_model(args.model, device=args.device, revision=args.model_revision)
+        facts = [describe_model(model), *card_scores(args.model, args.model_revision)]
+        blocks = build_page(model, args.title or model_title(args.model), facts, examples, args.longest_side)
         url = launch_page(blocks, server_name=args.host, server_port=port, share=args.share)
         told = f"{args.model} is at {url} until Ctrl-C"
         print_result({"model": args.model, "url": url}, told, as_json=args.json)

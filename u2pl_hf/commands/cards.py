@@ -9,35 +9,29 @@ it only where these may be shown. No number is typed by hand. The last line on s
 JSON object with the cards, and the cards and tables that have changed.
 """
 
-import argparse
 from pathlib import Path
 
 from u2pl_hf.command_line import ScriptParser, print_result
-from u2pl_hf.errors import InputError, exits_on_input_error
+from u2pl_hf.errors import exits_on_input_error, require
 from u2pl_hf.measure.collection import add_run, write_collection
 from u2pl_hf.measure.tables import project_tables
-
-
-def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser, collection = ScriptParser(description=__doc__), Path("model_cards")
-    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="output folders of finished runs to add")
-    parser.add_argument("--model_cards", type=Path, default=collection, metavar="DIR", help="default: model_cards/")
-    parser.add_argument("--pictures", action="store_true", help="show the runs in cards with their pictures")
-    return parser.parse_args(argv)
 
 
 @exits_on_input_error
 def main(argv: list[str] | None = None) -> None:
     """Add, render, print what changed."""
-    args = parse_arguments(argv)
-    if not args.runs and not args.model_cards.is_dir():
-        raise InputError(f"--model_cards {args.model_cards} does not exist; pass the folder with the cards")
+    parser, collection = ScriptParser(description=__doc__), Path("model_cards")
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="output folders of finished runs to add")
+    parser.add_argument("--model_cards", type=Path, default=collection, metavar="DIR", help="default: model_cards/")
+    parser.add_argument("--pictures", action="store_true", help="show the runs in cards with their pictures")
+    args = parser.parse_args(argv)
+    there = args.runs or args.model_cards.is_dir()
+    require(there, f"--model_cards {args.model_cards} does not exist; pass the folder with the cards")
     runs, tables = {}, project_tables()
     for run in args.runs:
         first = runs.setdefault(run.resolve().name, run)
-        if first.resolve() != run.resolve():
-            raise InputError(f"{first} and {run} have one name, and so would their cards: rename one of them")
+        told = f"{first} and {run} have one name, and so would their cards: rename one of them"
+        require(first.resolve() == run.resolve(), told)
     for run in runs.values():
         add_run(run, args.model_cards, tables, pictures=args.pictures)
     written = write_collection(args.model_cards, tables)

@@ -5,7 +5,6 @@
 The table goes to stderr; the last line on stdout, where that is no terminal, is the same as JSON.
 """
 
-import argparse
 from pathlib import Path
 
 from u2pl_hf.command_line import ScriptParser, print_result
@@ -14,21 +13,15 @@ from u2pl_hf.hub.results import finished_results
 from u2pl_hf.markdown import one_line
 from u2pl_hf.measure.side_by_side import aligned, class_rows, rows_of
 
-FACTS = ("method", "num_labelled", "num_unlabelled", "seed", "max_steps", "seconds")
-COLUMNS = (*FACTS, "last", "best", "best at step")
-
-
-def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = ScriptParser(description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, help="output folders of finished runs")
-    return parser.parse_args(argv)
+COLUMNS = ("method", "num_labelled", "num_unlabelled", "seed", "max_steps", "seconds", "last", "best", "best at step")
 
 
 @exits_on_input_error
 def main(argv: list[str] | None = None) -> None:
     """Print the table, a column for each run, and the pictures' paths."""
-    args = parse_arguments(argv)
+    parser = ScriptParser(description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, help="output folders of finished runs")
+    args = parser.parse_args(argv)
     folders = list({folder.resolve(): folder for folder in args.runs}.values())
     names = [folder.resolve().name for folder in folders]
     # By their paths where two folders have one name.

@@ -20,19 +20,17 @@ from u2pl_hf.training.weights.published_checkpoints import DATASETS, NETWORKS, c
 def main(argv: list[str] | None = None) -> None:
     """Read, convert, write."""
     parser = ScriptParser(description=__doc__)
-    parser.add_argument("file", type=Path, metavar="FILE", help="published checkpoint, .pth or .safetensors")
-    told = "folder to write; must not exist or be empty"
-    parser.add_argument("output_dir", type=Path, metavar="OUTPUT_DIR", help=told)
+    add = parser.add_argument
+    add("file", type=Path, metavar="FILE", help="published checkpoint, .pth or .safetensors")
+    add("output_dir", type=Path, metavar="OUTPUT_DIR", help="folder to write; must not exist or be empty")
     told = "network to take (default: auto, the teacher where there is one)"
-    parser.add_argument("--weights", choices=("auto", *NETWORKS), default="auto", help=told)
-    told = "whose class names and colours (default: by their number)"
-    parser.add_argument("--dataset", choices=(*DATASETS, "none"), help=told)
-    told = "class list: one NAME or NAME,R,G,B per line, or JSON"
-    parser.add_argument("--class_names", type=Path, metavar="FILE", help=told)
-    parser.add_argument("--output_stride", type=int, choices=OUTPUT_STRIDES, default=8, help="default: 8, as published")
-    told, published = "default: 12 24 36, as published; the weights do not tell", [12, 24, 36]
-    parser.add_argument("--aspp_dilations", type=int, nargs=3, default=published, metavar="N", help=told)
-    parser.add_argument("--overwrite", action="store_true", help="replace an exported model in OUTPUT_DIR")
+    add("--weights", choices=("auto", *NETWORKS), default="auto", help=told)
+    add("--dataset", choices=(*DATASETS, "none"), help="whose class names and colours (default: by their number)")
+    add("--class_names", type=Path, metavar="FILE", help="class list: one NAME or NAME,R,G,B per line, or JSON")
+    add("--output_stride", type=int, choices=OUTPUT_STRIDES, default=8, help="default: 8, as published")
+    told = "default: 12 24 36, as published; the weights do not tell"
+    add("--aspp_dilations", type=int, nargs=3, default=[12, 24, 36], metavar="N", help=told)
+    add("--overwrite", action="store_true", help="replace an exported model in OUTPUT_DIR")
     args = vars(parser.parse_args(argv))
     as_json = args.pop("json")
     result = convert_checkpoint(args.pop("file"), args.pop("output_dir"), **args)

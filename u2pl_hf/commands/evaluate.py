@@ -17,16 +17,17 @@ from pathlib import Path
 import numpy as np
 
 from u2pl_hf.command_line import ScriptParser, print_result
-from u2pl_hf.commands.options import add_model, add_segmentation, device_to_use, segmentation_options
-from u2pl_hf.data.source.sources import Source, load_source
-from u2pl_hf.errors import InputError, exits_on_input_error
+from u2pl_hf.commands.options import add_model, add_segmentation, model_to_use, segmentation_options
+from u2pl_hf.data.sources import Source, load_source
+from u2pl_hf.errors import exits_on_input_error, require
 from u2pl_hf.evaluation.inference import class_colours, class_names, count_pixels, describe_protocol, named_scores
-from u2pl_hf.evaluation.loading import dataset_commit, library_versions, load_model, model_commit, model_digest
+from u2pl_hf.evaluation.loading import dataset_commit, library_versions, model_commit, model_digest
 from u2pl_hf.evaluation.mean_iou import MeanIoU
 from u2pl_hf.evaluation.outputs import check_pictures, check_writable, save_png
 from u2pl_hf.evaluation.pictures import overlay
 from u2pl_hf.files import write_text
-from u2pl_hf.system.precision import compile_networks, computing
+from u2pl_hf.measure.side_by_side import aligned, percent
+from u2pl_hf.system.precision import computing
 from u2pl_hf.system.processes import joined_processes, together
 from u2pl_hf.training.run.report import hardware
 
@@ -37,18 +38,18 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """The command line, checked."""
     parser = ScriptParser(description=__doc__)
     add_model(parser)
-    parser.add_argument("--dataset", required=True, help="'demo', a local folder or a Hub id, as for training")
-    parser.add_argument("--subset", default="validation", help="which part of the data set (validation)")
-    parser.add_argument("--dataset_revision", help="branch, tag or commit of a data set on the Hub")
-    parser.add_argument("--id_column", default="id", help="column of the image ids (id)")
-    parser.add_argument("--image_column", default="image", help="column of the images (image)")
-    parser.add_argument("--label_column", default="label", help="column of the label masks (label)")
-    parser.add_argument("--streaming", action="store_true", help="read parquet files where they lie, Hub or disk")
+    add = parser.add_argument
+    add("--dataset", required=True, help="'demo', a local folder or a Hub id, as for training")
+    add("--subset", default="validation", help="which part of the data set (validation)")
+    add("--dataset_revision", help="branch, tag or commit of a data set on the Hub")
+    for column, what in (("id", "image ids"), ("image", "images"), ("label", "label masks")):
+        add(f"--{column}_column", default=column, help=f"column of the {what} ({column})")
+    add("--streaming", action="store_true", help="read parquet files where they lie, Hub or disk")
     add_segmentation(parser)
-    parser.add_argument("--save_predictions", metavar="DIR", help="write predictions, 8-bit ids with a palette")
-    parser.add_argument("--save_overlays", metavar="DIR", help="write prediction and ground truth, side by side")
-    parser.add_argument("--overwrite", action="store_true", help="replace the pictures of evaluate.py in these folders")
-    parser.add_argument("--output_file", metavar="JSON", help="write the result, with the confusion matrix, as well")
+    add("--save_predictions", type=Path, metavar="DIR", help="write predictions, 8-bit ids with a palette")
+    add("--save_overlays", type=Path, metavar="DIR", help="write prediction and ground truth, side by side")
+    add("--overwrite", action="store_true", help="replace the pictures of evaluate.py in these folders")
+    add("--output_file", type=Path, metavar="JSON", help="write the result, with the confusion matrix, as well")
     args = parser.parse_args(argv)
     args.protocol = describe_protocol(**segmentation_options(args))
     return args
@@ -65,50 +66,42 @@ def main(argv: list[str] | None = None) -> None:
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")
     with joined_processes() as processes:
         args = together(processes, lambda: parse_arguments(argv))
-        model, source, device = together(processes, lambda: prepare(args))
+        model, source = together(processes, lambda: prepare(args))
         rows = range(len(source.ids))[processes.process_index :: processes.num_processes]
-        metric = together(processes, lambda: count(args, model, source, device, rows, processes.is_main_process))
-        if processes.num_processes > 1:
-            metric.all_reduce()
+        metric = together(processes, lambda: count(args, model, source, rows, processes.is_main_process))
+        metric.all_reduce()
         if processes.is_main_process:
             if not metric.confusion.any():
                 logger.warning("all %d images are 255 (ignored) throughout: there is nothing to score", len(source.ids))
-            result = named_scores(metric, class_names(model)) | {
-                "model": args.model,
+            asked = ("model", "dataset", "subset", "protocol", "precision", "compile")
+            result = named_scores(metric, class_names(model)) | {name: getattr(args, name) for name in asked}
+            result |= {
                 "model_revision": model_commit(args.model, args.model_revision) or args.model_revision,
-                "dataset": args.dataset,
                 "dataset_revision": dataset_commit(args.dataset, args.dataset_revision) or args.dataset_revision,
-                "subset": args.subset,
                 "num_images": len(source.ids),
-                "protocol": args.protocol,
-                "precision": args.precision,
-                "compile": args.compile,
                 "versions": library_versions(),
-                "hardware": hardware(device, processes.num_processes),
+                "hardware": hardware(model.device, processes.num_processes),
                 "seconds": round(time.perf_counter() - started, 1),
             }
             report(result, metric.confusion.tolist(), args)
 
 
 def prepare(args: argparse.Namespace):
-    """Model, data and device; everything that can be refused is refused here."""
-    device = device_to_use(args)
-    model = load_model(args.model, device=args.device, revision=args.model_revision)
+    """Model and data; everything that can be refused is refused here."""
+    model = model_to_use(args)
     columns = {name: getattr(args, name) for name in ("id_column", "image_column", "label_column")}
     source = load_source(args.dataset, args.subset, **columns, revision=args.dataset_revision, streaming=args.streaming)
     check_classes(class_names(model), source.class_names, args.dataset)
     folders = {"--save_predictions": args.save_predictions, "--save_overlays": args.save_overlays}
-    folders = {option: Path(folder) for option, folder in folders.items() if folder}
+    folders = {option: folder for option, folder in folders.items() if folder}
     for option, folder in folders.items():
         check_pictures(folder, source.ids, option, overwrite=args.overwrite)
     # The last of the checks, since it makes the folders.
     for option, folder in folders.items():
         check_writable(folder, option)
     if args.output_file:
-        check_writable(Path(args.output_file).parent, "--output_file in")
-    if args.compile:
-        compile_networks([model], dynamic=True)
-    return model, source, device
+        check_writable(args.output_file.parent, "--output_file in")
+    return model, source
 
 
 def check_classes(ours: list[str], theirs: list[str] | None, dataset: str) -> None:
@@ -119,47 +112,40 @@ def check_classes(ours: list[str], theirs: list[str] | None, dataset: str) -> No
     """
     if theirs is None or ours == theirs:
         return
-    if len(ours) != len(theirs):
-        raise InputError(
-            f"the model has {len(ours)} classes and data set {dataset} has {len(theirs)}: "
-            "evaluate on the data set it was trained for"
-        )
-    place = next(c for c in range(len(ours)) if ours[c] != theirs[c])
-    pair = ours[place], theirs[place]
-    logger.warning("class names differ: class %d is %s in the model and %s in the data set", place, *pair)
+    told = f"the model has {len(ours)} classes and data set {dataset} has {len(theirs)}"
+    require(len(ours) == len(theirs), f"{told}: evaluate on the data set it was trained for")
+    first = next((place, *pair) for place, pair in enumerate(zip(ours, theirs, strict=True)) if len(set(pair)) > 1)
+    logger.warning("class names differ: class %d is %s in the model and %s in the data set", *first)
 
 
-def count(args: argparse.Namespace, model, source: Source, device, rows: range, progress: bool) -> MeanIoU:
+def count(args: argparse.Namespace, model, source: Source, rows: range, progress: bool) -> MeanIoU:
     """The confusion matrix of some rows; writes pictures that were asked for, an id with slashes into sub-folders."""
     palette = model.config.palette or source.palette or class_colours(model)
     origin = {"model": args.model, "digest": model_digest(model), "options": args.protocol}
 
     def save(sample_id: str, image: np.ndarray, label: np.ndarray, prediction: np.ndarray) -> None:
         if args.save_predictions:
-            save_png(Path(args.save_predictions, f"{sample_id}.png"), prediction, origin, palette)
+            save_png(args.save_predictions / f"{sample_id}.png", prediction, origin, palette)
         if args.save_overlays:
             pair = [overlay(image, ids, palette, contour=True) for ids in (prediction, label)]
-            save_png(Path(args.save_overlays, f"{sample_id}.png"), np.hstack(pair), origin)
+            save_png(args.save_overlays / f"{sample_id}.png", np.hstack(pair), origin)
 
-    options = {"batch_size": args.batch_size, "on_sample": save, "progress": progress}
-    with computing(args.precision, device):
-        return count_pixels(model, source, rows, device=device, **options, **segmentation_options(args))
+    options = segmentation_options(args) | {"batch_size": args.batch_size, "on_sample": save, "progress": progress}
+    with computing(args.precision, model.device):
+        return count_pixels(model, source, rows, device=model.device, **options)
 
 
 def report(result: dict, confusion: list[list[int]], args: argparse.Namespace) -> None:
     """JSON, with the confusion matrix, to the file; then the table, and JSON as the last line of stdout."""
-    rows = [(name, iou, result["per_class_accuracy"][name]) for name, iou in result["per_class_iou"].items()]
-    rows.append(("mean", result["mean_iou"], result["mean_accuracy"]))
-    rows.append(("all pixels", None, result["accuracy"]))
-    width = max(len(name) for name, *_ in rows)
-    lines = [f"{'':<{width}}     IoU  accuracy"]
-    for name, *values in rows:
-        iou, accuracy = ("-" if value is None else f"{100 * value:.2f}" for value in values)
-        lines.append(f"{name:<{width}}  {iou:>6}  {accuracy:>8}")
-    if result["absent_classes"]:
-        lines.append(f"neither in the images nor predicted: {', '.join(result['absent_classes'])}")
+    accuracy = result["per_class_accuracy"]
+    scores = [(name, iou, accuracy[name]) for name, iou in result["per_class_iou"].items()]
+    scores += [("mean", result["mean_iou"], result["mean_accuracy"]), ("all pixels", None, result["accuracy"])]
+    rows = [["", "IoU", "accuracy"], *([name, *(percent([value]) for value in values)] for name, *values in scores)]
+    told, absent = aligned(rows), ", ".join(result["absent_classes"])
+    told += f"\nneither in the images nor predicted: {absent}" if absent else ""
     if args.output_file:
-        content = result | {"confusion": confusion}
-        fields = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in content.items())
-        write_text(Path(args.output_file), f"{{\n{fields}\n}}\n")
-    print_result(result, "\n".join(lines), as_json=args.json)
+        # A line for each field: the matrix would fill pages.
+        content = (result | {"confusion": confusion}).items()
+        fields = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in content)
+        write_text(args.output_file, f"{{\n{fields}\n}}\n")
+    print_result(result, told, as_json=args.json)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from u2pl_hf.command_line import ScriptParser, print_result
 from u2pl_hf.commands.options import add_model
-from u2pl_hf.errors import InputError, exits_on_input_error
+from u2pl_hf.errors import exits_on_input_error, require
 from u2pl_hf.evaluation.loading import load_model
 from u2pl_hf.evaluation.onnx_export import OUTPUTS, export_onnx
 from u2pl_hf.evaluation.outputs import check_writable
@@ -26,10 +26,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("file", type=Path, help="file to write, such as model.onnx")
     parser.add_argument("--output", choices=OUTPUTS, default="logits", help="what it computes (default: logits)")
     args = parser.parse_args(argv)
-    if args.file.suffix != ".onnx":
-        raise InputError(f"{args.file}: pass a file name that ends in .onnx")
+    require(args.file.suffix == ".onnx", f"{args.file}: pass a file name that ends in .onnx")
     check_writable(args.file.parent, "the folder")
     model = load_model(args.model, device="cpu", revision=args.model_revision)
     found = export_onnx(model, args.file, args.output)
-    facts = {"model": args.model, "file": str(args.file), "bytes": args.file.stat().st_size}
-    print_result(facts | found, as_json=args.json)
+    facts = {"model": args.model, "file": str(args.file), "bytes": args.file.stat().st_size} | found
+    print_result(facts, as_json=args.json)

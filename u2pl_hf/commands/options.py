@@ -2,13 +2,11 @@
 
 import argparse
 
-import torch
-
 from u2pl_hf.app.photos import LONGEST_SIDE
 from u2pl_hf.command_line import number
 from u2pl_hf.evaluation.inference import MAX_WHOLE_PIXELS
-from u2pl_hf.evaluation.loading import pick_device
-from u2pl_hf.system.precision import PRECISIONS, check_compiler, check_number_type
+from u2pl_hf.evaluation.loading import load_model, pick_device
+from u2pl_hf.system.precision import PRECISIONS, check_compiler, check_number_type, compile_networks
 
 SEGMENT = ("mode", "window", "stride", "scales", "flip", "window_batch")
 
@@ -17,6 +15,11 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     """Which model, for `load_model`."""
     parser.add_argument("model", help="folder that training exported, or a Hub id")
     parser.add_argument("--model_revision", help="branch, tag or commit of a model on the Hub")
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Where it computes."""
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
 
 
 def add_page(parser: argparse.ArgumentParser) -> None:
@@ -29,24 +32,21 @@ def add_page(parser: argparse.ArgumentParser) -> None:
 
 def add_segmentation(parser: argparse.ArgumentParser, *, auto: bool = False) -> None:
     """How to predict, and how to compute; `auto` adds the mode that looks at the size."""
-    modes, default = (("auto", "whole", "slide"), "auto") if auto else (("whole", "slide"), "whole")
-    positive = number(int, at_least=1)
-    parser.add_argument("--mode", choices=modes, default=default, help=f"whole image or sliding window ({default})")
+    modes, add = ["auto"] * auto + ["whole", "slide"], parser.add_argument
+    positive, scale = number(int, at_least=1), number(float, above=0, at_most=16)
+    add("--mode", choices=modes, default=modes[0], help=f"whole image or sliding window ({modes[0]})")
     if auto:
         told = f"--mode auto slides over images with more pixels ({MAX_WHOLE_PIXELS}, that is 2048x1024)"
-        limit = number(int, at_most=2**40)
-        parser.add_argument("--max_whole_pixels", type=limit, default=MAX_WHOLE_PIXELS, help=told)
-    parser.add_argument("--window", type=positive, default=769, help="side of the sliding window (769)")
-    parser.add_argument("--stride", type=positive, help="step of the window (two thirds of the window)")
-    scale = number(float, above=0, at_most=16)
-    parser.add_argument("--scales", type=scale, nargs="+", default=[1.0], help="average over these scales (1)")
-    parser.add_argument("--flip", action="store_true", help="average with the mirror image")
-    parser.add_argument("--window_batch", type=positive, help="windows per forward pass (1 on the CPU, 4 elsewhere)")
-    told = "neighbouring images of equal size share a pass (1)"
-    parser.add_argument("--batch_size", type=positive, default=1, help=told)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (auto)")
-    parser.add_argument("--precision", choices=tuple(PRECISIONS), default="no", help="autocast to a shorter type (no)")
-    parser.add_argument("--compile", action="store_true", help="torch.compile: minutes once, faster afterwards")
+        add("--max_whole_pixels", type=number(int, at_most=2**40), default=MAX_WHOLE_PIXELS, help=told)
+    add("--window", type=positive, default=769, help="side of the sliding window (769)")
+    add("--stride", type=positive, help="step of the window (two thirds of the window)")
+    add("--scales", type=scale, nargs="+", default=[1.0], help="average over these scales (1)")
+    add("--flip", action="store_true", help="average with the mirror image")
+    add("--window_batch", type=positive, help="windows per forward pass (1 on the CPU, 4 elsewhere)")
+    add("--batch_size", type=positive, default=1, help="neighbouring images of equal size share a pass (1)")
+    add_device(parser)
+    add("--precision", choices=tuple(PRECISIONS), default="no", help="autocast to a shorter type (no)")
+    add("--compile", action="store_true", help="torch.compile: minutes once, faster afterwards")
 
 
 def segmentation_options(args: argparse.Namespace) -> dict:
@@ -54,14 +54,17 @@ def segmentation_options(args: argparse.Namespace) -> dict:
     return {name: getattr(args, name) for name in SEGMENT}
 
 
-def device_to_use(args: argparse.Namespace) -> torch.device:
-    """The device that was asked for.
+def model_to_use(args: argparse.Namespace):
+    """The model that was asked for, on its device, compiled if it is to be.
 
     Raises:
-        InputError: it is not there, or cannot do what else was asked for.
+        InputError: it cannot be loaded, or the device is not there or cannot do what else was asked for.
     """
     device = pick_device(args.device)
     check_number_type(args.precision, device, "--precision")
     if args.compile:
         check_compiler(device, "install it or leave out --compile")
-    return device
+    model = load_model(args.model, device=args.device, revision=args.model_revision)
+    if args.compile:
+        compile_networks([model], dynamic=True)
+    return model

@@ -8,43 +8,41 @@ bounded memory. Files that this program did not write, and those of another mode
 stdout, where that is no terminal, is one JSON object with the files written, and how each was predicted.
 """
 
-import argparse
+from argparse import BooleanOptionalAction, Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
 from u2pl_hf.command_line import ScriptParser, number, print_result
-from u2pl_hf.commands.options import add_model, add_segmentation, device_to_use, segmentation_options
-from u2pl_hf.errors import InputError, exits_on_input_error
+from u2pl_hf.commands.options import add_model, add_segmentation, model_to_use, segmentation_options
+from u2pl_hf.errors import InputError, exits_on_input_error, refuse
 from u2pl_hf.evaluation.inference import as_bytes, describe_protocol, predict_all, same_size_batches
-from u2pl_hf.evaluation.loading import load_model, model_digest
+from u2pl_hf.evaluation.loading import model_digest
 from u2pl_hf.evaluation.outputs import check_replaceable, check_writable, is_of, save_png
 from u2pl_hf.evaluation.photographs import Photograph, find_photographs, read_ahead, read_headers
-from u2pl_hf.system.precision import compile_networks, computing
+from u2pl_hf.system.precision import computing
 
 
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+def parse_arguments(argv: list[str] | None) -> Namespace:
     """The command line, checked."""
     parser = ScriptParser(description=__doc__)
     add_model(parser)
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, folders of them, or globs")
-    parser.add_argument("--output_dir", required=True, type=Path, help="where to write; made if it is missing")
-    parser.add_argument("--recursive", action="store_true", help="also take what lies in sub-folders of folders")
-    told = "leave out images whose results, of these options, are there"
-    parser.add_argument("--skip_existing", action="store_true", help=told)
-    parser.add_argument("--save_confidence", action="store_true", help="write <name>_confidence.png: 255 = sure")
-    share = number(float, at_most=1)
-    parser.add_argument("--opacity", type=share, default=0.5, help="of the colours in the overlay (0.5)")
-    yes_or_no, told = argparse.BooleanOptionalAction, "white lines between the classes of the overlay (yes)"
-    parser.add_argument("--contour", action=yes_or_no, default=True, help=told)
-    parser.add_argument("--legend", action="store_true", help="the classes' names below the overlay, which grows by it")
+    add = parser.add_argument
+    add("images", nargs="+", metavar="IMAGE", help="image files, folders of them, or globs")
+    add("--output_dir", required=True, type=Path, help="where to write; made if it is missing")
+    add("--recursive", action="store_true", help="also take what lies in sub-folders of folders")
+    add("--skip_existing", action="store_true", help="leave out images whose results, of these options, are there")
+    add("--save_confidence", action="store_true", help="write <name>_confidence.png: 255 = sure")
+    add("--opacity", type=number(float, at_most=1), default=0.5, help="of the colours in the overlay (0.5)")
+    told = "white lines between the classes of the overlay (yes)"
+    add("--contour", action=BooleanOptionalAction, default=True, help=told)
+    add("--legend", action="store_true", help="the classes' names below the overlay, which grows by it")
     add_segmentation(parser, auto=True)
     args = parser.parse_args(argv)
-    options = segmentation_options(args)
+    options, auto = segmentation_options(args), {"mode": "auto", "max_whole_pixels": args.max_whole_pixels}
     if args.mode == "auto":
-        checked = describe_protocol(**options | {"mode": "slide"})
-        args.protocol = checked | {"mode": "auto", "max_whole_pixels": args.max_whole_pixels}
+        args.protocol = describe_protocol(**options | {"mode": "slide"}) | auto
     else:
         args.protocol = describe_protocol(**options)
     return args
@@ -54,42 +52,35 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Predict every image."""
     args = parse_arguments(argv)
-    device = device_to_use(args)
     photographs = find_photographs(args.images, recursive=args.recursive, output_dir=args.output_dir)
     # The mask is the last: where it is, all is.
-    kinds = ["overlay", *(["confidence"] if args.save_confidence else []), "mask"]
+    kinds = ["overlay", *["confidence"] * args.save_confidence, "mask"]
     files = {p: {kind: args.output_dir / f"{p.name}_{kind}.png" for kind in kinds} for p in photographs}
     paths, inputs = [path for made in files.values() for path in made.values()], {p.path.resolve() for p in photographs}
-    for path in paths:
-        if path.resolve() in inputs:
-            raise InputError(f"{path} is one of the images and would be overwritten: pass another --output_dir")
-    model = load_model(args.model, device=args.device, revision=args.model_revision)
+    told = "is one of the images and would be overwritten: pass another --output_dir"
+    refuse((path.resolve() in inputs, f"{path} {told}") for path in paths)
+    model = model_to_use(args)
     how = args.protocol | {"precision": args.precision}
     origin = {"model": args.model, "digest": model_digest(model), "options": how}
     check_replaceable(paths, "--output_dir", origin["digest"])
-    done = {p for p in photographs if args.skip_existing and all(is_of(file, origin) for file in files[p].values())}
+    done = [p for p in photographs if args.skip_existing and all(is_of(file, origin) for file in files[p].values())]
     todo, written = read_headers([p for p in photographs if p not in done]), []
     if todo:
         # The last of the checks, since it makes the folder.
         check_writable(args.output_dir, "--output_dir")
-        if args.compile:
-            compile_networks([model], dynamic=True)
         try:
-            with computing(args.precision, device):
-                for facts in predict_files(model, todo, files, args, origin):
-                    written.append(facts)
+            with computing(args.precision, model.device):
+                written.extend(predict_files(model, todo, files, args, origin))
         except InputError as error:
             kept = f"{len(written)} of {len(todo)} are done; without this file, --skip_existing goes on from there"
             raise InputError(f"{error}; {kept}") from error
     result = {"model": args.model, "protocol": args.protocol, "precision": args.precision, "skipped": len(done)}
-    told = (
-        f"{len(written)} images predicted, {len(done)} were there already: masks and overlays are in {args.output_dir}"
-    )
-    print_result(result | {"files": written}, told, as_json=args.json)
+    told = f"{len(written)} images predicted, {len(done)} were there already"
+    print_result(result | {"files": written}, f"{told}: masks and overlays are in {args.output_dir}", as_json=args.json)
 
 
 def predict_files(
-    model, photographs: list[Photograph], files: dict[Photograph, dict], args: argparse.Namespace, origin: dict
+    model, photographs: list[Photograph], files: dict[Photograph, dict], args: Namespace, origin: dict
 ) -> Iterator[dict]:
     """Predict and write, one batch of images of one size after the other; gives the facts of each image."""
     total, number = sum(photograph.pixels for photograph in photographs), args.batch_size

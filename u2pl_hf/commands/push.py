@@ -19,18 +19,17 @@ from u2pl_hf.training.run.upload import RunPush
 def main(argv: list[str] | None = None) -> None:
     """Check, push, print the result."""
     parser = ScriptParser(description=__doc__)
-    parser.add_argument("output_dir", type=Path, help="folder with the exported model")
-    parser.add_argument("--repo_id", required=True, metavar="USER/NAME", help="made if it is not there")
-    told = "made if it is not there, such as voc_732-seed0; default: main"
-    parser.add_argument("--revision", metavar="BRANCH", help=told)
-    parser.add_argument("--private", action="store_true", help="make the new repository private")
-    parser.add_argument("--best", action="store_true", help="the model of the best evaluation instead of the last one")
-    told = "the newest complete checkpoint as well, to BRANCH-checkpoint"
-    parser.add_argument("--with_checkpoint", action="store_true", help=told)
+    add = parser.add_argument
+    add("output_dir", type=Path, help="folder with the exported model")
+    add("--repo_id", required=True, metavar="USER/NAME", help="made if it is not there")
+    add("--revision", metavar="BRANCH", help="made if it is not there, such as voc_732-seed0; default: main")
+    add("--private", action="store_true", help="make the new repository private")
+    add("--best", action="store_true", help="the model of the best evaluation instead of the last one")
+    add("--with_checkpoint", action="store_true", help="the newest complete checkpoint as well, to BRANCH-checkpoint")
     told = "finished runs, such as of other seeds, that the card shows beside this one"
-    parser.add_argument("--other_runs", type=Path, nargs="+", default=[], metavar="DIR", help=told)
-    parser.add_argument("--commit_message", help="default: one that names the folder")
-    parser.add_argument("--dry_run", action="store_true", help="print what would be sent, and do not ask the Hub")
+    add("--other_runs", type=Path, nargs="+", default=[], metavar="DIR", help=told)
+    add("--commit_message", help="default: one that names the folder")
+    add("--dry_run", action="store_true", help="print what would be sent, and do not ask the Hub")
     args = vars(parser.parse_args(argv))
     as_json, dry_run = args.pop("json"), args.pop("dry_run")
     push = RunPush(args.pop("output_dir"), args.pop("repo_id"), others=args.pop("other_runs"), **args)

@@ -16,7 +16,7 @@ from u2pl_hf.app.photos import find_examples
 from u2pl_hf.app.space import write_space
 from u2pl_hf.command_line import ScriptParser, print_result
 from u2pl_hf.commands.options import add_model, add_page
-from u2pl_hf.errors import InputError, exits_on_input_error
+from u2pl_hf.errors import exits_on_input_error, require
 from u2pl_hf.evaluation.loading import load_model
 from u2pl_hf.files import write_atomically
 from u2pl_hf.hub.push import check_can_push, push_folder
@@ -29,22 +29,23 @@ def main(argv: list[str] | None = None) -> None:
     add_model(parser)
     parser.add_argument("--repo_id", metavar="USER/NAME", help="push it there")
     parser.add_argument("--private", action="store_true", help="a new Space that only you see")
-    parser.add_argument("--output_dir", help="new folder to keep the files in; without --repo_id nothing is pushed")
+    told = "new folder to keep the files in; without --repo_id nothing is pushed"
+    parser.add_argument("--output_dir", type=Path, help=told)
     add_page(parser)
     args = parser.parse_args(argv)
-    if not args.repo_id and not args.output_dir:
-        raise InputError("pass --repo_id USER/NAME to push the Space, or --output_dir to keep its folder, or both")
-    if args.output_dir and Path(args.output_dir).exists():
-        raise InputError(f"--output_dir {args.output_dir} is already there: pass a new folder")
+    goal = args.repo_id or args.output_dir
+    require(goal, "pass --repo_id USER/NAME to push the Space, or --output_dir to keep its folder, or both")
+    is_new = not args.output_dir or not args.output_dir.exists()
+    require(is_new, f"--output_dir {args.output_dir} is already there: pass a new folder")
     if args.repo_id:
         check_can_push(args.repo_id, "space")
     examples = find_examples(args.examples)
     # A Space that cannot start would say so only in its log.
     load_model(args.model, device="cpu", revision=args.model_revision)
-    folder = Path(args.output_dir or Path(tempfile.mkdtemp(prefix="u2pl_space_")) / "space")
+    folder = args.output_dir or Path(tempfile.mkdtemp(prefix="u2pl_space_"), "space")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    settings = {"revision": args.model_revision, "title": args.title, "longest_side": args.longest_side}
-    write_atomically(folder, lambda path: write_space(path, args.model, examples=examples, **settings))
+    settings = args.model, args.model_revision, args.title, args.longest_side, examples
+    write_atomically(folder, lambda path: write_space(path, *settings))
     result = {"model": args.model, "folder": str(folder)}
     if args.repo_id:
         result["url"] = push_folder(folder, args.repo_id, repo_type="space", private=args.private)

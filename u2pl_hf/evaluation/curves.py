@@ -59,9 +59,8 @@ def draw_curves(metrics: Sequence[dict]) -> "Figure":
     logged = [line for line in metrics if "eval_mean_iou" not in line]
     names = dict.fromkeys(name for line in logged for name in line if name.startswith("loss_"))
     losses = {name.removeprefix("loss_"): _running_mean(_points(logged, name)) for name in names}
-    figure = draw_panels(
-        {"mean IoU of the evaluation set, per cent": {"mean IoU": scores}, "losses": losses}, last_step
-    )
+    panels = {"mean IoU of the evaluation set, per cent": {"mean IoU": scores}, "losses": losses}
+    figure = draw_panels(panels, last_step)
     figure.axes[0].lines[0].set_marker("o")
     # A loss starts from 0; a mean IoU shows more if it does not.
     figure.axes[1].set_ylim(bottom=0)
@@ -102,5 +101,5 @@ def _points(lines: Sequence[dict], name: str) -> list[tuple[float, float]]:
 
 def _running_mean(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     window = max(1, round(len(points) * SMOOTHING))
-    ends = range(1, len(points) + 1)
-    return [(points[end - 1][0], fmean(y for _, y in points[max(0, end - window) : end])) for end in ends]
+    ends = enumerate(points, 1)
+    return [(step, fmean(y for _, y in points[max(0, end - window) : end])) for end, (step, _) in ends]

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from u2pl_hf.constants import IGNORE, default_palette
-from u2pl_hf.errors import InputError, refusing
+from u2pl_hf.errors import InputError, refusing, require
 from u2pl_hf.evaluation.loading import load_model
 from u2pl_hf.evaluation.mean_iou import MeanIoU
 from u2pl_hf.evaluation.photographs import read_photograph
@@ -75,8 +75,7 @@ class Prediction:
             legend: the names of the classes that occur, below the picture, which grows by it.
         """
         drawn = overlay(self.image, self.labels, self.palette, opacity, contour=contour)
-        if legend:
-            drawn = with_legend(drawn, self.labels, self.palette, self.class_names)
+        drawn = with_legend(drawn, self.labels, self.palette, self.class_names) if legend else drawn
         return Image.fromarray(drawn)
 
 
@@ -111,8 +110,8 @@ def predict(
     elif isinstance(image, Image.Image):
         with refusing(DAMAGED, "the image cannot be used"):
             image = np.array(upright_rgb(image))
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise InputError(f"the image is {image.dtype} {image.shape}: pass RGB (H,W,3) uint8, a PIL image or a file")
+    is_rgb = image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8
+    require(is_rgb, f"the image is {image.dtype} {image.shape}: pass RGB (H,W,3) uint8, a PIL image or a file")
     with computing(precision, next(model.parameters()).device):
         return predict_all(model, [image], **options)[0]
 
@@ -158,9 +157,8 @@ def predict_images(
         Ids (B,H,W) uint8, and the confidence (B,H,W) uint8 from 0, all classes alike, to 255, sure; else None.
     """
     ids, entropy = ids_and_entropy(model, images, device, with_entropy=with_confidence, **options)
-    if entropy is None:
-        return ids.cpu().numpy(), None
-    return ids.cpu().numpy(), as_bytes(confidence_of(entropy.cpu().numpy(), model.config.num_labels))
+    sure = None if entropy is None else confidence_of(entropy.cpu().numpy(), model.config.num_labels)
+    return ids.cpu().numpy(), None if sure is None else as_bytes(sure)
 
 
 def ids_and_entropy(
@@ -268,12 +266,12 @@ def count_pixels(
     metric = MeanIoU(num_labels, IGNORE, device=device)
     with tqdm(total=len(indices), desc="evaluate", disable=not progress) as bar:
         for batch in same_size_batches(_labelled_samples(source, indices, num_labels), batch_size):
-            images = [image for _, image, _ in batch]
+            _, images, labels = zip(*batch, strict=True)
             predictions, _ = ids_and_entropy(model, images, device, with_entropy=False, **segment_options)
-            metric.update(predictions, torch.from_numpy(np.stack([label for _, _, label in batch])).to(device))
+            metric.update(predictions, torch.from_numpy(np.stack(labels)).to(device))
             if on_sample is not None:
-                for (sample_id, image, label), ids in zip(batch, predictions.cpu().numpy(), strict=True):
-                    on_sample(sample_id, image, label, ids)
+                for sample, ids in zip(batch, predictions.cpu().numpy(), strict=True):
+                    on_sample(*sample, ids)
             bar.update(len(batch))
     return metric
 
@@ -281,10 +279,8 @@ def count_pixels(
 def named_scores(metric: MeanIoU, names: Sequence[str]) -> dict:
     """The result of `MeanIoU.compute`, with numbers per class as {name: fraction or None}, absent classes as names."""
     result = metric.compute()
-    for key in ("per_class_iou", "per_class_accuracy"):
-        result[key] = dict(zip(names, result[key], strict=True))
-    result["absent_classes"] = [names[c] for c in result["absent_classes"]]
-    return result
+    each = {key: dict(zip(names, result[key], strict=True)) for key in ("per_class_iou", "per_class_accuracy")}
+    return result | each | {"absent_classes": [names[c] for c in result["absent_classes"]]}
 
 
 def same_size_batches(samples: Iterable[tuple], batch_size: int) -> Iterator[list[tuple]]:
@@ -293,7 +289,7 @@ def same_size_batches(samples: Iterable[tuple], batch_size: int) -> Iterator[lis
     Raises:
         InputError: what reading a sample raises; those before it have been given by then.
     """
-    batch: list[tuple] = []
+    batch, failure = [], None
     try:
         for sample in samples:
             if batch and batch[-1][1].shape != sample[1].shape:
@@ -303,25 +299,23 @@ def same_size_batches(samples: Iterable[tuple], batch_size: int) -> Iterator[lis
             if len(batch) == batch_size:
                 yield batch
                 batch = []
-    except InputError:
-        if batch:
-            yield batch
-        raise
+    except InputError as error:
+        failure = error
     if batch:
         yield batch
+    if failure:
+        raise failure
 
 
 def _labelled_samples(source, indices: Sequence[int], num_labels: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """(id, image, label), checked, one after the other."""
     for index in indices:
         sample_id, image, label = source.ids[index], source.read_image(index), source.read_label(index)
-        if image.shape[:2] != label.shape:
-            (h, w), (lh, lw) = image.shape[:2], label.shape
-            raise InputError(f"id {sample_id}: the image is {w}x{h} and its label {lw}x{lh} pixels: they must be equal")
-        wrong = label[(label >= num_labels) & (label != IGNORE)]
-        if wrong.size:
-            raise InputError(
-                f"id {sample_id}: the label holds {wrong[0]}, the model has {num_labels} classes (0..{num_labels - 1}, "
-                f"{IGNORE} = ignore): evaluate on the data set it was trained for"
-            )
+        (h, w), (lh, lw) = image.shape[:2], label.shape
+        sizes = f"the image is {w}x{h} and its label {lw}x{lh} pixels: they must be equal"
+        require((h, w) == (lh, lw), f"id {sample_id}: {sizes}")
+        wrong = next(iter(label[(label >= num_labels) & (label != IGNORE)]), None)
+        known = f"the model has {num_labels} classes (0..{num_labels - 1}, {IGNORE} = ignore)"
+        told = f"id {sample_id}: the label holds {wrong}, {known}: evaluate on the data set it was trained for"
+        require(wrong is None, told)
         yield sample_id, image, label

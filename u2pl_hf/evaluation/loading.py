@@ -15,14 +15,15 @@ from transformers import PreTrainedConfig
 from transformers.utils.hub import extract_commit_hash
 
 from u2pl_hf.constants import IGNORE
-from u2pl_hf.errors import InputError, refusing
+from u2pl_hf.errors import InputError, refusing, require
 from u2pl_hf.files import misfit, sha256_of
 from u2pl_hf.model.configuration_u2pl import U2PLConfig
 from u2pl_hf.model.modeling_u2pl import U2PLForSemanticSegmentation
+from u2pl_hf.version import __version__
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-PACKAGES = ("u2pl_hf", "torch", "transformers", "datasets", "huggingface_hub", "numpy")
+PACKAGES = ("torch", "transformers", "datasets", "huggingface_hub", "numpy")
 
 
 def load_model(name: str, *, device: str = "auto", revision: str | None = None):
@@ -38,10 +39,10 @@ def load_model(name: str, *, device: str = "auto", revision: str | None = None):
             that the Hub announced.
     """
     chosen, path, where = pick_device(device), Path(name), f"model {name}"
-    if path.exists() and not (path / "config.json").is_file():
-        raise InputError(f"{where}: no config.json in it; pass a folder that training exported, or a Hub id")
-    if not path.exists() and not HUB_ID.fullmatch(name):
-        raise InputError(f"{where}: no such folder")
+    if path.exists():
+        exported = (path / "config.json").is_file()
+        require(exported, f"{where}: no config.json in it; pass a folder that training exported, or a Hub id")
+    require(path.exists() or HUB_ID.fullmatch(name), f"{where}: no such folder")
     options = {"config": _load_config(name, revision), "revision": revision, "output_loading_info": True}
     # safetensors, torch and pickle raise their own types for a damaged file.
     with refusing(Exception, f"{where}: its weights cannot be read"):
@@ -49,11 +50,11 @@ def load_model(name: str, *, device: str = "auto", revision: str | None = None):
             model, report = U2PLForSemanticSegmentation.from_pretrained(name, **options)
         finally:
             check_downloads(where, name, revision)
-    if missing := report["missing_keys"]:
-        # Without this, a file with other names would evaluate random weights.
-        raise InputError(f"{where}: {len(missing)} weights are not in its file, such as {min(missing)}")
-    if broken := first_not_finite(model.state_dict()):
-        raise InputError(f"{where}: {broken} in its weights is not finite; pass an earlier or a restored model")
+    # Without this, a file with other names would evaluate random weights.
+    missing = report["missing_keys"]
+    require(not missing, f"{where}: {len(missing)} weights are not in its file, such as {min(missing, default='')}")
+    broken = first_not_finite(model.state_dict())
+    require(not broken, f"{where}: {broken} in its weights is not finite; pass an earlier or a restored model")
     # As in training: the same kernels, so the same numbers to the last bit.
     return model.to(chosen, memory_format=torch.channels_last).eval()
 
@@ -64,12 +65,11 @@ def _load_config(name: str, revision: str | None) -> U2PLConfig:
     # transformers and huggingface_hub raise their own types for wrong fields.
     with refusing(Exception, f"{where}: no such folder or Hub model, or no usable config.json"):
         content, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
-        if (kind := content.get("model_type")) != U2PLConfig.model_type:
-            raise InputError(f"{where}: its type is {kind!r}, not 'u2pl'; pass a U2PL model")
+        kind = content.get("model_type")
+        require(kind == U2PLConfig.model_type, f"{where}: its type is {kind!r}, not 'u2pl'; pass a U2PL model")
         # Before transformers makes a name for each of them.
         classes = max(content.get("num_labels") or 0, len(content.get("id2label") or ()))
-        if classes > IGNORE:
-            raise InputError(f"{where}: it has {classes} classes, and masks are 8-bit: at most {IGNORE}")
+        require(classes <= IGNORE, f"{where}: it has {classes} classes, and masks are 8-bit: at most {IGNORE}")
         config = U2PLConfig.from_dict(content)
         if wrong := misfit([config.id2label.get(c) for c in range(config.num_labels)], list[str]):
             raise ValueError(f"id2label.{wrong}")
@@ -107,10 +107,8 @@ def check_download(where: str, path: Path) -> None:
     if SHA256.fullmatch(stored.name) and stored.is_file() and sha256_of(stored) != stored.name:
         stored.unlink()
         path.unlink(missing_ok=True)
-        raise InputError(
-            f"{where}: {path.name} is not what the Hub announced, by its sha256; it was removed, so the same command "
-            "fetches it again"
-        )
+        told = f"{path.name} is not what the Hub announced, by its sha256"
+        raise InputError(f"{where}: {told}; it was removed, so the same command fetches it again")
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -153,10 +151,5 @@ def dataset_commit(name: str, revision: str | None = None) -> str | None:
 
 def library_versions() -> dict[str, str]:
     """Versions of Python and of the installed libraries that decide a result."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:  # this package itself, run from its source folder
-            continue
-    return versions
+    libraries = {package: importlib.metadata.version(package) for package in PACKAGES}
+    return {"python": platform.python_version(), "u2pl_hf": __version__, **libraries}

@@ -1,12 +1,9 @@
 """The network as an ONNX file, and the check that ONNX Runtime computes the same."""
 
-import contextlib
 import importlib
-import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -14,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from u2pl_hf.constants import IMAGE_MEAN, IMAGE_STD
-from u2pl_hf.errors import InputError, refusing
+from u2pl_hf.errors import InputError, refusing, require
 from u2pl_hf.evaluation.inference import class_names
 from u2pl_hf.evaluation.segmentation import LOGITS_ONLY
+from u2pl_hf.files import write_atomically
 
 INPUT = "pixel_values"
 OUTPUTS = ("logits", "ids")
@@ -59,35 +57,36 @@ def export_onnx(model: nn.Module, path: Path, output: str = "logits") -> dict:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         with refusing(ImportError, f"{package} is not installed", ": pip install 'u2pl_hf[onnx]'"):
             importlib.import_module(package)
-    network, part = FullSize(model, output).eval(), path.with_name(f"{path.name}.part")
+    network, worst = FullSize(model, output).eval(), []
     least = {0: ("batch", 1), 2: ("height", 33), 3: ("width", 33)}
-    facts = {
-        "class_names": class_names(model),
-        "palette": model.config.palette,
-        "image_mean": IMAGE_MEAN,
-        "image_std": IMAGE_STD,
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with _quiet():
+    facts = {"class_names": class_names(model), "palette": model.config.palette}
+    facts |= {"image_mean": IMAGE_MEAN, "image_std": IMAGE_STD}
+
+    def write(part: Path) -> None:
+        # The exporter tells each of its steps, and what it misses of torchvision.
+        for library in ("torch.onnx", "onnxscript", "onnx_ir"):
+            logging.getLogger(library).setLevel(logging.ERROR)
+        with warnings.catch_warnings(action="ignore"):
             program = torch.onnx.export(
                 network,
                 (torch.zeros(2, 3, 97, 129),),
                 dynamo=True,
+                verbose=False,
                 input_names=[INPUT],
                 output_names=[output],
                 dynamic_shapes={INPUT: {axis: torch.export.Dim(name, min=n) for axis, (name, n) in least.items()}},
             )
             program.model.metadata_props.update({name: json.dumps(value) for name, value in facts.items()})
             program.save(part, external_data=False)
-        worst = _largest_difference(network, part, output)
-        part.replace(path)
+        worst.append(_largest_difference(network, part, output))
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        write_atomically(path, write)
     except torch.onnx.OnnxExporterError as error:
         line = str(error.__cause__ or error).strip().splitlines()[0][:100]
         raise InputError(f"a network on {model.config.backbone} cannot be exported to ONNX: {line}") from error
-    finally:
-        part.unlink(missing_ok=True)
-    found = {"difference": worst} if output == "logits" else {"agreement": 1 - worst}
+    found = {"difference": worst[0]} if output == "logits" else {"agreement": 1 - worst[0]}
     return {"sizes": [list(size) for size in CHECKED_SIZES]} | found
 
 
@@ -101,24 +100,12 @@ def _largest_difference(network: FullSize, path: Path, output: str) -> float:
     for number, size in enumerate(CHECKED_SIZES, 1):
         images = torch.randn(number, 3, *size, generator=generator)
         expected, got = network(images), torch.from_numpy(session.run(None, {INPUT: images.numpy()})[0])
-        if got.shape != expected.shape:
-            raise InputError(f"ONNX Runtime gives {tuple(got.shape)} and PyTorch {tuple(expected.shape)}: not exported")
+        told = f"ONNX Runtime gives {tuple(got.shape)} and PyTorch {tuple(expected.shape)}: not exported"
+        require(got.shape == expected.shape, told)
         if output == "logits":
             found.append(((got - expected).abs().max() / expected.abs().max()).item())
         else:
             found.append((got != expected).float().mean().item())
-    if not all(difference <= TOLERANCE for difference in found):
-        raise InputError(f"ONNX Runtime and PyTorch differ by {max(found):.1e} (at most {TOLERANCE}): not exported")
+    told = f"ONNX Runtime and PyTorch differ by {max(found):.1e} (at most {TOLERANCE}): not exported"
+    require(all(difference <= TOLERANCE for difference in found), told)
     return max(found)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter tells each of its steps, and what it misses of torchvision."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.disable(before)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tempfile
 import warnings
 from collections.abc import Iterable, Sequence
@@ -11,7 +12,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from u2pl_hf.errors import InputError, refusing
+from u2pl_hf.errors import InputError, refusing, require
 from u2pl_hf.evaluation.pictures import colour_table
 from u2pl_hf.files import write_atomically
 from u2pl_hf.pixels import DAMAGED
@@ -66,8 +67,8 @@ def check_replaceable(paths: Iterable[Path], option: str, digest: str | None = N
     """
     for path in filter(os.path.lexists, paths):
         origin = read_origin(path)
-        if origin is None:
-            raise InputError(f"{path} is there and was not written by this program: pass another {option}")
+        told = f"{path} is there and was not written by this program: pass another {option}"
+        require(origin is not None, told)
         if digest not in (None, origin["digest"]):
             raise InputError(f"{path} is of another model, {origin['model']}: pass another {option}")
 
@@ -78,12 +79,12 @@ def check_pictures(folder: Path, ids: Sequence[str], option: str, *, overwrite: 
     Raises:
         InputError: names a picture, or the id.
     """
-    found = next(folder.rglob("*.png"), None)
-    if found and not overwrite:
-        raise InputError(f"{option} {folder} already holds {found.name}: pass another folder, or --overwrite")
+    found = next((path.name for path in folder.rglob("*.png")), None)
+    told = f"{option} {folder} already holds {found}: pass another folder, or --overwrite"
+    require(not found or overwrite, told)
     for sample_id in ids:
-        if {"", ".", ".."} & set(sample_id.split("/")) or "\\" in sample_id or "\0" in sample_id:
-            raise InputError(f"id {sample_id!r}: cannot name a file below {folder}; rename it in the data set")
+        is_name = not re.search(r"(^|/)\.{0,2}(/|$)|[\\\0]", sample_id)
+        require(is_name, f"id {sample_id!r}: cannot name a file below {folder}; rename it in the data set")
     check_replaceable((folder / f"{sample_id}.png" for sample_id in ids), "folder")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from u2pl_hf.constants import IMAGE_SUFFIXES
-from u2pl_hf.errors import InputError, refusing
+from u2pl_hf.errors import InputError, refusing, require
 from u2pl_hf.pixels import DAMAGED, UnclearPixelsError, check_mode, upright_rgb
 
 # Larger ones are decoded when their turn comes: that takes memory, and little time beside their prediction.
@@ -50,8 +50,8 @@ def find_photographs(patterns: Sequence[str], *, recursive: bool, output_dir: Pa
     by_name: dict[str, Path] = {}
     for path, root in find_images(patterns, recursive=recursive, output_dir=output_dir).items():
         name = path.relative_to(root).with_suffix("").as_posix()
-        if by_name.setdefault(name, path) != path:
-            raise InputError(f"{by_name[name]} and {path} would share output names: predict them separately")
+        same = by_name.setdefault(name, path) == path
+        require(same, f"{by_name[name]} and {path} would share output names: predict them separately")
     return [Photograph(path, name) for name, path in by_name.items()]
 
 
@@ -68,8 +68,8 @@ def find_images(
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir():
-            if path.resolve() == results:
-                raise InputError(f"--output_dir {output_dir} is also a folder of images: pass another")
+            told = f"--output_dir {output_dir} is also a folder of images: pass another"
+            require(path.resolve() != results, told)
             root, files = path, sorted(path.glob("**/*" if recursive else "*"))
             # Hidden files are what cameras and file managers leave behind.
             shown = (f for f in files if not any(part.startswith(".") for part in f.relative_to(path).parts))
@@ -80,11 +80,9 @@ def find_images(
             wild = next((place for place, part in enumerate(path.parts) if glob.has_magic(part)), len(path.parts))
             root, files = Path(*path.parts[:wild]), [Path(f) for f in sorted(glob.glob(pattern, recursive=True))]
         files = [file for file in files if file.is_file()]
-        if not files:
-            hint = "; --recursive looks into sub-folders" if path.is_dir() and not recursive and output_dir else ""
-            raise InputError(
-                f"{pattern}: no image there; pass image files, a folder of them, or a glob in quotes{hint}"
-            )
+        hint = "; --recursive looks into sub-folders" if path.is_dir() and not recursive and output_dir else ""
+        told = f"no image there; pass image files, a folder of them, or a glob in quotes{hint}"
+        require(files, f"{pattern}: {told}")
         found |= {file: root for file in files if file not in found}
     return found
 
@@ -144,12 +142,11 @@ def read_ahead(photographs: Sequence[Photograph], ahead: int) -> Iterator[tuple[
     Raises:
         InputError: an image is damaged; those before it have been given by then.
     """
-    waiting = deque(photographs)
+    pending: deque = deque()
     with ThreadPoolExecutor(1) as pool:
-        pending: deque = deque()
-        while waiting or pending:
-            while waiting and (not pending or (len(pending) <= ahead and waiting[0].pixels <= MAX_AHEAD_PIXELS)):
-                photograph = waiting.popleft()
-                pending.append((photograph, pool.submit(read_photograph, photograph.path)))
-            photograph, reading = pending.popleft()
-            yield photograph, reading.result()
+        for following in (*photographs, None):
+            while pending and (not following or len(pending) > ahead or following.pixels > MAX_AHEAD_PIXELS):
+                photograph, reading = pending.popleft()
+                yield photograph, reading.result()
+            if following:
+                pending.append((following, pool.submit(read_photograph, following.path)))

@@ -11,7 +11,6 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from u2pl_hf.constants import IGNORE
-from u2pl_hf.constants import default_palette as default_palette
 
 IGNORE_COLOUR = (224, 224, 224)
 BORDER_COLOUR = (230, 20, 40)

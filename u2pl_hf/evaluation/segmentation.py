@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from u2pl_hf.errors import InputError
+from u2pl_hf.errors import require
 from u2pl_hf.pixels import normalize
 
 # The other heads would be half of the decoder's work.
@@ -35,17 +35,12 @@ def describe_protocol(
         InputError: an option is out of range; the message says which.
     """
     stride = math.ceil(window * 2 / 3) if stride is None else stride
-    wrong = {
-        f"mode is {mode!r}: pass 'whole' or 'slide'": mode not in ("whole", "slide"),
-        f"scales are {list(scales)}: pass one or more numbers above 0": not scales
-        or not all(0 < scale < math.inf for scale in scales),
-        f"window_batch is {window_batch}: pass at least 1": window_batch is not None and window_batch < 1,
-        f"window {window} and stride {stride}: pass 1 <= stride <= window, or pixels are missed": mode == "slide"
-        and not 1 <= stride <= window,
-    }
-    for told, is_wrong in wrong.items():
-        if is_wrong:
-            raise InputError(told)
+    require(mode in ("whole", "slide"), f"mode is {mode!r}: pass 'whole' or 'slide'")
+    are_positive = scales and all(0 < scale < math.inf for scale in scales)
+    require(are_positive, f"scales are {list(scales)}: pass one or more numbers above 0")
+    require(window_batch is None or window_batch >= 1, f"window_batch is {window_batch}: pass at least 1")
+    fits, told = mode == "whole" or 1 <= stride <= window, "pass 1 <= stride <= window, or pixels are missed"
+    require(fits, f"window {window} and stride {stride}: {told}")
     protocol = {"mode": mode, "scales": [float(scale) for scale in scales], "flip": bool(flip)}
     return protocol | ({"window": window, "stride": stride} if mode == "slide" else {})
 
@@ -101,8 +96,8 @@ def segment_rows(
     """
     protocol = describe_protocol(window_batch=window_batch, **options)
     views, slides = views_of(protocol), protocol["mode"] == "slide"
-    windows = {name: protocol[name] for name in ("window", "stride") if slides}
-    windows["window_batch"] = window_batch or (1 if images.device.type == "cpu" else 4)
+    windows = {"window_batch": window_batch or (1 if images.device.type == "cpu" else 4)}
+    windows |= {name: protocol[name] for name in ("window", "stride") if slides}
     if slides and set(protocol["scales"]) == {1.0}:
         rows = [slide_rows(model, _mirrored(images, mirrored), **windows) for _, mirrored in views]
         for pieces in zip(*rows, strict=True):
@@ -197,7 +192,6 @@ def _assemble(pieces: Iterable[tuple[int, int, Tensor]], images: Tensor) -> Tens
     total = None
     for image, first, scores in pieces:
         if total is None:
-            batch, _, height, width = images.shape
-            total = scores.new_empty(batch, len(scores), height, width)
+            total = scores.new_empty(len(images), len(scores), *images.shape[-2:])
         total[image, :, first : first + scores.shape[1]] = scores
     return total

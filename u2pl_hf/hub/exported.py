@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from u2pl_hf.errors import InputError
+from u2pl_hf.errors import require
 from u2pl_hf.files import file_in, read_text, read_yaml
 from u2pl_hf.hub.model_card import addressed_card, eval_results_yaml, render_model_card
 from u2pl_hf.hub.results import public_facts, read_results, without_paths
@@ -35,14 +35,16 @@ def exported_files(
     Raises:
         InputError: no model in it, or facts that cannot be read.
     """
-    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
-        raise InputError(f"{folder} holds no exported model (config.json and *.safetensors); pass a finished run")
+    is_model = (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+    require(is_model, f"{folder} holds no exported model (config.json and *.safetensors); pass a finished run")
     names = [path.name for pattern in MODEL_FILES for path in sorted(folder.glob(pattern))]
     run = folder.parent if folder.name == "best" and (folder.parent / "recipe.yaml").is_file() else folder
     places = [(folder, name) for name in names] + [(run, name) for name in RUN_FILES]
     files: dict[str, Path | bytes] = {name: path for place, name in places if (path := file_in(place, name))}
-    if recipe := file_in(run, "recipe.yaml"):
-        files["recipe.yaml"] = _public_recipe(recipe)
+    if path := file_in(run, "recipe.yaml"):
+        recipe = read_yaml(path)
+        require(isinstance(recipe, dict), f"{path} is no recipe of a run; restore it, or remove it")
+        files["recipe.yaml"] = yaml.safe_dump(without_paths(recipe), sort_keys=False).encode()
     results, shown = read_results(folder), {}
     if results is not None:
         shown = {name: picture_in(folder, results.get(name)) for name in ("pictures", "curves")}
@@ -58,13 +60,13 @@ def _card(folder: Path, results: dict | None, shown: dict, repo_id: str, revisio
     """The card for this place: rendered anew, but one that somebody has edited stays as it is."""
     path = file_in(folder, "README.md")
     card = read_text(path) if path else None
-    if results is None and card is None:
-        raise InputError(f"{folder} has neither README.md nor results.json, so there is no card; write a README.md")
-    if results is None or card not in (None, render_model_card(results)):
-        if results is not None:
-            logger.info("%s was edited, or written by another version: it is sent with the new place in it", path)
-        return addressed_card(card, repo_id, revision)
-    return render_model_card(results | shown | {"repo_id": repo_id, "revision": revision}, others=others)
+    if results is not None and card in (None, render_model_card(results)):
+        return render_model_card(results | shown | {"repo_id": repo_id, "revision": revision}, others=others)
+    told = f"{folder} has neither README.md nor results.json, so there is no card; write a README.md"
+    require(card is not None, told)
+    if results is not None:
+        logger.info("%s was edited, or written by another version: it is sent with the new place in it", path)
+    return addressed_card(card, repo_id, revision)
 
 
 def picture_in(folder: Path, name: str | None) -> str | None:
@@ -74,13 +76,6 @@ def picture_in(folder: Path, name: str | None) -> str | None:
         InputError: it lies elsewhere, or is no picture.
     """
     path = file_in(folder, name) if name else None
-    if path and path.suffix != ".png":
-        raise InputError(f"{folder / 'results.json'} names {name} as a picture, which is no .png; restore it")
+    told = f"{folder / 'results.json'} names {name} as a picture, which is no .png; restore it"
+    require(path is None or path.suffix == ".png", told)
     return path.relative_to(folder.resolve()).as_posix() if path else None
-
-
-def _public_recipe(path: Path) -> bytes:
-    recipe = read_yaml(path)
-    if not isinstance(recipe, dict):
-        raise InputError(f"{path} is no recipe of a run; restore it, or remove it")
-    return yaml.safe_dump(without_paths(recipe), sort_keys=False).encode()

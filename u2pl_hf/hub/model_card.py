@@ -37,7 +37,9 @@ def render_model_card(results: dict, *, others: Sequence[dict] = ()) -> str:
         The card; `huggingface_hub.ModelCard(text).data` reads the metadata back.
     """
     known = _known(results)
-    name = one_line(known.get("model_name") or _default_name(known))
+    parts = [known[key] for key in ("method", "backbone", "dataset", "num_labelled") if key in known]
+    usual = "-".join(str(part).rpartition("/")[2] for part in parts) or "u2pl"
+    name = one_line(known.get("model_name") or usual)
     told, command = escaped(known), known.get("command", "```")
     # Facts that stand in the card as code or as addresses; all others are text.
     told |= {key: quote(known[key]) for key in ("pictures", "curves") if key in known}
@@ -127,11 +129,6 @@ def _metadata(known: dict, name: str) -> ModelCardData:
         model_name=name,
         eval_results=evaluations or None,
     )
-
-
-def _default_name(known: dict) -> str:
-    parts = [known.get(key) for key in ("method", "backbone", "dataset", "num_labelled")]
-    return "-".join(str(part).rpartition("/")[2] for part in parts if part is not None) or "u2pl"
 
 
 def _place(repo_id: str, revision: str | None) -> str:

@@ -11,7 +11,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects, validate_repo_id
 
-from u2pl_hf.errors import InputError
+from u2pl_hf.errors import InputError, refusing, require
 
 log = logging.getLogger(__name__)
 
@@ -32,12 +32,9 @@ def check_can_push(repo_id: str, repo_type: str = "model", *, revision: str | No
             not accept it.
     """
     check_names(repo_id, revision)
-    try:
-        account = _persistent(HfApi().whoami)
-    except PUSH_ERRORS as error:
-        raise InputError(f"cannot log in to push to {repo_id}: {_reason(error)}") from error
-    if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
-        raise InputError(f"the token can only read, so {repo_id} cannot be pushed: make one that can write")
+    account = _persistent(HfApi().whoami, f"cannot log in to push to {repo_id}")
+    role = account.get("auth", {}).get("accessToken", {}).get("role")
+    require(role != "read", f"the token can only read, so {repo_id} cannot be pushed: make one that can write")
     if repo_id.split("/")[0] not in {account.get("name"), *(group.get("name") for group in account.get("orgs", []))}:
         # A warning, since tokens may be limited in what they tell.
         log.warning("the token belongs to %s, who may not be allowed to push to %s", account.get("name"), repo_id)
@@ -49,18 +46,14 @@ def check_names(repo_id: str, revision: str | None = None) -> None:
     Raises:
         InputError: what to pass instead.
     """
-    try:
-        # The pattern of huggingface_hub lets a line break at the end pass.
-        if repo_id.count("/") != 1 or re.search(r"\s", repo_id):
-            raise ValueError(repo_id)
+    told = f"{repo_id!r} is not the name of a repository on the Hub; pass USER/NAME"
+    # The pattern of huggingface_hub lets a line break at the end pass.
+    require(repo_id.count("/") == 1 and not re.search(r"\s", repo_id), told)
+    with refusing(ValueError, told):
         validate_repo_id(repo_id)
-    except ValueError as error:
-        raise InputError(f"{repo_id!r} is not the name of a repository on the Hub; pass USER/NAME") from error
-    if revision is not None and not BRANCH.fullmatch(revision):
-        raise InputError(
-            f"{revision!r} cannot be the name of a branch, and one does not push to a commit: pass letters, digits, "
-            "'-', '_', '.' and '/', such as voc_732-seed0"
-        )
+    told = f"{revision!r} cannot be the name of a branch, and one does not push to a commit"
+    like = "pass letters, digits, '-', '_', '.' and '/', such as voc_732-seed0"
+    require(revision is None or BRANCH.fullmatch(revision), f"{told}: {like}")
 
 
 def push_folder(
@@ -74,16 +67,14 @@ def push_folder(
     Raises:
         InputError: no such folder, or the push failed for good: what to do about it.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder; pass the folder to push")
+    require(folder.is_dir(), f"{folder} is not a folder; pass the folder to push")
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    names = filter_repo_objects(files, ignore_patterns=DEFAULT_IGNORE_PATTERNS)
+    files = {name: files[name] for name in filter_repo_objects(files, ignore_patterns=DEFAULT_IGNORE_PATTERNS)}
     words = ["hf", "upload", repo_id, str(folder), ".", "--repo-type", repo_type]
     words += ["--private"] * private + (["--revision", revision] if revision else [])
     options = {"repo_type": repo_type, "private": private, "revision": revision}
-    later = f"{folder} is kept, to push it later run `{shlex.join(words)}`"
-    message = f"Files of {folder.resolve().name}"
-    return push_files({name: files[name] for name in names}, repo_id, commit_message=message, later=later, **options)
+    options["later"] = f"{folder} is kept, to push it later run `{shlex.join(words)}`"
+    return push_files(files, repo_id, commit_message=f"Files of {folder.resolve().name}", **options)
 
 
 def push_files(
@@ -130,25 +121,25 @@ def push_files(
             operations += [CommitOperationDelete(name) for name in there if name not in (*files, ".gitattributes")]
         return api.create_commit(**target, operations=operations, commit_message=commit_message, revision=revision)
 
-    try:
-        return _persistent(upload).commit_url
-    except InputError:
-        raise
-    except PUSH_ERRORS as error:
-        raise InputError(f"cannot push to {repo_id}: {_reason(error)}; {later}") from error
+    return _persistent(upload, f"cannot push to {repo_id}", f"; {later}").commit_url
 
 
-def _persistent(call: Callable):
-    """The result of a call, made again after a pause while it fails for a reason that may pass."""
-    for pause in BACK_OFF:
+def _persistent(call: Callable, failing: str, later: str = ""):
+    """The result of a call, made again after a pause while it fails for a reason that may pass.
+
+    Raises:
+        InputError: it failed for good: what could not be done, why, and what to do later.
+    """
+    for pause in (*BACK_OFF, None):
         try:
             return call()
+        except InputError:
+            raise
         except PUSH_ERRORS as error:
-            if not _may_pass(_cause(error)):
-                raise
+            if pause is None or not _may_pass(_cause(error)):
+                raise InputError(f"{failing}: {_reason(error)}{later}") from error
             log.warning("%s; trying again in %s s", _reason(error), pause)
         time.sleep(pause)
-    return call()
 
 
 def _cause(error: BaseException) -> BaseException:

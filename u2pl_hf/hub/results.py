@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path, PureWindowsPath
 from typing import Required, TypedDict
 
-from u2pl_hf.errors import InputError
+from u2pl_hf.errors import require
 from u2pl_hf.files import file_in, read_json
 from u2pl_hf.method import METHODS
 
@@ -62,12 +62,11 @@ def finished_results(folder: Path) -> dict:
         InputError: there is none, or it is not what a run wrote.
     """
     results = read_results(folder)
-    if results is None:
-        raise InputError(f"{folder} holds no finished run (no results.json); train it first, or leave it out")
-    if results.get("last") is None:
-        best = "no finished run but its best model; pass the run's own folder"
-        what = best if results.get("best") else "no results of a run (no last evaluation); restore it, or remove it"
-        raise InputError(f"{folder / 'results.json'} holds {what}")
+    told = f"{folder} holds no finished run (no results.json); train it first, or leave it out"
+    require(results is not None, told)
+    best = "no finished run but its best model; pass the run's own folder"
+    told = best if results.get("best") else "no results of a run (no last evaluation); restore it, or remove it"
+    require(results.get("last") is not None, f"{folder / 'results.json'} holds {told}")
     return results
 
 

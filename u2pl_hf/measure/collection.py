@@ -8,18 +8,19 @@ model_cards/demo_u2pl_seed0/     a run that is shown: README.md, its card, and c
 
 import functools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Required
 
 from PIL import Image
 
-from u2pl_hf.errors import InputError
+from u2pl_hf.errors import refusing, require
 from u2pl_hf.files import read_json_lines, read_text, remove, write_atomically, write_text
 from u2pl_hf.hub.exported import picture_in
 from u2pl_hf.hub.model_card import render_model_card
 from u2pl_hf.hub.results import Results, finished_results, public_facts
 from u2pl_hf.measure.tables import Table, render_table
+from u2pl_hf.pixels import DAMAGED
 
 OTHER = "other"
 
@@ -62,7 +63,11 @@ def add_run(run: Path, collection: Path, tables: Iterable[Table] = (), *, pictur
     if table is None or pictures or folder.is_dir():
         allowed = pictures or (table is not None and table.pictures)
         shown = [picture_in(run, results.get(what)) for what in ("curves", "pictures")[: 1 + allowed]]
-        _copy_pictures(run, folder, list(filter(None, shown)))
+        # In place of the ones that are there.
+        remove(folder / "pictures")
+        for picture in filter(None, shown):
+            (folder / picture).parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / picture, functools.partial(_reduce, run / picture))
     known = read_records(collection, records.stem) | {name: public_facts(results)}
     order = list(table.runs()) if table else []
     names = sorted(known, key=lambda name: (order.index(name) if name in order else len(order), name))
@@ -103,21 +108,12 @@ def write_collection(collection: Path, tables: Iterable[Table] = ()) -> list[Pat
 
 
 def _require_inside(collection: Path, folder: Path) -> None:
-    if not folder.resolve().is_relative_to(collection.resolve()):
-        raise InputError(f"{folder} leads out of {collection}; remove the link")
-
-
-def _copy_pictures(run: Path, folder: Path, names: Sequence[str]) -> None:
-    """In place of the ones that are there."""
-    remove(folder / "pictures")
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / name, functools.partial(_reduce, run / name))
+    stays = folder.resolve().is_relative_to(collection.resolve())
+    require(stays, f"{folder} leads out of {collection}; remove the link")
 
 
 def _reduce(source: Path, target: Path) -> None:
     """With 256 colours, which is a third of the bytes in a repository that keeps them for ever."""
-    try:
+    damaged = (*DAMAGED, Image.DecompressionBombError)
+    with refusing(damaged, f"{source} cannot be shown", "; restore it, or remove it"):
         Image.open(source).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(target, "PNG", optimize=True)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{source} cannot be shown ({error}); restore it, or remove it") from error

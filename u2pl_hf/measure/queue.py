@@ -10,9 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from u2pl_hf.errors import InputError, TrainingError
-from u2pl_hf.training.recipe.command import parse_arguments
 from u2pl_hf.training.run.endings import SIGNALS
-from u2pl_hf.training.run.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -24,17 +22,6 @@ def option_words(options: Mapping) -> list[str]:
         values = value if isinstance(value, list) else [value]
         words += [f"--{name}", *(str(v).lower() if isinstance(v, bool) else str(v) for v in values)]
     return words
-
-
-def results_of(arguments: Sequence[str]) -> dict | None:
-    """The results of a run with these arguments of train_u2pl.py; None where it is not complete.
-
-    Raises:
-        InputError: wrong arguments, or a folder that holds something else.
-    """
-    folder = RunFolder(parse_arguments(list(arguments), ""))
-    folder.check()
-    return folder.finished_results()
 
 
 def run_all(command: Sequence[str], runs: Mapping[str, Sequence[str]], logs: Path, jobs: int = 1) -> None:

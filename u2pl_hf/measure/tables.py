@@ -1,11 +1,11 @@
 """Tables of measured runs: which runs belong to one, and its text from what they wrote."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from u2pl_hf.errors import InputError
+from u2pl_hf.errors import refusing, require
 from u2pl_hf.files import misfit, read_yaml
 from u2pl_hf.markdown import escaped, markdown_table, one_line
 from u2pl_hf.measure.side_by_side import class_rows, rows_of, words
@@ -69,28 +69,20 @@ def read_table(path: Path) -> Table:
     Raises:
         InputError: it cannot be read, or lacks something; names what.
     """
-    try:
-        content = read_yaml(path, HINT)
-        if not isinstance(content, dict):
-            raise TypeError("it holds no fields")
-        defaults = {"text": "", "options": {}, "seeds": [0], "pictures": False}
-        content = {"name": path.stem} | defaults | {key: value for key, value in content.items() if value is not None}
+    content = read_yaml(path, HINT)
+    told = f"table {path} is not a title and rows with id, name, recipe"
+    with refusing((AttributeError, KeyError, TypeError, ValueError), told):
+        defaults = {"name": path.stem, "text": "", "options": {}, "seeds": [0], "pictures": False}
+        content = defaults | {key: value for key, value in content.items() if value is not None}
         shared, seeds, rows = (content.pop(key) for key in ("options", "seeds", "rows"))
         rows = [{"seeds": seeds} | row | {"options": shared | (row.get("options") or {})} for row in rows]
         if wrong := misfit(content | {"rows": rows}, Table):
             raise ValueError(wrong)
         table = Table(**content, rows=[TableRow(**row) for row in rows])
-    except InputError as error:
-        raise InputError(f"table {error}") from error
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        told = " ".join(str(error).split())
-        raise InputError(f"table {path} is not a title and rows with id, name, recipe: {told}") from error
-    ids = [row.id for row in table.rows]
-    wrong = [f"row {row.id} has no seeds" for row in table.rows if not row.seeds]
-    if not ids or len(set(ids)) < len(ids) or not all(map(SLUG.fullmatch, ids)):
-        wrong.append(f"ids must be different and of a-z, 0-9, _: {' '.join(ids)}")
-    if wrong:
-        raise InputError(f"table {path}: {wrong[0]}")
+    ids, empty = [row.id for row in table.rows], [row.id for row in table.rows if not row.seeds]
+    require(not empty, f"table {path}: row {''.join(empty[:1])} has no seeds")
+    are_names = ids and len(set(ids)) == len(ids) and all(map(SLUG.fullmatch, ids))
+    require(are_names, f"table {path}: ids must be different and of a-z, 0-9, _: {' '.join(ids)}")
     return table
 
 
@@ -113,21 +105,19 @@ def render_table(table: Table, found: Mapping[str, dict]) -> str:
             markdown_table(head, rows),
             "Mean IoU and IoU per class in per cent, means over the seeds.",
             markdown_table(["class", *(name for name, _ in measured)], class_rows(measured, 1)),
-            _circumstances(run for _, runs in measured for run in runs),
+            _circumstances([run for _, runs in measured for run in runs]),
         ]
     if missing:
         parts.append(f"Not run: {', '.join(missing)}.")
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def _circumstances(runs: Iterable[dict]) -> str:
+def _circumstances(runs: Sequence[dict]) -> str:
     """Hardware, versions and dates, of each kind once."""
-    hardware, versions, dates = set(), set(), set()
-    for run in runs:
-        place, libraries = run.get("hardware") or {}, run.get("versions") or {}
-        hardware.add(f"{place.get('name')}, {words({key: place.get(key) for key in ('processes', 'threads')})}")
-        versions.add(f"torch {libraries.get('torch')}")
-        dates.add(run.get("date") or "")
-    when = sorted(dates - {""})
-    told = [*sorted(hardware), *sorted(versions), " to ".join(dict.fromkeys([*when[:1], *when[-1:]]))]
-    return f"Measured on {escaped('; '.join(filter(None, told)))}."
+    places = [run.get("hardware") or {} for run in runs]
+    counts = [words({key: place.get(key) for key in ("processes", "threads")}) for place in places]
+    hardware = {f"{place.get('name')}, {count}" for place, count in zip(places, counts, strict=True)}
+    versions = {f"torch {(run.get('versions') or {}).get('torch')}" for run in runs}
+    dates = sorted({run["date"] for run in runs if run.get("date")})
+    when = " to ".join(dict.fromkeys([*dates[:1], *dates[-1:]]))
+    return f"Measured on {escaped('; '.join(filter(None, [*sorted(hardware), *sorted(versions), when])))}."

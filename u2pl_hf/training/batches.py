@@ -11,7 +11,7 @@ from torch import Tensor
 
 from u2pl_hf.data.stream.pools import Reservoir, RowPool
 from u2pl_hf.data.stream.streams import SampleStream, endless_loader
-from u2pl_hf.data.stream.transforms import WeakAugmentation
+from u2pl_hf.data.transforms import WeakAugmentation
 from u2pl_hf.method import Batch
 from u2pl_hf.method.base import Further
 from u2pl_hf.pixels import normalize

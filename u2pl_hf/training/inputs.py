@@ -12,8 +12,8 @@ from u2pl_hf.data.source.checks import (
     warn_of_scored_training,
     without_evaluation,
 )
-from u2pl_hf.data.source.sources import Source, joined, load_source, materialised
 from u2pl_hf.data.source.splits import resolve_split
+from u2pl_hf.data.sources import Source, joined, load_source, materialised
 from u2pl_hf.errors import InputError
 from u2pl_hf.training.recipe.arguments import RunArguments
 

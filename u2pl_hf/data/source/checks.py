@@ -13,7 +13,7 @@ import numpy as np
 
 from u2pl_hf.constants import IGNORE
 from u2pl_hf.data.source.rows import CONNECTIONS, stored_bytes
-from u2pl_hf.data.source.sources import Source
+from u2pl_hf.data.sources import Source
 from u2pl_hf.errors import InputError, require
 
 logger = logging.getLogger(__name__)

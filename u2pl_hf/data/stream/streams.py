@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from u2pl_hf.constants import IGNORE
 from u2pl_hf.data.source.rows import CONNECTIONS
-from u2pl_hf.data.source.sources import Source
+from u2pl_hf.data.sources import Source
 from u2pl_hf.data.stream.order import BlockShuffle, FullShuffle, Window
-from u2pl_hf.data.stream.transforms import WeakAugmentation
+from u2pl_hf.data.transforms import WeakAugmentation
 from u2pl_hf.errors import InputError
 
 # Decoded samples are kept in memory where the whole stream fits: a small labelled set is then decoded once.

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
-from u2pl_hf.data.source.sources import Source
+from u2pl_hf.data.sources import Source
 from u2pl_hf.evaluation.inference import describe_protocol, predict_all
 from u2pl_hf.evaluation.loading import library_versions
 from u2pl_hf.hub.dataset_license import dataset_license
