@@ -21,7 +21,7 @@ from u2pl_hf.measure.queue import option_words, run_all
 from u2pl_hf.measure.tables import Table, TableRow, project_tables, read_table, render_table
 from u2pl_hf.resources import find_resource, resource_folder
 from u2pl_hf.training.recipe.command import parse_arguments as parse_run
-from u2pl_hf.training.run.folder import RunFolder
+from u2pl_hf.training.run.run_folder import RunFolder
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:

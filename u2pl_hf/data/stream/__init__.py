@@ -1,5 +1,4 @@
-"""What training sees: order, augmentation, batches and pools.
+"""What training sees: order, batches and pools of images that `data.transforms` augments.
 
-Used from outside: `streams.SampleStream` and `endless_loader`, `transforms.WeakAugmentation`, `pools.RowPool` and
-`Reservoir`.
+Used from outside: `streams.SampleStream` and `endless_loader`, `pools.RowPool` and `Reservoir`.
 """
