@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "app": {"method", "data", "evaluation"},
     "commands": {"model", "system", "method", "data", "evaluation", "hub", "training", "measure", "app"},
 }
+ROWS = {f"`{room}/`" for room in MAY_IMPORT}
 # Libraries that a room does without.
 WITHOUT = {
     "model": {"accelerate", "datasets"},
@@ -42,6 +43,15 @@ def imported_modules(path: Path) -> list[str]:
             package = ".".join(path.relative_to(PACKAGE.parent).parts[: -node.level]) if node.level else ""
             names.append(f"{package}.{node.module or ''}".strip("."))
     return names
+
+
+def test_the_table_says_so():
+    """docs/design.md: | `room/` | what it holds | what it imports |."""
+    text = (PACKAGE.parent / "docs" / "design.md").read_text()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:3] == "| `"]
+    rows = [row for row in rows if row[0] in ROWS]
+    told = {room.strip("`/"): {name for name in found.split(", ") if name} for room, _, found in rows}
+    assert told == MAY_IMPORT
 
 
 def rooms() -> set[str]:
