@@ -27,6 +27,8 @@ def pytest_xdist_auto_num_workers() -> int:
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+    # Scripts that ran in this process took all cores, and sums would be rounded otherwise.
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -67,7 +67,7 @@ def test_it_plans_trains_and_leaves_a_model_with_its_own_words(tiny_data, tmp_pa
 
 def test_killed_it_goes_on_to_the_same_bits(tiny_data, tmp_path):
     """By the script, which knows the method from its file and, going on, from the recipe that the run wrote."""
-    whole = make_trainer(tiny_data, tmp_path / "whole", **OWN | {"max_steps": 40})
+    whole = make_trainer(tiny_data, tmp_path / "whole", **OWN | {"max_steps": 24})
     whole.train()
     options = whole.args.recipe() | {"output_dir": str(tmp_path / "run"), "picture_samples": 0}
     words = option_words({name: value for name, value in options.items() if value not in (None, [])})

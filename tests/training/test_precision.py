@@ -175,6 +175,7 @@ def quick_compiler(monkeypatch):
     torch._dynamo.reset()
 
 
+@pytest.mark.no_cover  # tracing the tracer doubles its time
 def test_compiled_training_has_four_graphs_and_the_same_losses(tiny_data, tmp_path, quick_compiler):
     options = {"max_steps": 20, "warmup_steps": 10, "eval_steps": 5, "picture_samples": 2, "learning_rate": 1e-3}
     expected, eager = losses_and_weights(tiny_data, tmp_path / "eager", **options)
