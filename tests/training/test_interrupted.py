@@ -25,7 +25,7 @@ from u2pl_hf.training.run.checkpoint import damage
 ROOT = Path(__file__).parents[2]
 # More kills show more; a few are enough to notice a mistake.
 KILLS = int(os.environ.get("U2PL_KILLS", "2"))
-STEPS = 60
+STEPS = 40
 SMALL = {
     "split": "1/4", "base_width": 8, "head_channels": 8, "representation_channels": 8, "crop_size": 65,
     "batch_size": 2, "unlabelled_batch_size": 2, "num_workers": 0, "cpu_threads": 1, "max_steps": STEPS,
