@@ -134,7 +134,7 @@ def _train_unevenly(steps: int) -> None:
 
 def test_uneven_data_neither_hang_nor_drift_apart():
     """U2PL_UNEVEN_STEPS=200 for a longer look."""
-    on_two_processes(_train_unevenly, int(os.environ.get("U2PL_UNEVEN_STEPS", "20")))
+    on_two_processes(_train_unevenly, int(os.environ.get("U2PL_UNEVEN_STEPS", "40")))
 
 
 def _ending(work: Callable) -> str:
