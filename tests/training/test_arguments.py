@@ -4,7 +4,7 @@ import pytest
 
 from u2pl_hf.errors import InputError
 from u2pl_hf.training.recipe.arguments import run_arguments
-from u2pl_hf.training.recipe.command import parse_arguments
+from u2pl_hf.training.recipe.command import parse_arguments, recipe_arguments
 
 RECIPES = sorted((Path(__file__).parents[2] / "training_scripts" / "recipes").glob("*.yaml"))
 
@@ -217,3 +217,15 @@ def test_written_recipe_is_read_back(tmp_path):
 
     args = parse(tmp_path, "class_names: [a, b]\nauxiliary_head: true\naspp_dilations: [2, 4, 6]\nnum_labels: 2\n")
     assert parse(tmp_path, yaml.safe_dump(args.recipe())).recipe() == args.recipe()
+
+
+def test_fields_from_python_are_read_as_a_recipe_is(tmp_path):
+    fields = {"max_steps": 7, "learning_rate": 1e-3, "tf32": False, "output_dir": tmp_path, "aspp_dilations": (2, 4, 6)}
+    args = recipe_arguments(None, fields | {"low_rank": None, "seed": "3"})
+    assert (args.max_steps, args.learning_rate, args.tf32, args.seed) == (7, 1e-3, False, 3)
+    assert (args.output_dir, args.aspp_dilations, args.low_rank) == (str(tmp_path), [2, 4, 6], None)
+    mistakes = {"max_steps": ("many", "must be int"), "max_stepz": (3, "did you mean 'max_steps'"),
+                "tf32": (3.5, "must be bool"), "trackers": ("none", "must be a list")}  # fmt: skip
+    for name, (value, message) in mistakes.items():
+        with pytest.raises(InputError, match=message):
+            recipe_arguments(None, {name: value})

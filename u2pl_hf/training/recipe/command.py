@@ -77,7 +77,18 @@ def recipe_arguments(recipe: str | Path | None, told: dict) -> RunArguments:
         InputError: as parse_arguments.
     """
     content = {} if recipe is None else read_recipe(recipe)
-    return _merged(recipe, content, _method(content, told), told)
+    method = _method(content, told)
+    # As a recipe's are read: a number may be text, a path a Path, and a wrong type is told in one line.
+    written = {name: _written(value) for name, value in told.items()}
+    told = typed_fields("in Python", written, (RunArguments, method.Settings), other_settings(method))
+    return _merged(recipe, content, method, told)
+
+
+def _written(value):
+    """A value as recipes have it."""
+    if isinstance(value, list | tuple):
+        return [_written(item) for item in value]
+    return value if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _method(recipe: dict, told: dict) -> type[Step]:
