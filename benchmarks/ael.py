@@ -123,11 +123,12 @@ def main() -> None:
             phases.wrap(trainer.run.student, forward="student forward")
             phases.wrap(method.teacher, forward="teacher forward")
             phases.wrap(method, supervised_loss="L_s forward", contrast="anchors, negatives, queues")
-            phases.wrap(method, choose_donors="AEL: choosing", choose_partners="AEL: choosing")
             phases.wrap(method, update_confidence="AEL: confidence bank")
             if name == "u2pl_ael":
+                phases.wrap(method, choose_donors="AEL: choosing")
+                phases.wrap(method.partners, choose="AEL: choosing")
                 phases.wrap(method.categories, update="AEL: category bank")
-                for pool in (method.pool_l, method.pool_u):
+                for pool in (method.pool_l, method.partners.pool):
                     phases.wrap(pool, receive="AEL: waiting for images")
             method.begin(trainer.run.student, 0)
             trainer.run.batches.start()

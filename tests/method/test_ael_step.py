@@ -77,7 +77,7 @@ def test_step_equals_the_method_written_out():
     step.bank.confidence.fill_(0.4)  # all alike, so that every pixel is kept
     step.categories.holds[4] = True
     reference_student, reference_teacher = copy.deepcopy(student), copy.deepcopy(step.teacher)
-    donors, partners = step.choose_donors(batch.seed, 2), step.choose_partners(batch.seed, 2)
+    donors, partners = step.choose_donors(batch.seed, 2), step.partners.choose(batch.seed, 2)
     assert partners.rows.tolist() == [4, 4]  # the only one that is known to hold anything
     torch.manual_seed(7)
     contrast, told = step.contrast, []
@@ -95,7 +95,7 @@ def test_step_equals_the_method_written_out():
                     y[image][pasted[image]],
                 )
         assert pasted.any()
-        x, _, _ = step.pool_u.receive(partners.images)
+        x, _, _ = step.partners.pool.receive(partners.images)
         logits = [pl.resize_logits(reference_teacher(images).logits, (SIZE, SIZE)) for images in (batch.x_u, x)]
         # Teachers label both in one pass, which in eval mode changes nothing but rounding.
         (prob, pseudo), (prob_p, pseudo_p) = ((z.softmax(1).amax(1), z.argmax(1)) for z in logits)
@@ -161,7 +161,7 @@ def test_images_chosen_ahead_are_those_that_a_resumed_run_chooses():
             outputs.append(method(network, batches[number], number, 10))
         assert outputs[0].total == outputs[1].total
     # The last choice of the resumed run is the last of the other's; together they asked once more, for pass 2.
-    for kept, new in ((step.pool_l.asked, resumed.pool_l.asked), (step.pool_u.asked, resumed.pool_u.asked)):
+    for kept, new in ((step.pool_l.asked, resumed.pool_l.asked), (step.partners.pool.asked, resumed.partners.pool.asked)):
         assert len(kept) == 5 and kept[-3:] == new
 
 
@@ -172,7 +172,7 @@ def test_warm_up_pastes_and_learns_confidence_but_asks_for_no_partner():
     output.total.backward()
     assert all(p.grad is not None for p in student.parameters())
     assert output.stats["pasted_share"] > 0 and (step.bank.confidence > 0).all()
-    assert step.pool_u.asked == [] and len(step.pool_l.asked) == 2
+    assert step.partners.pool.asked == [] and len(step.pool_l.asked) == 2
     assert set(output.named) == {"loss", "loss_supervised"}
     step.begin(student, 2)
     assert step(student, batch, 2, 10).named["loss_unsupervised"] > 0
@@ -204,7 +204,7 @@ def test_donors_come_with_their_probability_and_hold_a_drawn_class(probability):
 
 def test_seeds_decide_donors_and_partners():
     step = make_step(make_student(), labelled=40, unlabelled=40)
-    for choose in (step.choose_donors, step.choose_partners):
+    for choose in (step.choose_donors, step.partners.choose):
         drawn = [tuple(choose(seed, 4).rows.tolist()) for seed in (0, 1, 2, 3, 0)]
         assert drawn[0] == drawn[4] and len(set(drawn)) == 4
 
@@ -239,7 +239,7 @@ def test_edge_cases_are_finite(case):
         step.pool_l.y.fill_(255)
     elif case == "all padding":
         batch.valid_u.fill_(False)
-        step.pool_u.receive = lambda images: (torch.zeros(2, 3, SIZE, SIZE), None, torch.zeros(2, SIZE, SIZE).bool())
+        step.partners.pool.receive = lambda images: (torch.zeros(2, 3, SIZE, SIZE), None, torch.zeros(2, SIZE, SIZE).bool())
     elif case == "well known":
         step.bank.confidence.fill_(1.0)
     elif case == "two classes":
@@ -280,7 +280,7 @@ def test_only_the_boxes_of_components_need_the_host(monkeypatch):
     student, batch = make_student().to("meta"), numbered(make_batch())
     step = make_step(student).to("meta")
     monkeypatch.setattr(torch, "Generator", lambda device: SimpleNamespace(manual_seed=lambda seed: None))
-    for pool in (step.pool_l, step.pool_u):
+    for pool in (step.pool_l, step.partners.pool):
         images = [None if t is None else t[:2].to("meta") for t in (pool.x, pool.y, torch.ones(2, SIZE, SIZE).bool())]
         pool.request = lambda rows, seeds: (rows.shape, seeds.shape)
         pool.receive = lambda requested, images=images: images
@@ -300,13 +300,13 @@ def test_only_the_boxes_of_components_need_the_host(monkeypatch):
 def test_watched_labels_are_mixed_like_their_images():
     student, batch = make_student(), numbered(make_batch(3))
     step = make_step(student, strong_probability=0.0)
-    partners = step.choose_partners(batch.seed, 3)
-    x, _, _ = step.pool_u.receive(partners.images)
+    partners = step.partners.choose(batch.seed, 3)
+    x, _, _ = step.partners.pool.receive(partners.images)
     teacher = copy.deepcopy(step.teacher)
     right = pl.resize_logits(teacher(batch.x_u).logits, (SIZE, SIZE)).argmax(1)
     right_p = pl.resize_logits(teacher(x).logits, (SIZE, SIZE)).argmax(1)
-    receive = step.pool_u.receive
-    step.pool_u.receive = lambda images: (receive(images)[0], right_p, receive(images)[2])
+    receive = step.partners.pool.receive
+    step.partners.pool.receive = lambda images: (receive(images)[0], right_p, receive(images)[2])
     stats = step(student, dataclasses.replace(batch, y_u=right), 3, 40).stats
     assert stats["accuracy_reliable"] == 1 and stats["accuracy_unreliable"] == 1
 
@@ -315,7 +315,7 @@ def test_a_row_shows_what_its_pool_holds_now():
     """A pool of the latest crops has put the batch's images where the partners were."""
     student, batch = make_student(), numbered(make_batch())
     step = make_step(student, unlabelled=2)
-    teacher, partners = copy.deepcopy(step.teacher), step.choose_partners(batch.seed, 2)
+    teacher, partners = copy.deepcopy(step.teacher), step.partners.choose(batch.seed, 2)
     batch = showing(batch, torch.arange(2))
     labels = teacher(batch.x_u).logits.argmax(1).masked_fill(~pl.nearest_on_corners(batch.valid_u, (9, 9)), 255)
     assert labels.shape[-2:] == (9, 9) and set(partners.rows.tolist()) <= {0, 1}

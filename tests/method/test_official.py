@@ -13,9 +13,10 @@ from tests.golden import load_golden
 from tests.method.test_step import CLASSES, SIZE, make_batch, make_settings, make_student
 from u2pl_hf.method import losses, official
 from u2pl_hf.method import pseudo_labels as pl
+from u2pl_hf.method.pseudo_labels import Split
 from u2pl_hf.method.queues import ClassQueues, select_keys
 from u2pl_hf.method.teacher import batch_statistics
-from u2pl_hf.method.u2pl import U2PL, Split
+from u2pl_hf.method.u2pl import U2PL
 
 TEMPERATURE = 0.5
 

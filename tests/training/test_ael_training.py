@@ -44,8 +44,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tiny_data, streamed_data, tmp_pa
     data, options = (streamed_data, AEL | {"streaming": True}) if streaming else (tiny_data, AEL)
     whole = make_trainer(data, tmp_path / "whole", **options)
     assert (
-        isinstance(whole.run.method.pool_u, Reservoir) == streaming
-        and whole.run.method.pool_u.size == (18, 5)[streaming]
+        isinstance(whole.run.method.partners.pool, Reservoir) == streaming
+        and whole.run.method.partners.pool.size == (18, 5)[streaming]
     )
     results = whole.train()
     assert results["method"] == "u2pl_ael" and whole.run.method.categories.holds.any()
@@ -87,7 +87,8 @@ def _train_and_compare(data, folder, streaming: bool) -> None:
     trainer.train()
     assert len(compared) == 7 and compared[0][0] > 0 and compared[1][1] == 0 < compared[2][1]
     # What is chosen for the next pass is each process's own.
-    for kind, chosen in trainer.run.method.chosen.items():
+    method = trainer.run.method
+    for kind, chosen in {"donors": method.donors, "partners": method.partners.chosen}.items():
         (folder / f"{kind}{torch.distributed.get_rank()}").write_text(str(chosen.images.result()["pixel_values"].sum()))
 
 
@@ -154,7 +155,7 @@ def test_donors_come_in_other_sizes_than_labelled_images(tiny_data, tmp_path):
     def filled(pool) -> torch.Tensor:
         return pool.receive(pool.request(rows, torch.arange(60)))[2].float().mean(dim=(1, 2))
 
-    donors, partners = filled(trainer.run.method.pool_l), filled(trainer.run.method.pool_u)
+    donors, partners = filled(trainer.run.method.pool_l), filled(trainer.run.method.partners.pool)
     # Images of 64 pixels in crops of 65: the tenth fills 1 %, the half 24 %.
     assert 0.005 < donors.min() < 0.1 and donors.max() == 1
     assert 0.2 < partners.min() < 0.5 and partners.max() == 1
@@ -163,9 +164,9 @@ def test_donors_come_in_other_sizes_than_labelled_images(tiny_data, tmp_path):
 def test_a_damaged_unlabelled_image_is_named(tiny_data, tmp_path):
     trainer = make_trainer(tiny_data, tmp_path / "run", **AEL)
     bad = trainer.run.data.unlabelled_source.ids[trainer.run.data.unlabelled[0]]
-    real = trainer.run.method.pool_u.stream.source
+    real = trainer.run.method.partners.pool.stream.source
     damaged = type(real)(DamagedRows(real.rows, {real.ids.index(bad)}), real.ids, real.classes)
-    trainer.run.method.pool_u.stream.source = damaged
+    trainer.run.method.partners.pool.stream.source = damaged
     trainer.train()
     assert any(bad in message for message in trainer.run.batches.skipped)
 

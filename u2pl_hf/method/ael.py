@@ -2,41 +2,32 @@
 
 import dataclasses
 import logging
-from concurrent.futures import Future
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from u2pl_hf.errors import InputError
+from u2pl_hf.errors import InputError, refuse
 from u2pl_hf.fields import setting
 from u2pl_hf.method import equalization as eq
 from u2pl_hf.method import pseudo_labels as pl
-from u2pl_hf.method.base import Batch, ImagePool, ImagePools, StepOutput, register, require_in_time
+from u2pl_hf.method.base import Batch, ImagePools, StepOutput, register, require_in_time
+from u2pl_hf.method.partners import Chosen, ClassPartners, ask, class_banks
+from u2pl_hf.method.pseudo_labels import PseudoLabelled
 from u2pl_hf.method.teacher import batch_statistics
-from u2pl_hf.method.u2pl import U2PL, PseudoLabelled
+from u2pl_hf.method.u2pl import U2PL
+from u2pl_hf.method.u2pl_settings import PAPER, U2PLSettings
 
 logger = logging.getLogger(__name__)
 # Of frequent_classes: all classes are rare.
 NO_CLASS = "none"
 
 
-@dataclass
-class Chosen:
-    """Images of a pool that were asked for: their rows (K,), the classes they are to give, and the images to come."""
-
-    rows: Tensor
-    classes: Tensor
-    images: Future
-
-
 @register
 class AEL(U2PL):
     """U2PL with AEL. Owns the two banks besides teacher and queues; all belong into a checkpoint.
 
-    Donors and partners are chosen by the pass before the one that needs them, from the banks as that pass leaves them,
-    and read while it computes. A pass that finds nothing chosen, such as the first one of a resumed run, chooses for
-    itself, from the same banks and the same seed: the same images.
+    Donors are chosen as partners are, see `ClassPartners`.
     """
 
     name, title = "u2pl_ael", "U2PL + AEL"
@@ -44,7 +35,7 @@ class AEL(U2PL):
     uses_pools = True
 
     @dataclass(frozen=True)
-    class Settings(U2PL.Settings):
+    class Settings(U2PLSettings):
         """Those of U2PL, and of AEL."""
 
         frequent_classes: list[str] = setting(
@@ -63,22 +54,23 @@ class AEL(U2PL):
 
     def __init__(self, settings: Settings, student: nn.Module, pools: ImagePools):
         super().__init__(settings, student, pools)
-        self.pool_l, self.pool_u = pools.labelled, pools.unlabelled
-        # The bank moves once per pass, and a step's passes are to move it as one would that has all their images.
-        self.bank = eq.ConfidenceBank(self.num_labels, settings.confidence_momentum ** (1.0 / pools.passes))
-        self.categories = eq.CategoryBank(self.pool_u.size, self.num_labels)
+        self.pool_l = pools.labelled
+        self.bank, self.categories = class_banks(pools, self.num_labels, settings.confidence_momentum)
+        self.partners = ClassPartners(pools.unlabelled, self.bank, self.categories)
         names = [student.config.id2label[c] for c in range(self.num_labels)]
         frequent = frequent_classes(settings.frequent_classes, names, pools.counts)
         rare = [c for c in range(self.num_labels) if c not in frequent]
         self.register_buffer("rare", torch.tensor(rare), persistent=False)
         self.register_buffer("presence", pools.counts > 0, persistent=False)
-        self.chosen: dict[str, Chosen] = {}
+        self.donors: Chosen | None = None
 
     @classmethod
     def check(cls, settings: Settings, *, num_labels: int | None = None, total_steps: int | None = None) -> None:
         """Refuse what belongs to U2PL alone, and a contrastive loss that never begins."""
         if settings.variant != "paper":
             raise InputError(f"--variant {settings.variant} goes with --method u2pl: pass one of them")
+        refuse((getattr(settings, name) not in (None, off), f"--{name} goes with --method u2pl, not u2pl_ael")
+               for name, off in PAPER.items() if name != "ema_decay")  # fmt: skip
         super().check(settings, num_labels=num_labels, total_steps=total_steps)
         if total_steps and settings.contrastive_weight:
             otherwise = "; to do without that loss, pass --contrastive_weight 0"
@@ -96,8 +88,8 @@ class AEL(U2PL):
         if step < settings.warmup_steps:
             result, output = self.learn_labels(student, batch)
             result.stats |= stats
-            self.update_confidence(output, batch.y_l, result)
-            self.chosen["donors"] = self.choose_donors(batch.further.next_seed, labelled)
+            self.update_confidence(output, batch.y_l, result.stats)
+            self.donors = self.choose_donors(batch.further.next_seed, labelled)
             return result
 
         mixed = self.pseudo_label(batch)
@@ -110,7 +102,7 @@ class AEL(U2PL):
 
         # Labelled images learn from the teacher too: its labels of this pass stand beside the mixed pseudo-labels.
         teacher_logits = pl.resize_logits(teacher.logits, size)
-        prob_l, labels_l = teacher_logits[:labelled].movedim(1, -1).softmax(dim=-1).max(dim=-1)
+        labels_l, prob_l = pl.label_pixels(teacher_logits[:labelled], size)
         labels_l = labels_l.masked_fill(batch.y_l == pl.IGNORE, pl.IGNORE)
         labels, prob = torch.cat([labels_l, mixed.labels]), torch.cat([prob_l, mixed.prob])
         split = self.split(teacher_logits, labels, step / total_steps)
@@ -131,17 +123,15 @@ class AEL(U2PL):
             total = total + self.attached(output)
         stats |= self.told(mixed, split_u) | {"kept_share": kept}
         named = {name: value.detach() for name, value in ({"loss": total} | named).items()}
-        result = StepOutput(total, named, stats)
-
-        self.update_confidence(output, batch.y_l, result)
-        self.chosen["donors"] = self.choose_donors(batch.further.next_seed, labelled)
-        self.chosen["partners"] = self.choose_partners(batch.further.next_seed, len(mixed.x))
-        return result
+        self.update_confidence(output, batch.y_l, stats)
+        self.donors = self.choose_donors(batch.further.next_seed, labelled)
+        self.partners.prepare(batch)
+        return StepOutput(total, named, stats)
 
     @torch.no_grad()
     def copy_paste(self, batch: Batch) -> tuple[Batch, dict[str, Tensor]]:
         """The batch with rare classes of other labelled images pasted into its own, and their share."""
-        donors = self.chosen.pop("donors", None) or self.choose_donors(batch.seed, len(batch.x_l))
+        donors, self.donors = self.donors or self.choose_donors(batch.seed, len(batch.x_l)), None
         x, labels, _ = self.pool_l.receive(donors.images)
         # An image is no donor to itself.
         itself = donors.rows == self.pool_l.add(batch.further.loaded_l).to(donors.rows.device, non_blocking=True)
@@ -149,40 +139,15 @@ class AEL(U2PL):
         x_l, y_l, pasted = eq.paste_classes(batch.x_l, batch.y_l, x, labels, donors.classes)
         return dataclasses.replace(batch, x_l=x_l, y_l=y_l), {"pasted_share": pasted.float().mean()}
 
-    @torch.no_grad()
     def pseudo_label(self, batch: Batch) -> PseudoLabelled:
         """The teacher's labels for x_u and its partners, then adaptive CutMix of all that belongs to them."""
-        partners = self.chosen.pop("partners", None) or self.choose_partners(batch.seed, len(batch.x_u))
-        x, y, valid = self.pool_u.receive(partners.images)
-        images, valid = torch.cat([batch.x_u, x]), torch.cat([batch.valid_u, valid])
-        coarse = self.teacher(images, output_representation=False, output_auxiliary=False).logits
-        logits = pl.resize_logits(coarse, images.shape[-2:])
-        prob, labels = logits.movedim(1, -1).softmax(dim=-1).max(dim=-1)
-        labels = labels.masked_fill(~valid, pl.IGNORE)
-        base, seen = len(batch.x_u), pl.nearest_on_corners(labels, coarse.shape[-2:])
-        rows = self.pool_u.add(batch.further.loaded_u).to(partners.rows.device, non_blocking=True)
-        # Of a row that comes twice the last one counts: a pool may by now hold the batch's image in a partner's place.
-        self.categories.update(torch.cat([partners.rows, rows]), torch.cat([seen[base:], seen[:base]]))
-
-        boxes, is_component = eq.draw_class_boxes(labels[base:], partners.classes)
-        x_u = torch.where(boxes.unsqueeze(1), x, batch.x_u)
-        mixed_labels, mixed_prob = (torch.where(boxes, pair[base:], pair[:base]) for pair in (labels, prob))
-        y_u = None if batch.y_u is None else torch.where(boxes, y, batch.y_u)
-        confidence = (prob[:base] * batch.valid_u).sum() / batch.valid_u.sum().clamp(min=1)
-        stats = {"confidence": confidence, "component_share": is_component.float().mean()}
-        return PseudoLabelled(x_u, mixed_labels, y_u, stats, mixed_prob)
+        return self.partners.mix(self.teacher, batch)
 
     def entropy_tails(self, entropy: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels that may be anchors, and those that may be negatives: the two ends of the entropy, bool (B_u,H,W)."""
         share = self.settings.entropy_tail
         low, high = (pl.masked_quantile(entropy, q, valid) for q in (share, 1.0 - share))
         return pl.split_at(entropy, valid, low)[0], pl.split_at(entropy, valid, high)[1]
-
-    def update_confidence(self, output, y_l: Tensor, result: StepOutput) -> None:
-        """Take this step's labelled images into the confidence bank, and tell what it holds."""
-        logits = output.logits.detach()[: len(y_l)]
-        self.bank.update(logits, pl.nearest_on_corners(y_l, logits.shape[-2:]))
-        result.stats["confidence_per_class"] = self.bank.confidence.clone()
 
     @torch.no_grad()
     def choose_donors(self, seed: int, number: int) -> Chosen:
@@ -193,22 +158,7 @@ class AEL(U2PL):
         rows = eq.draw_rows(self.presence[:, classes].any(dim=1).expand(number, -1), generator)
         lottery = torch.rand(number, generator=generator, device=rows.device)
         rows = rows.masked_fill(lottery >= self.settings.copy_paste_probability, -1)
-        return self._ask(self.pool_l, rows, classes, generator)
-
-    @torch.no_grad()
-    def choose_partners(self, seed: int, number: int) -> Chosen:
-        """For each of `number` unlabelled images a class, and an image that shows it or else any."""
-        # Not the donors' draws again.
-        generator = torch.Generator(self.rare.device).manual_seed(seed ^ 1)
-        classes = eq.draw_uncertain_classes(self.bank.confidence, number, generator)
-        first, last = self.pool_u.reachable()
-        rows = eq.draw_rows(self.categories.holds[first:last].t()[classes], generator) + first
-        return self._ask(self.pool_u, rows, classes, generator)
-
-    @staticmethod
-    def _ask(pool: ImagePool, rows: Tensor, classes: Tensor, generator: torch.Generator) -> Chosen:
-        seeds = torch.randint(2**31, rows.shape, generator=generator, device=rows.device)
-        return Chosen(rows, classes, pool.request(rows, seeds))
+        return ask(self.pool_l, rows, classes, generator)
 
 
 def frequent_classes(told: list[str], names: list[str], counts: Tensor) -> set[int]:

@@ -4,6 +4,8 @@ Shapes: B images, C classes, H x W the crop, h x w the feature size, D represent
 negatives per anchor; 255 means ignore.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,6 +15,8 @@ from u2pl_hf.method.queues import ClassQueues
 
 # Negatives of L_c that are gathered at once, in bytes: few enough for a cache to be of use.
 NEGATIVES_BYTES = 2**25
+# What the reverse cross-entropy takes for log 0.
+LOG_OF_ZERO = math.log(1e-4)
 
 
 def _precise(x: Tensor) -> Tensor:
@@ -69,7 +73,19 @@ def ohem_cross_entropy(
     return (losses * kept).sum() / kept.sum().clamp(min=1)
 
 
-def unsupervised_loss(student_logits: Tensor, pseudo_labels: Tensor, reliable: Tensor) -> Tensor:
+def symmetric_losses(logits: Tensor, labels: Tensor, weight: float) -> Tensor:
+    """`pixel_losses` plus `weight` times the reverse cross-entropy -sum_c q_c log y_c, log 0 set to log 1e-4.
+
+    With one-hot labels that is -log 1e-4 (1 - q_label): bounded, so that a wrong label cannot pull without end (U2PL's
+    published code, branch with_AEL, `sym_ce`). 0 on ignored pixels.
+    """
+    losses = pixel_losses(logits, labels)
+    return losses - weight * LOG_OF_ZERO * (1.0 - torch.exp(-losses)) if weight else losses
+
+
+def unsupervised_loss(
+    student_logits: Tensor, pseudo_labels: Tensor, reliable: Tensor, *, symmetric: float = 0.0
+) -> Tensor:
     """L_u: cross-entropy on reliable pseudo-labels (paper, equations 3 and 8).
 
     The mean over reliable pixels is weighted by B*H*W / number of reliable pixels.
@@ -78,17 +94,24 @@ def unsupervised_loss(student_logits: Tensor, pseudo_labels: Tensor, reliable: T
         student_logits: (B,C,H,W), already at crop size.
         pseudo_labels: (B,H,W) ids, 255 on padding.
         reliable: bool (B,H,W).
+        symmetric: weight of the reverse cross-entropy, see `symmetric_losses`.
 
     Returns:
         Scalar; 0, attached to the graph, where no pixel is reliable.
     """
     targets = pseudo_labels.masked_fill(~reliable, IGNORE)
-    weight = targets.numel() / (targets != IGNORE).sum().clamp(min=1)
-    return weight * cross_entropy(student_logits, targets)
+    number = (targets != IGNORE).sum().clamp(min=1)
+    return targets.numel() / number * (symmetric_losses(student_logits, targets, symmetric).sum() / number)
 
 
 def confidence_loss(
-    student_logits: Tensor, pseudo_labels: Tensor, confidence: Tensor, valid: Tensor, threshold: float
+    student_logits: Tensor,
+    targets: Tensor,
+    confidence: Tensor,
+    valid: Tensor,
+    threshold: float,
+    *,
+    symmetric: float = 0.0,
 ) -> Tensor:
     """FixMatch's consistency: cross-entropy where the teacher is sure, divided by the number of all valid pixels.
 
@@ -96,16 +119,17 @@ def confidence_loss(
 
     Args:
         student_logits: (B,C,H,W), already at crop size.
-        pseudo_labels: (B,H,W) ids.
+        targets: (B,H,W) ids, 255 where nothing is to be learnt.
         confidence: (B,H,W), the teacher's probability of them.
         valid: bool (B,H,W), no padding.
         threshold: least confidence that counts.
+        symmetric: weight of the reverse cross-entropy, see `symmetric_losses`.
 
     Returns:
         Scalar; 0, attached to the graph, where no pixel is valid.
     """
-    targets = pseudo_labels.masked_fill(~(valid & (confidence >= threshold)), IGNORE)
-    return pixel_losses(student_logits, targets).sum() / valid.sum().clamp(min=1)
+    targets = targets.masked_fill(~(valid & (confidence >= threshold)), IGNORE)
+    return symmetric_losses(student_logits, targets, symmetric).sum() / valid.sum().clamp(min=1)
 
 
 def accuracy(pseudo_labels: Tensor, labels: Tensor, where: Tensor) -> Tensor:
@@ -196,6 +220,7 @@ def contrastive_loss(
     queues: ClassQueues,
     *,
     positives: Tensor | None = None,
+    prototypes: Tensor | None = None,
     num_anchors: int = 256,
     num_negatives: int = 50,
     temperature: float = 0.5,
@@ -209,6 +234,7 @@ def contrastive_loss(
         anchors: bool (B,C,h,w), see `anchor_mask`.
         queues: the negatives of each class, this step's already pushed.
         positives: bool (B,C,h,w), pixels of the positive where they are not the anchors' (variant `official`).
+        prototypes: (C,D), the positives where they are not these pixels' mean.
         num_anchors, num_negatives: drawn with replacement, the negatives for each anchor.
         max_classes: bound on time and memory; of more classes a random choice is used, whose mean is unbiased.
 
@@ -226,7 +252,8 @@ def contrastive_loss(
     drawn = unit_vectors(F.embedding(draw_pixels(mask, num_anchors), student))
     rows = queues.draw(classes, num_anchors * num_negatives).unflatten(1, (num_anchors, num_negatives))
     with torch.autocast(drawn.device.type, enabled=False):
-        means = unit_vectors(class_means(teacher, positive_mask))
+        means = class_means(teacher, positive_mask) if prototypes is None else prototypes[classes]
+        means = unit_vectors(means)
         to_positive = torch.einsum("sad,sd->sa", drawn, means) / temperature
         to_negatives = SampledLogSumExp.apply(drawn, queues.storage, rows, temperature)
     per_class = nce_from_similarity(to_positive, to_negatives).mean(dim=1)

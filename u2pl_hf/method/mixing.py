@@ -35,16 +35,15 @@ def _between(values: Tensor, start: Tensor, end: Tensor) -> Tensor:
     return (values >= start) & (values < end)
 
 
-def _take_from_next(images: Tensor, pseudo_labels: Tensor, taken: Tensor) -> tuple[Tensor, Tensor]:
-    """Where `taken` (B,H,W) holds, pixels of the next image of the batch."""
-    mixed = torch.where(taken.unsqueeze(1), images.roll(-1, 0), images)
-    return mixed, torch.where(taken, pseudo_labels.roll(-1, 0), pseudo_labels)
+def take_from_next(taken: Tensor, *maps: Tensor) -> list[Tensor]:
+    """Where bool (B,H,W) holds, pixels of the next image of the batch: maps (B,H,W) or (B,K,H,W), all alike."""
+    return [torch.where(taken if m.dim() == 3 else taken.unsqueeze(1), m.roll(-1, 0), m) for m in maps]
 
 
-def cutmix(images: Tensor, pseudo_labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+def cutmix(images: Tensor, pseudo_labels: Tensor, num_classes: int) -> list[Tensor]:
     """Inside a random box, pixels come from the next image of the batch."""
     boxes = draw_boxes(len(images), *images.shape[-2:], images.device)
-    return _take_from_next(images, pseudo_labels, boxes)
+    return take_from_next(boxes, images, pseudo_labels)
 
 
 def cutout(images: Tensor, pseudo_labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
@@ -53,7 +52,7 @@ def cutout(images: Tensor, pseudo_labels: Tensor, num_classes: int) -> tuple[Ten
     return images.masked_fill(boxes.unsqueeze(1), 0.0), pseudo_labels.masked_fill(boxes, IGNORE)
 
 
-def classmix(images: Tensor, pseudo_labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+def classmix(images: Tensor, pseudo_labels: Tensor, num_classes: int) -> list[Tensor]:
     """A random half (rounded down) of each image's pseudo-classes stays; all else comes from the next image."""
     present = one_hot_mask(pseudo_labels, num_classes).flatten(2).any(dim=2)
     lottery = torch.rand(present.shape, device=images.device).masked_fill(~present, -1.0)
@@ -61,7 +60,7 @@ def classmix(images: Tensor, pseudo_labels: Tensor, num_classes: int) -> tuple[T
     kept_classes = present & (place < present.sum(dim=1, keepdim=True) // 2)
     ids = pseudo_labels.clamp(max=num_classes - 1).long()
     kept = kept_classes.gather(1, ids.flatten(1)).view_as(ids) & (pseudo_labels != IGNORE)
-    return _take_from_next(images, pseudo_labels, ~kept)
+    return take_from_next(~kept, images, pseudo_labels)
 
 
 STRONG_AUGMENTATIONS = {"cutmix": cutmix, "cutout": cutout, "classmix": classmix}

@@ -4,12 +4,51 @@ Shapes: B images, C classes, H x W the crop, h x w the feature size (stride 4); 
 """
 
 import math
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from u2pl_hf.constants import IGNORE
+
+
+@dataclass(frozen=True)
+class PseudoLabelled:
+    """What the student is given of the unlabelled images, mixed.
+
+    Attributes:
+        x: (B_u,3,H,W).
+        labels: the teacher's labels, int64 (B_u,H,W), 255 on padding.
+        prob: the teacher's probability of each label (B_u,H,W).
+        y: true labels, where someone wants to watch.
+        stats: the teacher's mean confidence, and what else there is to tell.
+        weak: the images without their changes of colour, where they have any.
+    """
+
+    x: Tensor
+    labels: Tensor
+    prob: Tensor
+    y: Tensor | None = None
+    stats: dict[str, Tensor] = field(default_factory=dict)
+    weak: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of pixels (N,H,W) by entropy, which serves both losses: reliable and unreliable are bool (N,H,W)."""
+
+    entropy: Tensor
+    valid: Tensor
+    reliable: Tensor
+    unreliable: Tensor
+    alpha: float
+    gamma: Tensor
+
+    def part(self, place: slice) -> "Split":
+        """Of some of the images."""
+        maps = (value[place] for value in (self.entropy, self.valid, self.reliable, self.unreliable))
+        return Split(*maps, self.alpha, self.gamma)
 
 
 def precise_dtype(device: torch.device) -> torch.dtype:
@@ -22,6 +61,13 @@ def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
     if logits.shape[-2:] == torch.Size(size):
         return logits.float()
     return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=True)
+
+
+def label_pixels(logits: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The most probable class of each pixel and its probability: (B,C,h,w) -> int64 and float32 (B,*size)."""
+    # Classes last, as they lie in memory: several times faster over the whole crop.
+    prob, labels = resize_logits(logits, size).movedim(1, -1).softmax(dim=-1).max(dim=-1)
+    return labels, prob
 
 
 def nearest_on_corners(maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -79,6 +125,25 @@ def masked_quantile(values: Tensor, q: float, mask: Tensor) -> Tensor:
     below, above = ordered[places].to(position.dtype)
     result = torch.where(low == high, below, torch.lerp(below, above, position - low))
     return torch.where(last >= 0, result, math.nan).to(values.dtype)
+
+
+def class_quantiles(values: Tensor, labels: Tensor, q: float, num_classes: int) -> Tensor:
+    """The q-quantile of `values` under each class of `labels`, any shape, both alike: (C,), NaN where there is none.
+
+    As `masked_quantile` of each class, in one sort of all values: nothing depends on how many pixels a class has.
+    """
+    flat, labels = values.flatten(), labels.flatten().long()
+    order = flat.argsort()
+    order = order[labels[order].argsort(stable=True)]
+    edges = torch.searchsorted(labels[order], torch.arange(num_classes + 1, device=labels.device))
+    first, number = edges[:-1], edges.diff()
+    last = (number - 1).clamp(min=0)
+    position = last.to(precise_dtype(values.device)) * q
+    low = position.floor().long()
+    # A class without pixels may begin behind the last one.
+    places = (first + torch.stack([low, torch.minimum(low + 1, last)])).clamp(max=flat.numel() - 1)
+    below, above = flat[order][places].to(position.dtype)
+    return torch.where(number > 0, torch.lerp(below, above, position - low), math.nan).to(values.dtype)
 
 
 def split_at(entropy: Tensor, valid: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:

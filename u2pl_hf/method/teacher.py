@@ -20,10 +20,15 @@ def update_teacher(teacher: nn.Module, student: nn.Module, decay: float, *, buff
     U2PL leaves buffers alone: BatchNorm statistics of its teacher come from that one's own passes over the mixed
     batches. A teacher that only ever evaluates has them averaged as well; whole numbers are copied.
     """
-    torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1.0 - decay)
+    pairs = list(zip(teacher.parameters(), student.parameters(), strict=True))
     if buffers:
-        for own, new in zip(teacher.buffers(), student.buffers(), strict=True):
-            own.lerp_(new, 1.0 - decay) if own.is_floating_point() else own.copy_(new)
+        both = list(zip(teacher.buffers(), student.buffers(), strict=True))
+        pairs += [pair for pair in both if pair[0].is_floating_point()]
+        for own, new in both:
+            if not own.is_floating_point():
+                own.copy_(new)
+    own, new = zip(*pairs, strict=True)
+    torch._foreach_lerp_(own, new, 1.0 - decay)
 
 
 @contextmanager

@@ -1,55 +1,27 @@
 """U2PL (Wang et al., CVPR 2022): algorithm 1 in order. Variant `official` chooses other pixels, see official.py."""
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from u2pl_hf.errors import refuse
-from u2pl_hf.fields import setting
 from u2pl_hf.method import losses, official, schedules
 from u2pl_hf.method import pseudo_labels as pl
-from u2pl_hf.method.base import Batch, ImagePools, MethodSettings, Step, StepOutput, register, require_in_time
+from u2pl_hf.method.base import Batch, ImagePools, Step, StepOutput, register, require_in_time
 from u2pl_hf.method.mixing import STRONG_AUGMENTATIONS
+from u2pl_hf.method.partners import ClassPartners, class_banks
+from u2pl_hf.method.prototypes import Prototypes
+from u2pl_hf.method.pseudo_labels import PseudoLabelled, Split
 from u2pl_hf.method.queues import ClassQueues, gather_keys, select_keys
 from u2pl_hf.method.teacher import batch_statistics, copy_student, update_teacher
+from u2pl_hf.method.u2pl_settings import U2PLSettings
+from u2pl_hf.method.views import strong_view
 
-
-@dataclass(frozen=True)
-class PseudoLabelled:
-    """What the student is given of the unlabelled images, mixed.
-
-    Attributes:
-        x: (B_u,3,H,W).
-        labels: the teacher's labels, int64 (B_u,H,W), 255 on padding.
-        y: true labels, where someone wants to watch.
-        stats: the teacher's mean confidence, and what else there is to tell.
-        prob: the teacher's probability of each label (B_u,H,W), for methods that use it.
-    """
-
-    x: Tensor
-    labels: Tensor
-    y: Tensor | None
-    stats: dict[str, Tensor]
-    prob: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Split:
-    """One split of pixels (N,H,W) by entropy, which serves both losses: reliable and unreliable are bool (N,H,W)."""
-
-    entropy: Tensor
-    valid: Tensor
-    reliable: Tensor
-    unreliable: Tensor
-    alpha: float
-    gamma: Tensor
-
-    def part(self, place: slice) -> "Split":
-        """Of some of the images."""
-        maps = (value[place] for value in (self.entropy, self.valid, self.reliable, self.unreliable))
-        return Split(*maps, self.alpha, self.gamma)
+# Of the confidence in each class; AEL's 0.999 is for runs of 50,000 steps.
+BANK_MOMENTUM = 0.99
 
 
 @register
@@ -63,127 +35,136 @@ class U2PL(Step):
     )
     uses_representation = True
 
-    @dataclass(frozen=True)
-    class Settings(MethodSettings):
-        """Symbols are the paper's."""
+    Settings = U2PLSettings
 
-        variant: str = setting("paper", "as in the paper, or as in the published code", choices=("paper", "official"))
-        fixed_defects: list[int] = setting(
-            [], "of --variant official: differences to put right, 1 to 6 (docs/fidelity.md)"
-        )
-        warmup_steps: int = setting(0, "supervised steps before the teacher starts")
-        warmup_epochs: float = setting(0.0, "the same in epochs", counts="warmup_steps")
-        ema_decay: float = setting(0.99, "largest decay of the teacher's moving average", at_most=1)
-        unreliable_share: float = setting(0.2, "alpha_0, share of pixels taken as unreliable at the start", at_most=1)
-        unsupervised_weight: float = setting(1.0, "lambda_u")
-        contrastive_weight: float = setting(0.1, "lambda_c; published code: 0.25 on VOC, 0.125 on Cityscapes")
-        strong_augmentation: str = setting("cutmix", "mixing of unlabelled images", choices=tuple(STRONG_AUGMENTATIONS))
-        strong_probability: float = setting(0.5, "probability of mixing, one draw per batch", at_most=1)
-        anchor_threshold: float = setting(0.3, "delta_p, least probability of an anchor's class", at_most=1)
-        low_rank: int | None = setting(None, "r_l; default min(3, classes // 2), at least 1")
-        high_rank: int = setting(20, "r_h")
-        temperature: float = setting(0.5, "tau of InfoNCE", above=0)
-        num_anchors: int = setting(256, "anchors per class and step", at_least=1, at_most=100_000)
-        num_negatives: int = setting(50, "negatives per anchor", at_least=1, at_most=100_000)
-        queue_length: int = setting(30_000, "negatives kept per class", at_least=1, at_most=100_000_000)
-        background_queue_length: int = setting(50_000, "negatives kept for class 0", at_least=1, at_most=100_000_000)
-        new_keys_per_class: int = setting(
-            256,
-            "most negatives pushed per class, process and step; published code: all",
-            at_least=1,
-            at_most=100_000_000,
-        )
-
-        def __post_init__(self):
-            object.__setattr__(self, "fixed_defects", sorted({*self.fixed_defects}))
-
-        def ranks(self, num_labels: int) -> tuple[int, int]:
-            """r_l and r_h for a number of classes."""
-            low = pl.default_low_rank(num_labels) if self.low_rank is None else self.low_rank
-            return low, self.high_rank
-
-    def __init__(self, settings: Settings, student: nn.Module, pools: ImagePools | None = None):
+    def __init__(self, settings: U2PLSettings, student: nn.Module, pools: ImagePools | None = None):
+        settings = settings.settled()
         super().__init__(settings, student, pools)
         self.num_labels = student.config.num_labels
         self.low_rank, self.high_rank = settings.ranks(self.num_labels)
         self.teacher = copy.deepcopy(student).requires_grad_(False).eval()
         lengths = [settings.background_queue_length] + [settings.queue_length] * (self.num_labels - 1)
         self.queues = ClassQueues(lengths, student.config.representation_channels)
+        self.prototypes = self.bank = self.partners = None
+        if settings.prototype_momentum:
+            channels = student.config.representation_channels
+            self.prototypes = Prototypes(self.num_labels, channels, settings.prototype_momentum)
+        if settings.partner == "class" or settings.protect_unlearnt:
+            self.bank, self.categories = class_banks(pools, self.num_labels, BANK_MOMENTUM)
+        if settings.partner == "class":
+            self.partners = ClassPartners(pools.unlabelled, self.bank, self.categories)
 
     @classmethod
-    def check(cls, settings: Settings, *, num_labels: int | None = None, total_steps: int | None = None) -> None:
+    def check(cls, settings: U2PLSettings, *, num_labels: int | None = None, total_steps: int | None = None) -> None:
         """Refuse ranks that leave no negatives, defects that are not there, and a warm-up without an end."""
         low, high = settings.ranks(num_labels) if num_labels else (1, 2)
         refuse([
             (num_labels and not 1 <= low < min(high, num_labels),
              f"--low_rank {low} --high_rank {high} leave no rank for negatives among {num_labels} classes: "
              f"low_rank must lie in 1..{(num_labels or 0) - 1} and below high_rank"),
-            (settings.fixed_defects and settings.variant == "paper",
+            (settings.fixed_defects and settings.variant != "official",
              "--fixed_defects needs --variant official, whose differences from the paper they are"),
             (not {*settings.fixed_defects} <= {*official.DEFECTS},
              f"--fixed_defects {settings.fixed_defects} must be among 1 2 3 4 5 6"),
+            *settings.unpublished(),
+            (settings.partner == "class" and settings.strong_augmentation != "cutmix",
+             f"--partner class goes with --strong_augmentation cutmix, not {settings.strong_augmentation}"),
         ])  # fmt: skip
         if total_steps:
             require_in_time(settings, "warmup", total_steps)
 
     @classmethod
-    def mixes_batch(cls, settings: Settings) -> bool:
-        """CutOut takes nothing from other images."""
-        return settings.strong_augmentation != "cutout"
+    def mixes_batch(cls, settings: U2PLSettings) -> bool:
+        """CutOut takes nothing from other images, and a class's partners are no images of the batch."""
+        return settings.strong_augmentation != "cutout" and settings.partner != "class"
 
     @classmethod
-    def unlabelled_from(cls, settings: Settings) -> int:
+    def unlabelled_from(cls, settings: U2PLSettings) -> int:
         """Warm-up takes labelled images alone."""
         return settings.warmup_steps
 
     @classmethod
-    def state_bytes(cls, settings: Settings, weights: int, num_labels: int, channels: int) -> dict[str, int]:
+    def state_bytes(cls, settings: U2PLSettings, weights: int, num_labels: int, channels: int) -> dict[str, int]:
         """The teacher, and queues in half precision."""
         keys = settings.background_queue_length + (num_labels - 1) * settings.queue_length
         return {"teacher": weights, "queues": 2 * keys * channels}
 
     def begin(self, student: nn.Module, step: int) -> None:
-        """When warm-up ends, the teacher becomes a copy of the student."""
-        if step == self.settings.warmup_steps:
+        """When warm-up ends, the teacher becomes a copy of the student, unless it is an average already."""
+        if step == self.settings.warmup_steps and not self.settings.ema_from_start:
             copy_student(self.teacher, student)
 
     def finish(self, student: nn.Module, step: int) -> None:
         """The teacher's moving average."""
-        since_warmup = step - self.settings.warmup_steps
-        if since_warmup >= 0:
-            update_teacher(self.teacher, student, schedules.ema_decay(since_warmup, self.settings.ema_decay))
+        since_warmup, largest = step - self.settings.warmup_steps, self.settings.ema_decay
+        if self.settings.ema_from_start:
+            update_teacher(self.teacher, student, schedules.early_ema_decay(step, largest), buffers=True)
+        elif since_warmup >= 0:
+            update_teacher(self.teacher, student, schedules.ema_decay(since_warmup, largest))
 
     def model_to_evaluate(self, student: nn.Module, step: int) -> nn.Module:
-        """The student during warm-up, the teacher after it."""
-        return self.teacher if step > self.settings.warmup_steps else student
+        """The student during warm-up, the teacher after it, and always where it averages from the start."""
+        return self.teacher if self.settings.ema_from_start or step > self.settings.warmup_steps else student
 
     def forward(self, student: nn.Module, batch: Batch, step: int, total_steps: int) -> StepOutput:
         """Losses of one step; `step` counts from 0. Pushes this step's negatives into the queues."""
         settings, labelled = self.settings, len(batch.x_l)
         if step < settings.warmup_steps:
-            return self.learn_labels(student, batch)[0]
+            result, output = self.learn_labels(student, batch)
+            self.update_confidence(output, batch.y_l, result.stats)
+            return result
         mixed = self.pseudo_label(batch)
-        images = torch.cat([batch.x_l, mixed.x])
-        output = student(images)
-        with torch.no_grad(), batch_statistics(self.teacher):
-            teacher = self.teacher(images, output_auxiliary=False)
-
+        output = student(torch.cat([batch.x_l, mixed.x]))
+        teacher = self.teach(torch.cat([batch.x_l, mixed.x if mixed.weak is None else mixed.weak]))
         logits = pl.resize_logits(teacher.logits[labelled:], mixed.x.shape[-2:])
         split = self.split(logits, mixed.labels, step / total_steps)
         loss_s = self.supervised_loss(output, batch.y_l)
-        student_logits = pl.resize_logits(output.logits[labelled:], mixed.x.shape[-2:])
-        loss_u = losses.unsupervised_loss(student_logits, mixed.labels, split.reliable)
+        loss_u = self.consistency(output.logits[labelled:], mixed, split)
         loss_c, stats = self.contrast(output, teacher, batch.y_l, mixed.labels, self.confident(split), split.unreliable)
-        total = loss_s + settings.unsupervised_weight * loss_u + settings.contrastive_weight * loss_c
+        risen = schedules.rampup(step - settings.warmup_steps, settings.unsupervised_rampup * total_steps)
+        total = loss_s + settings.unsupervised_weight * risen * loss_u + settings.contrastive_weight * loss_c
         named = {"loss": total, "loss_supervised": loss_s, "loss_unsupervised": loss_u, "loss_contrastive": loss_c}
+        self.update_confidence(output, batch.y_l, stats)
+        if self.partners is not None:
+            self.partners.prepare(batch)
         return StepOutput(total, _detached(named), stats | self.told(mixed, split))
+
+    @torch.no_grad()
+    def teach(self, images: Tensor):
+        """The teacher's output for labelled and mixed images, with their own statistics, or averaged ones."""
+        with nullcontext() if self.settings.ema_from_start else batch_statistics(self.teacher):
+            return self.teacher(images, output_auxiliary=False)
+
+    def update_confidence(self, output, y_l: Tensor, stats: dict) -> None:
+        """Take this step's labelled images into the confidence bank, where there is one, and tell what it holds."""
+        if self.bank is not None:
+            logits = output.logits.detach()[: len(y_l)]
+            self.bank.update(logits, pl.nearest_on_corners(y_l, logits.shape[-2:]))
+            stats["confidence_per_class"] = self.bank.confidence.clone()
 
     def split(self, logits: Tensor, labels: Tensor, progress: float) -> Split:
         """Reliable and unreliable pixels of the teacher's logits (N,C,H,W) at crop size (equations 5 to 7)."""
         alpha = schedules.unreliable_share(progress, self.settings.unreliable_share)
         entropy, valid = pl.pixel_entropy(logits), labels != pl.IGNORE
-        gamma = pl.masked_quantile(entropy, 1.0 - alpha, valid)
-        return Split(entropy, valid, *pl.split_at(entropy, valid, gamma), alpha, gamma)
+        if self.settings.class_quantiles:
+            gammas = pl.class_quantiles(entropy, labels, 1.0 - alpha, self.num_labels)
+            gamma, limit = gammas.nanmean(), gammas[labels.clamp(max=self.num_labels - 1)]
+        else:
+            gamma = limit = pl.masked_quantile(entropy, 1.0 - alpha, valid)
+        reliable, unreliable = pl.split_at(entropy, valid, limit)
+        if self.settings.protect_unlearnt:
+            unlearnt = self.bank.confidence < self.settings.protect_unlearnt
+            reliable = reliable & ~unlearnt[pl.top_classes(logits, self.low_rank)].any(dim=-1)
+        return Split(entropy, valid, reliable, unreliable, alpha, gamma)
+
+    def consistency(self, logits: Tensor, mixed: PseudoLabelled, split: Split) -> Tensor:
+        """L_u of the student's logits for the mixed images."""
+        floor, symmetric = self.settings.confidence_floor, self.settings.symmetric_cross_entropy
+        logits = pl.resize_logits(logits, mixed.x.shape[-2:])
+        if not floor:
+            return losses.unsupervised_loss(logits, mixed.labels, split.reliable, symmetric=symmetric)
+        targets = mixed.labels.masked_fill(~split.reliable, pl.IGNORE)
+        return losses.confidence_loss(logits, targets, mixed.prob, split.valid, floor, symmetric=symmetric)
 
     @staticmethod
     def told(mixed: PseudoLabelled, split: Split) -> dict[str, Tensor | float]:
@@ -198,31 +179,48 @@ class U2PL(Step):
     @torch.no_grad()
     def pseudo_label(self, batch: Batch) -> PseudoLabelled:
         """The teacher's labels for x_u, then strong augmentation of images, pseudo-labels and labels to watch."""
-        x_u, y_u = batch.x_u, batch.y_u
-        logits = self.teacher(x_u, output_representation=False, output_auxiliary=False).logits
-        # Classes last, as they lie in memory: several times faster over the whole crop.
-        prob, pseudo_labels = pl.resize_logits(logits, x_u.shape[-2:]).movedim(1, -1).softmax(dim=-1).max(dim=-1)
+        settings = self.settings
+        if self.partners is not None:
+            return self.partners.mix(self.teacher, batch, settings.strong_probability, colour=settings.strong_colour)
+        logits = self.teacher(batch.x_u, output_representation=False, output_auxiliary=False).logits
+        labels, prob = pl.label_pixels(logits, batch.x_u.shape[-2:])
         confidence = (prob * batch.valid_u).sum() / batch.valid_u.sum().clamp(min=1)
-        pseudo_labels = pseudo_labels.masked_fill(~batch.valid_u, pl.IGNORE)
-        # Drawn on the host, where the outcome is needed: one draw per batch and process.
-        if torch.rand(()).item() < self.settings.strong_probability:
-            mix = STRONG_AUGMENTATIONS[self.settings.strong_augmentation]
-            # Labels to watch travel as one more channel of their image.
-            images = x_u if y_u is None else torch.cat([x_u, y_u.unsqueeze(1).to(x_u.dtype)], dim=1)
-            images, pseudo_labels = mix(images, pseudo_labels, self.num_labels)
-            x_u, y_u = images[:, :3], None if y_u is None else images[:, 3].long()
-        return PseudoLabelled(x_u, pseudo_labels, y_u, {"confidence": confidence})
+        labels = labels.masked_fill(~batch.valid_u, pl.IGNORE)
+        # What belongs to an image travels as further channels of it.
+        parts = {"weak": batch.x_u, "prob": prob.unsqueeze(1)}
+        if settings.strong_colour:
+            parts["x"] = strong_view(batch.x_u) * batch.valid_u.unsqueeze(1)
+        if batch.y_u is not None:
+            parts["y"] = batch.y_u.unsqueeze(1).to(prob.dtype)
+        sizes = [part.shape[1] for part in parts.values()]
+        images, labels = self.mix(torch.cat([*parts.values()], dim=1), labels)
+        parts = dict(zip(parts, images.split(sizes, dim=1), strict=True))
+        x, y = parts.get("x", parts["weak"]), parts["y"][:, 0].long() if "y" in parts else None
+        weak = parts["weak"] if "x" in parts else None
+        return PseudoLabelled(x, labels, parts["prob"][:, 0], y, {"confidence": confidence}, weak)
+
+    def mix(self, images: Tensor, labels: Tensor) -> Sequence[Tensor]:
+        """CutMix or another of images and pseudo-labels; drawn on the host where one draw decides for the batch."""
+        settings, mix = self.settings, STRONG_AUGMENTATIONS[self.settings.strong_augmentation]
+        if settings.strong_per_image:
+            chosen = torch.rand(len(images), 1, 1, device=images.device) < settings.strong_probability
+            mixed_images, mixed_labels = mix(images, labels, self.num_labels)
+            images = torch.where(chosen.unsqueeze(1), mixed_images, images)
+            return images, torch.where(chosen, mixed_labels, labels)
+        if torch.rand(()).item() < settings.strong_probability:
+            return mix(images, labels, self.num_labels)
+        return images, labels
 
     def confident(self, split: Split) -> Tensor:
         """The unlabelled pixels that may be anchors, bool (B_u,H,W): all reliable ones; officially see defect 5."""
-        if self.settings.variant == "paper" or 5 in self.settings.fixed_defects:
+        if self.settings.variant != "official" or 5 in self.settings.fixed_defects:
             return split.reliable
         return official.lowest_entropy(split.entropy, split.valid, split.alpha)
 
     def select(self, y_l: Tensor, pseudo_labels: Tensor, confident: Tensor, unreliable: Tensor, prob: Tensor):
         """Anchors, positives and negatives of each class, bool (B,C,h,w); all arguments at feature size."""
         settings, labelled, ranks = self.settings, len(y_l), (self.low_rank, self.high_rank)
-        if settings.variant != "paper":
+        if settings.variant == "official":
             return official.select_pixels(
                 y_l,
                 pseudo_labels,
@@ -241,7 +239,7 @@ class U2PL(Step):
     def contrast(self, output, teacher, y_l: Tensor, pseudo_labels: Tensor, confident: Tensor, unreliable: Tensor):
         """L_c at feature size: choose anchors and negatives, push the negatives, then contrast."""
         settings, size = self.settings, teacher.logits.shape[-2:]
-        is_official = settings.variant != "paper"
+        is_official = settings.variant == "official"
         with torch.no_grad():
             prob = teacher.logits.float().softmax(dim=1)
             maps = (pl.nearest_on_corners(m, size) for m in (y_l, pseudo_labels, confident, unreliable))
@@ -251,6 +249,9 @@ class U2PL(Step):
             )
             keys, valid = gather_keys(keys, valid)
             self.queues.push(keys, valid)
+        more = {"fixed": settings.fixed_defects} if is_official else {}
+        if self.prototypes is not None:
+            more["prototypes"] = self.prototypes.update(teacher.representation, positives)
         contrastive_loss = official.contrastive_loss if is_official else losses.contrastive_loss
         loss, used = contrastive_loss(
             output.representation,
@@ -261,7 +262,7 @@ class U2PL(Step):
             num_anchors=settings.num_anchors,
             num_negatives=settings.num_negatives,
             temperature=settings.temperature,
-            **({"fixed": settings.fixed_defects} if is_official else {}),
+            **more,
         )
         stats = {
             "anchor_classes": used.sum().float(),

@@ -130,14 +130,19 @@ class U2PLForSemanticSegmentation(U2PLPreTrainedModel):
         labels: torch.Tensor | None = None,
         output_representation: bool = True,
         output_auxiliary: bool = True,
+        feature_scales: tuple[torch.Tensor, ...] | None = None,
     ) -> U2PLOutput:
         """Segment images.
 
         pixel_values: (B, 3, H, W), normalised.
         labels: (B, H, W) class ids; `loss` is then the cross-entropy of the logits at the labels' size.
         output_representation, output_auxiliary: False skips the work of that head.
+        feature_scales: factors (B, channels) for each stage of `feature_channels`, between backbone and heads.
         """
-        low, third, high = self.backbone(pixel_values)
+        stages = self.backbone(pixel_values)
+        if feature_scales is not None:
+            stages = [stage * scale[:, :, None, None] for stage, scale in zip(stages, feature_scales, strict=True)]
+        low, third, high = stages
         low = self.low_level(low)
         # Low-level features come first: the order of the published weights.
         features = torch.cat([low, _resize(self.aspp(high), low.shape[-2:])], dim=1)
@@ -158,6 +163,11 @@ class U2PLForSemanticSegmentation(U2PLPreTrainedModel):
         # Summed apart: on GPUs, torch's own sum over maps depends on the order of threads.
         total = F.cross_entropy(upsampled, labels.long(), ignore_index=ignore, reduction="none").sum()
         return total / (labels != ignore).sum().clamp(min=1)
+
+    @property
+    def feature_channels(self) -> tuple[int, int, int]:
+        """Channels of the stages that the heads read: the first, the last but one and the last of the backbone."""
+        return self.backbone.low_level_channels, self.backbone.auxiliary_channels, self.backbone.out_channels
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         """Parameters that learn at the base learning rate."""

@@ -80,7 +80,9 @@ class RunArguments:
     initial_model_revision: str | None = setting(None, "revision of --initial_model on the Hub")
 
     # Method
-    method: str = setting("u2pl", "training method: suponly, u2pl, u2pl_ael, or one of --method_module")
+    method: str = setting(
+        "u2pl", "training method: suponly, u2pl, u2pl_ael, fixmatch, unimatch_v2, or one of --method_module"
+    )
     method_module: str | None = setting(None, "Python file whose methods --method may name as well")
 
     # Optimisation
