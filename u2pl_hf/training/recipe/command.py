@@ -6,6 +6,7 @@ import typing
 from pathlib import Path
 
 from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 
 from u2pl_hf.errors import InputError
 from u2pl_hf.method import METHODS, Step
@@ -30,6 +31,9 @@ class _Parser(HfArgumentParser):
         self.add_argument("recipe", help="a recipe's name, or a YAML file with fields of this list")
 
     def add_argument(self, *names, bounds=None, counts=None, decides=None, **options) -> argparse.Action:
+        if options.get("type") is string_to_bool:
+            # So that the name alone is enough where the default is neither true nor false, too.
+            options = {"nargs": "?", "const": True} | options
         return super().add_argument(*names, **options)
 
     def error(self, message: str) -> typing.NoReturn:
