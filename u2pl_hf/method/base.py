@@ -25,6 +25,10 @@ class MethodSettings:
     ohem_min_kept: int = setting(100_000, "OHEM keeps at least this many pixels of a batch")
     auxiliary_weight: float = setting(0.4, "weight of the auxiliary head's loss", at_least=0)
 
+    def settled(self) -> "MethodSettings":
+        """With the values that follow from others, where nothing was told."""
+        return self
+
 
 @dataclass(frozen=True)
 class Further:
@@ -121,7 +125,7 @@ class Step(nn.Module):
 
     def __init__(self, settings: MethodSettings, student: nn.Module, pools: ImagePools | None = None):
         super().__init__()
-        self.settings = settings
+        self.settings = settings.settled()
 
     @classmethod
     def check(cls, settings: MethodSettings, *, num_labels: int | None = None, total_steps: int | None = None) -> None:

@@ -38,8 +38,8 @@ class U2PL(Step):
     Settings = U2PLSettings
 
     def __init__(self, settings: U2PLSettings, student: nn.Module, pools: ImagePools | None = None):
-        settings = settings.settled()
         super().__init__(settings, student, pools)
+        settings = self.settings
         self.num_labels = student.config.num_labels
         self.low_rank, self.high_rank = settings.ranks(self.num_labels)
         self.teacher = copy.deepcopy(student).requires_grad_(False).eval()

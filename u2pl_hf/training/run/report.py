@@ -142,8 +142,9 @@ def _command() -> str | None:
 
 def _changed_settings(settings: MethodSettings) -> dict | None:
     """The method's settings that are not the default, besides those that are told by themselves."""
-    told, usual = {"variant", "warmup_steps", "warmup_epochs"}, asdict(type(settings)())
-    return {name: v for name, v in asdict(settings).items() if name not in told and v != usual[name]} or None
+    told, usual = {"variant", "warmup_steps", "warmup_epochs"}, asdict(type(settings)().settled())
+    settled = asdict(settings.settled())
+    return {name: v for name, v in settled.items() if name not in told and v != usual[name]} or None
 
 
 def _backbone(config: PreTrainedConfig) -> dict:

@@ -1,0 +1,83 @@
+"""Sets of small photographs that two CPU cores can train on, cut from VOC 2012 and CamVid.
+
+    python benchmarks/photographs.py animals VOCdevkit/VOC2012 photographs/animals
+    python benchmarks/photographs.py camvid CAMVID photographs/camvid
+    u2pl prepare folder photographs/animals data/animals
+
+`animals` takes images of VOC that show cats, cows, dogs, horses, persons or sheep on 1 % of their pixels at least, and
+are ignored on 30 % at most; all else is background; the long side is 200. `camvid` takes CamVid as a data set with
+columns id, image and label, at 240x180, and writes two lists of labelled images, of 4 and of 10 from sequence 0001TP,
+evenly spread. Both write images/{train,val}, masks/{train,val} and classes.txt.
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import datasets
+import numpy as np
+from PIL import Image
+
+ANIMALS = {0: "background", 8: "cat", 10: "cow", 12: "dog", 13: "horse", 15: "person", 17: "sheep"}
+LONG_SIDE = 200
+CAMVID = ["sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"]
+CAMVID_SIZE, SEQUENCE, LISTS = (240, 180), "0001TP", (4, 10)
+Pair = tuple[str, str, Image.Image, Image.Image]
+
+
+def animals(voc: Path) -> Iterator[Pair]:
+    """Part, name, image and mask of each image that shows enough."""
+    table = np.full(256, 255, np.uint8)
+    table[list(ANIMALS)] = range(len(ANIMALS))
+    validation = set((voc / "ImageSets/Segmentation/val.txt").read_text().split())
+    for path in sorted((voc / "SegmentationClassAug").glob("*.png")):
+        ids = table[np.asarray(Image.open(path))]
+        counts = np.bincount(ids.ravel(), minlength=256)
+        if counts[1 : len(ANIMALS)].sum() < 0.01 * ids.size or counts[255] > 0.3 * ids.size:
+            continue
+        image = Image.open(voc / f"JPEGImages/{path.stem}.jpg").convert("RGB")
+        size = tuple(max(1, round(side * LONG_SIDE / max(image.size))) for side in image.size)
+        small = image.resize(size, Image.Resampling.LANCZOS)
+        part = "val" if path.stem in validation else "train"
+        yield part, path.stem, small, Image.fromarray(ids).resize(size, Image.Resampling.NEAREST)
+
+
+def camvid(folder: Path) -> Iterator[Pair]:
+    """Part, name, image and mask of each image."""
+    for subset, part in (("train", "train"), ("validation", "val")):
+        for row in datasets.load_dataset(str(folder), split=subset):
+            image = row["image"].resize(CAMVID_SIZE, Image.Resampling.BOX)
+            yield part, row["id"], image, row["label"].resize(CAMVID_SIZE, Image.Resampling.NEAREST)
+
+
+def write(pairs: Iterator[Pair], names: list[str], out: Path, suffix: str) -> list[str]:
+    """Write a folder that `u2pl prepare folder` reads; returns the names of the training images."""
+    trained = []
+    for part, name, image, mask in pairs:
+        trained += [name] if part == "train" else []
+        for kind, picture, path in (("images", image, f"{name}.{suffix}"), ("masks", mask, f"{name}.png")):
+            folder = out / kind / part
+            folder.mkdir(parents=True, exist_ok=True)
+            picture.save(folder / path, **({"quality": 95} if path.endswith("jpg") else {}))
+    (out / "classes.txt").write_text("\n".join(names) + "\n")
+    return sorted(trained)
+
+
+def main() -> None:
+    """Read one set and write it small."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("which", choices=("animals", "camvid"))
+    parser.add_argument("source", type=Path, help="VOCdevkit/VOC2012, or CamVid as load_dataset reads it")
+    parser.add_argument("out", type=Path)
+    args = parser.parse_args()
+    if args.which == "animals":
+        write(animals(args.source), list(ANIMALS.values()), args.out, "jpg")
+        return
+    trained = [name for name in write(camvid(args.source), CAMVID, args.out, "png") if name.startswith(SEQUENCE)]
+    for number in LISTS:
+        chosen = [trained[(2 * i + 1) * len(trained) // (2 * number)] for i in range(number)]
+        (args.out / f"{number}.txt").write_text("".join(f"train/{name}\n" for name in chosen))
+
+
+if __name__ == "__main__":
+    main()
