@@ -1,5 +1,6 @@
 """Number types, memory layout, kernels, compilation and determinism of training."""
 
+import copy
 import os
 import warnings
 
@@ -12,7 +13,7 @@ from tests.training.test_trainer import make_trainer
 from u2pl_hf.errors import InputError
 from u2pl_hf.model import backbone_u2pl
 from u2pl_hf.system import precision
-from u2pl_hf.system.precision import prepare_device, set_tf32, without_tuning
+from u2pl_hf.system.precision import prepare_device, set_tf32, spare_slow_gradients, without_tuning
 from u2pl_hf.training.optimizers import build_sgd
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -242,3 +243,21 @@ def test_evaluation_is_not_tuned():
     with without_tuning():
         assert not torch.backends.cudnn.benchmark
     assert torch.backends.cudnn.benchmark
+
+
+def test_slow_depthwise_convolutions_of_a_cpu_compute_in_float32():
+    def convolution(**options) -> nn.Conv2d:
+        return nn.Conv2d(4, 4, 3, padding=1, groups=4, **options)
+
+    strided, dilated, plain = convolution(stride=2), convolution(dilation=2), convolution()
+    dense = nn.Conv2d(4, 4, 3, stride=2)
+    network = nn.Sequential(strided, dilated, plain, dense)
+    names, x = list(network.state_dict()), torch.randn(2, 4, 9, 9).bfloat16()
+    expected = [
+        torch.nn.functional.conv2d(x.float(), c.weight, c.bias, c.stride, 1, c.dilation, 4) for c in network[:2]
+    ]
+    spare_slow_gradients(network)
+    with torch.autocast("cpu", torch.bfloat16):
+        for found, right in zip((c(x) for c in copy.deepcopy(network)[:2]), expected, strict=True):
+            assert found.dtype == torch.bfloat16 and torch.equal(found, right.bfloat16())
+    assert list(network.state_dict()) == names and {type(plain), type(dense)} == {nn.Conv2d}

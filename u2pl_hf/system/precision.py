@@ -11,11 +11,12 @@ import sysconfig
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from u2pl_hf.errors import InputError, TrainingError
 
@@ -108,6 +109,30 @@ def checkpoint_gradients(student: nn.Module) -> None:
             raise InputError(
                 f"--gradient_checkpointing true: the backbone {student.config.backbone} cannot do it; leave it out"
             ) from error
+
+
+class _InFloat32:
+    """Computes in float32 under autocast, and gives what comes after it the type that came."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float()).to(x.dtype)
+
+
+@cache
+def _in_float32(kind: type[nn.Module]) -> type[nn.Module]:
+    return type(kind.__name__, (_InFloat32, kind), {"__module__": kind.__module__})
+
+
+def spare_slow_gradients(network: nn.Module) -> None:
+    """Compute depthwise convolutions with a stride or a dilation in float32, in place, for bfloat16 on CPUs.
+
+    There oneDNN has no fast bfloat16 kernel for their gradients.
+    """
+    for module in network.modules():
+        is_depthwise = isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1
+        if is_depthwise and max(*module.stride, *module.dilation) > 1:
+            module.__class__ = _in_float32(type(module))
 
 
 def compile_networks(networks: Iterable[nn.Module], *, dynamic: bool = False) -> None:

@@ -15,7 +15,12 @@ from u2pl_hf import U2PLConfig, U2PLForSemanticSegmentation
 from u2pl_hf.constants import default_palette
 from u2pl_hf.method import Step
 from u2pl_hf.method.base import ImagePools
-from u2pl_hf.system.precision import checkpoint_gradients, compile_networks, prepare_device
+from u2pl_hf.system.precision import (
+    checkpoint_gradients,
+    compile_networks,
+    prepare_device,
+    spare_slow_gradients,
+)
 from u2pl_hf.system.processes import (
     cpu_cores,
     join_processes,
@@ -191,10 +196,12 @@ def assemble(
 
 
 def tune_networks(args: RunArguments, student: nn.Module, method: Step) -> None:
-    """Gradient checkpointing of the student, and compilation of student and teacher, where asked for.
+    """Gradient checkpointing of the student, compilation of student and teacher, where asked for; kernels of a CPU.
 
     Call it when the method has copied its teacher and accelerate has wrapped the student's forward.
     """
+    if args.mixed_precision == "bf16" and student.device.type == "cpu":
+        spare_slow_gradients(student)
     if args.gradient_checkpointing:
         checkpoint_gradients(student)
     if args.compile:
