@@ -17,6 +17,7 @@ from tests.training.test_processes import assert_same_everywhere
 from tests.training.test_trainer import make_trainer
 from u2pl_hf.evaluation.inference import evaluating
 from u2pl_hf.hub.model_card import render_model_card
+from u2pl_hf.measure.side_by_side import grouped
 from u2pl_hf.method.teacher import batch_statistics, update_teacher
 from u2pl_hf.system.frozen import Frozen
 from u2pl_hf.system.processes import _running_statistics, synchronize_batchnorm
@@ -85,6 +86,7 @@ def test_what_is_frozen_keeps_its_bits_and_all_else_learns(tiny_data, tmp_path, 
     assert not moved(loaded.state_dict(), networks[-1])
     assert results["frozen"] == run.args.frozen and f"frozen: {run.args.frozen}" in describe_step(run.args, 1, 0.1)
     assert f"frozen: {run.args.frozen}" in render_model_card(results)
+    assert len(grouped([results, results | {"frozen": None}])) == 2  # no two seeds of one setting
 
 
 def test_the_heads_batchnorm_learns_and_the_frozen_stays_whoever_calls_train(tiny_data, tmp_path, weights):

@@ -103,7 +103,7 @@ class RunArguments:
     head_lr_factor: float = setting(10.0, "learning rate of the heads over that of the backbone", above=0)
     freeze: str = setting(
         "none",
-        "what keeps its trained weights and BatchNorm statistics: the backbone, or its BatchNorm; the heads' learn",
+        "what stays as it was trained: the backbone, or its BatchNorm alone (statistics, affine); heads always learn",
         choices=tuple(FREEZE),
     )
     momentum: float = setting(0.9, "momentum of --optimizer sgd", below=1)
