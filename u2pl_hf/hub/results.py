@@ -14,7 +14,7 @@ PRIVATE = re.compile(r"(/|~|\.\.[/\\]|[A-Za-z]:[/\\])")
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 TEXTS = ("method", "method_title", "method_about", "variant", "dataset", "dataset_revision", "dataset_license",
          "subset", "split", "date", "command", "pictures", "curves", "output_dir", "backbone",
-         "model_name")  # fmt: skip
+         "frozen", "model_name")  # fmt: skip
 COUNTS = ("num_labelled", "num_unlabelled", "num_evaluation", "seed", "max_steps", "warmup_steps", "parameters")
 OBJECTS = ("settings", "hardware", "versions", "protocol", "architecture", "converted_from")
 

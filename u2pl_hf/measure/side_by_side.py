@@ -13,11 +13,12 @@ SAME_TASK = ("dataset", "dataset_revision", "subset", "class_names", "protocol")
 # Runs that agree in these too differ in the seed alone.
 SETTING = ("method", "variant", "settings", "split", "num_labelled", "num_unlabelled", "backbone", "architecture",
            "parameters", "max_steps", "warmup_steps", "crop_size", "batch_size_labelled", "batch_size_unlabelled",
-           "learning_rate", "initialised_with")  # fmt: skip
+           "learning_rate", "initialised_with", "frozen")  # fmt: skip
 # What two runs cannot share: times and names may differ between two copies of one.
 IDENTITY = (*SAME_TASK, *SETTING, "seed", "best", "last")
 # Shown by `beside` where the rows differ in them.
-TOLD = ("method", "variant", "settings", "split", "num_labelled", "backbone", "max_steps", "learning_rate", "crop_size")
+TOLD = ("method", "variant", "settings", "split", "num_labelled", "backbone", "frozen", "max_steps", "learning_rate",
+        "crop_size")  # fmt: skip
 # Columns that are no fact but computed from the runs of a group.
 COMPUTED = {
     "seeds": lambda runs: " ".join(words(run.get("seed")) for run in runs),

@@ -15,6 +15,7 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, gat
 from torch import Tensor, nn
 
 from u2pl_hf.errors import InputError, TrainingError
+from u2pl_hf.system.frozen import Frozen
 
 logger = logging.getLogger(__name__)
 Value = TypeVar("Value")
@@ -119,9 +120,16 @@ def together(processes: Accelerator | PartialState, work: Callable[[], Value]) -
 
 
 def synchronize_batchnorm(accelerator: Accelerator, model: nn.Module) -> nn.Module:
-    """BatchNorm over the images of all processes, on GPUs; torch has no CPU kernel for it: there each has its own."""
-    if accelerator.distributed_type == DistributedType.MULTI_GPU:
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    """BatchNorm over the images of all processes, on GPUs; torch has no CPU kernel for it: there each has its own.
+
+    What is frozen has no statistics to share, and stays what it is.
+    """
+    if accelerator.distributed_type != DistributedType.MULTI_GPU:
+        return model
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.modules.batchnorm._BatchNorm) and not isinstance(child, Frozen):
+                setattr(parent, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
     return model
 
 
@@ -143,4 +151,6 @@ def average_running_statistics(accelerator: Accelerator, models: Iterable[nn.Mod
 
 
 def _running_statistics(model: nn.Module) -> list[Tensor]:
-    return [b for name, b in model.named_buffers() if name.endswith(("running_mean", "running_var"))]
+    """Of all BatchNorm that is not frozen: equal numbers must not even be rounded."""
+    moving = (module for module in model.modules() if not isinstance(module, Frozen))
+    return [b for m in moving for name, b in m.named_buffers(recurse=False) if name in ("running_mean", "running_var")]

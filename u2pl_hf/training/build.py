@@ -15,6 +15,7 @@ from u2pl_hf import U2PLConfig, U2PLForSemanticSegmentation
 from u2pl_hf.constants import default_palette
 from u2pl_hf.method import Step
 from u2pl_hf.method.base import ImagePools
+from u2pl_hf.system.frozen import freeze
 from u2pl_hf.system.precision import (
     checkpoint_gradients,
     compile_networks,
@@ -149,7 +150,7 @@ def start(args: RunArguments) -> Accelerator:
     together(processes, lambda: prepare_device(processes.device, args.mixed_precision, **precision))
     accelerator = start_accelerator(
         # Such as the mask token of DINOv2, and what comes after the last chosen stage.
-        unused_parameters=args.backbone not in BACKBONES,
+        unused_parameters=args.backbone not in BACKBONES and args.freeze != "backbone",
         mixed_precision=args.mixed_precision,
         log_with=together(processes, lambda: choose_trackers(args)),
         project_dir=args.output_dir,
@@ -163,7 +164,7 @@ def start(args: RunArguments) -> Accelerator:
 def build_student(
     args: RunArguments, class_names: list[str], palette: list[list[int]] | None = None
 ) -> U2PLForSemanticSegmentation:
-    """The student with the fresh weights of the run's seed, on the CPU."""
+    """The student with the fresh weights of the run's seed, on the CPU, and frozen what --freeze says."""
     torch.manual_seed(args.seed)
     other = backbone_config(args)
     config = U2PLConfig(
@@ -180,7 +181,7 @@ def build_student(
         label2id={name: i for i, name in enumerate(class_names)},
         palette=palette or default_palette(len(class_names)),
     )
-    return U2PLForSemanticSegmentation(config)
+    return freeze(U2PLForSemanticSegmentation(config), args.freeze)
 
 
 def assemble(

@@ -10,10 +10,10 @@ from u2pl_hf.training.recipe.arguments import RunArguments
 
 def build_optimizer(args: RunArguments, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer of a run; a group's rate is the run's times its `factor`, which is head_lr_factor for the heads."""
-    groups = [
-        {"params": list(model.backbone_parameters()), "factor": 1.0},
-        {"params": list(model.head_parameters()), "factor": args.head_lr_factor},
-    ]
+    parts = (model.backbone_parameters(), 1.0), (model.head_parameters(), args.head_lr_factor)
+    groups = [{"params": [p for p in part if p.requires_grad], "factor": factor} for part, factor in parts]
+    # A frozen backbone leaves the heads alone.
+    groups = [group for group in groups if group["params"]]
     options = {"lr": args.learning_rate, "weight_decay": args.weight_decay}
     if args.optimizer == "sgd":
         return build_sgd(groups, momentum=args.momentum, **options)

@@ -100,6 +100,7 @@ def describe_plan(args: RunArguments, counts: Counts, processes: int, learning_r
         "learning_rate_scale": learning_rate / args.learning_rate,
         "head_learning_rate": learning_rate * args.head_lr_factor,
         "parameters": sum(p.numel() for p in student.parameters()),
+        "frozen_parameters": sum(p.numel() for p in student.parameters() if not p.requires_grad),
         "memory_per_process_mb": sizes,
         "disk_mb": disk(args, sizes),
         "images_per_second": args.images_per_second or None,
@@ -114,8 +115,9 @@ def memory(args: RunArguments, student: nn.Module, classes: int) -> dict[str, in
     not measured. What kernels need besides comes on top, so `all` is a lower bound.
     """
     method, weights = args.step_class, sum(p.nbytes for p in student.parameters())
-    state = {"momentum": weights} if args.optimizer == "sgd" else {"moments": 2 * weights}
-    parts = {"weights": weights, "gradients": weights} | state
+    learning = sum(p.nbytes for p in student.parameters() if p.requires_grad)
+    state = {"momentum": learning} if args.optimizer == "sgd" else {"moments": 2 * learning}
+    parts = {"weights": weights, "gradients": learning} | state
     parts |= method.state_bytes(args.settings, weights, classes, student.config.representation_channels)
     images = args.batch_size + (args.unlabelled_batch_size if method.uses_unlabelled else 0)
     parts["activations"] = kept_bytes(lambda: _losses(args, student, images))

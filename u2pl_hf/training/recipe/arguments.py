@@ -18,6 +18,8 @@ BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101")
 TIMM = "timm/"
 # Of --backbone_weights: start from fresh ones.
 FRESH = "none"
+# Values of --freeze -> what does not learn, in words.
+FREEZE = {"none": None, "backbone": "backbone", "batchnorm": "BatchNorm of the backbone"}
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,11 @@ class RunArguments:
     scale_lr: bool = setting(False, "multiply learning_rate by labelled images per step / reference_batch_size")
     max_grad_norm: float = setting(0.0, "clip the gradient's norm over all parameters to this; 0: no clipping")
     head_lr_factor: float = setting(10.0, "learning rate of the heads over that of the backbone", above=0)
+    freeze: str = setting(
+        "none",
+        "what stays as it was trained: the backbone, or its BatchNorm alone (statistics, affine); heads always learn",
+        choices=tuple(FREEZE),
+    )
     momentum: float = setting(0.9, "momentum of --optimizer sgd", below=1)
     weight_decay: float = setting(1e-4, "weight decay on all parameters")
     mixed_precision: str = setting("no", "autocast type", choices=("no", "fp16", "bf16"))
@@ -165,6 +172,11 @@ class RunArguments:
         return find_method(self.method)
 
     @property
+    def frozen(self) -> str | None:
+        """What does not learn, in words; None: all does."""
+        return FREEZE[self.freeze]
+
+    @property
     def given_epochs(self) -> dict[str, str]:
         """Fields that count epochs and are given -> the fields of steps that they win over."""
         counts = steps_of_epochs(type(self), type(self.settings))
@@ -219,6 +231,11 @@ class RunArguments:
             yield revision is not None and value is None, f"--{name}_revision needs --{name}, the Hub id it belongs to"
         both = self.backbone_weights is not None and self.initial_model is not None
         yield both, "--backbone_weights and --initial_model both say where to start: pass one of them"
+        fresh = self.initial_model is None and self.backbone_weights in ((None, FRESH) if resnet else (FRESH,))
+        untaught = f"--freeze {self.freeze} would keep fresh weights: pass --backbone_weights or --initial_model"
+        yield self.frozen is not None and fresh, untaught
+        unkept = "--gradient_checkpointing saves nothing with --freeze backbone, which keeps no features: leave it out"
+        yield self.freeze == "backbone" and self.gradient_checkpointing, unkept
         # How many steps epochs are, the data will say; one at least.
         counted = {steps: 1 for steps in self.given_epochs.values() if hasattr(self.settings, steps)}
         labels_alone = not method.uses_unlabelled or method.unlabelled_from(replace(self.settings, **counted)) > 0

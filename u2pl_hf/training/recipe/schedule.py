@@ -92,4 +92,4 @@ def describe_step(args: RunArguments, processes: int, learning_rate: float) -> s
     rate = f"learning rate {learning_rate:g}"
     if args.scale_lr:
         rate += f" = {args.learning_rate:g} x {size.labelled} / {args.reference_batch_size} (--scale_lr)"
-    return f"{images}; {rate}"
+    return f"{images}; {rate}{f'; frozen: {args.frozen}' if args.frozen else ''}"

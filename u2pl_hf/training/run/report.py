@@ -31,7 +31,7 @@ SCRIPT = "train_u2pl.py"
 UNRELIABLE_SHARE = 0.2
 # What results.json calls as the arguments do; not all methods have all of them.
 ARGUMENTS = ("method", "variant", "dataset", "dataset_revision", "split", "seed", "max_steps", "warmup_steps",
-             "crop_size", "gradient_accumulation_steps", "optimizer", "output_dir")  # fmt: skip
+             "crop_size", "gradient_accumulation_steps", "optimizer", "frozen", "output_dir")  # fmt: skip
 
 
 def hardware(device: torch.device, processes: int) -> dict:
