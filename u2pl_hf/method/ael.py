@@ -93,7 +93,10 @@ class AEL(U2PL):
         """Losses of one step; `step` counts from 0. Updates the banks and pushes this step's negatives."""
         settings, labelled, size = self.settings, len(batch.x_l), batch.x_l.shape[-2:]
         batch, stats = self.copy_paste(batch)
-        if step < settings.warmup_steps:
+        if self.in_warmup(batch, step, total_steps):
+            if batch.further.loaded_u is not None:
+                # They are watched only; but what a reservoir holds is to follow from the step.
+                self.pool_u.add(batch.further.loaded_u)
             result, output = self.learn_labels(student, batch)
             result.stats |= stats
             self.update_confidence(output, batch.y_l, result)

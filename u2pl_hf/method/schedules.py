@@ -17,3 +17,11 @@ def ema_decay(steps_since_warmup: int, maximum: float = 0.99) -> float:
     The first semi-supervised step (k = 0) copies the student, later ones average over ever more steps.
     """
     return min(1.0 - 1.0 / (steps_since_warmup + 1), maximum)
+
+
+def early_ema_decay(step: int, maximum: float = 0.99) -> float:
+    """Decay of a moving average that begins with training itself, min((1 + k) / (10 + k), maximum), k = `step`.
+
+    It remembers about the last tenth of the steps so far: the beginnings of a student that learns fast do not last.
+    """
+    return min((1.0 + step) / (10.0 + step), maximum)

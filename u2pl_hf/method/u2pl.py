@@ -14,6 +14,7 @@ from u2pl_hf.method.base import Batch, ImagePools, MethodSettings, Step, StepOut
 from u2pl_hf.method.mixing import STRONG_AUGMENTATIONS
 from u2pl_hf.method.queues import ClassQueues, gather_keys, select_keys
 from u2pl_hf.method.teacher import batch_statistics, copy_student, update_teacher
+from u2pl_hf.method.warmup import Stability, latest_end
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,14 @@ class U2PL(Step):
         fixed_defects: list[int] = setting(
             [], "of --variant official: differences to put right, 1 to 6 (docs/fidelity.md)"
         )
-        warmup_steps: int = setting(0, "supervised steps before the teacher starts")
+        warmup: str = setting(
+            "steps",
+            "supervised steps before the teacher starts: warmup_steps, or auto, until its labels are stable",
+            choices=("steps", "auto"),
+        )
+        warmup_steps: int = setting(0, "how many, with --warmup steps")
         warmup_epochs: float = setting(0.0, "the same in epochs", counts="warmup_steps")
+        warmup_limit: float = setting(0.5, "of --warmup auto: share of the steps that it takes at most", below=1)
         ema_decay: float = setting(0.99, "largest decay of the teacher's moving average", at_most=1)
         unreliable_share: float = setting(0.2, "alpha_0, share of pixels taken as unreliable at the start", at_most=1)
         unsupervised_weight: float = setting(1.0, "lambda_u")
@@ -109,6 +116,7 @@ class U2PL(Step):
         self.teacher = copy.deepcopy(student).requires_grad_(False).eval()
         lengths = [settings.background_queue_length] + [settings.queue_length] * (self.num_labels - 1)
         self.queues = ClassQueues(lengths, student.config.representation_channels)
+        self.stability = Stability(self.num_labels, settings.warmup_limit) if settings.warmup == "auto" else None
 
     @classmethod
     def check(cls, settings: Settings, *, num_labels: int | None = None, total_steps: int | None = None) -> None:
@@ -122,6 +130,9 @@ class U2PL(Step):
              "--fixed_defects needs --variant official, whose differences from the paper they are"),
             (not {*settings.fixed_defects} <= {*official.DEFECTS},
              f"--fixed_defects {settings.fixed_defects} must be among 1 2 3 4 5 6"),
+            (settings.warmup == "auto" and (settings.warmup_steps or settings.warmup_epochs),
+             "--warmup auto finds out how long it takes: leave out --warmup_steps and --warmup_epochs, or pass "
+             "--warmup_steps 0 where a recipe has them"),
         ])  # fmt: skip
         if total_steps:
             require_in_time(settings, "warmup", total_steps)
@@ -133,8 +144,13 @@ class U2PL(Step):
 
     @classmethod
     def unlabelled_from(cls, settings: Settings) -> int:
-        """Warm-up takes labelled images alone."""
+        """Warm-up takes labelled images alone, but where it watches unlabelled ones to find its end."""
         return settings.warmup_steps
+
+    @classmethod
+    def latest_start(cls, settings: Settings, total_steps: int) -> int:
+        """The end of warm-up."""
+        return latest_end(settings.warmup_limit, total_steps) if settings.warmup == "auto" else settings.warmup_steps
 
     @classmethod
     def state_bytes(cls, settings: Settings, weights: int, num_labels: int, channels: int) -> dict[str, int]:
@@ -142,25 +158,53 @@ class U2PL(Step):
         keys = settings.background_queue_length + (num_labels - 1) * settings.queue_length
         return {"teacher": weights, "queues": 2 * keys * channels}
 
+    @property
+    def warmup_end(self) -> float:
+        """The first step after warm-up; infinite while a run has not found it."""
+        return self.settings.warmup_steps if self.stability is None else self.stability.end
+
+    def in_warmup(self, batch: Batch, step: int, total_steps: int) -> bool:
+        """Whether a pass, which this has to begin, learns from labelled images alone."""
+        if self.stability is not None:
+            self.stability.watch(self.teacher, batch, step, total_steps)
+        return step < self.warmup_end
+
+    def learns_unlabelled(self, step: int) -> bool:
+        """From the end of warm-up on."""
+        return step >= self.warmup_end
+
+    def found(self) -> dict[str, int | float | None]:
+        """The end of a warm-up that ends by itself."""
+        return {} if self.stability is None else self.stability.found()
+
+    def learn_labels(self, student: nn.Module, batch: Batch) -> tuple:
+        """As ever, and how stable the teacher is."""
+        result, output = super().learn_labels(student, batch)
+        if self.stability is not None:
+            result.stats |= self.stability.told()
+        return result, output
+
     def begin(self, student: nn.Module, step: int) -> None:
-        """When warm-up ends, the teacher becomes a copy of the student."""
-        if step == self.settings.warmup_steps:
+        """When a warm-up of so many steps ends, the teacher becomes a copy of the student."""
+        if self.stability is None and step == self.warmup_end:
             copy_student(self.teacher, student)
 
     def finish(self, student: nn.Module, step: int) -> None:
-        """The teacher's moving average."""
-        since_warmup = step - self.settings.warmup_steps
-        if since_warmup >= 0:
-            update_teacher(self.teacher, student, schedules.ema_decay(since_warmup, self.settings.ema_decay))
+        """The teacher's moving average; from the first step on where its stability ends warm-up."""
+        if self.stability is not None:
+            decay = schedules.early_ema_decay(step, self.settings.ema_decay)
+            update_teacher(self.teacher, student, decay, buffers=step < self.warmup_end)
+        elif step >= self.warmup_end:
+            update_teacher(self.teacher, student, schedules.ema_decay(step - self.warmup_end, self.settings.ema_decay))
 
     def model_to_evaluate(self, student: nn.Module, step: int) -> nn.Module:
         """The student during warm-up, the teacher after it."""
-        return self.teacher if step > self.settings.warmup_steps else student
+        return self.teacher if step > self.warmup_end else student
 
     def forward(self, student: nn.Module, batch: Batch, step: int, total_steps: int) -> StepOutput:
         """Losses of one step; `step` counts from 0. Pushes this step's negatives into the queues."""
         settings, labelled = self.settings, len(batch.x_l)
-        if step < settings.warmup_steps:
+        if self.in_warmup(batch, step, total_steps):
             return self.learn_labels(student, batch)[0]
         mixed = self.pseudo_label(batch)
         images = torch.cat([batch.x_l, mixed.x])
