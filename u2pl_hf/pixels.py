@@ -28,3 +28,9 @@ def normalize(pixel_values: Tensor, valid: Tensor | None) -> Tensor:
     mean, std = _statistics(pixel_values.device)
     normal = (pixel_values.float() / 255.0 - mean) / std
     return normal if valid is None else normal * valid.unsqueeze(1)
+
+
+def denormalize(images: Tensor) -> Tensor:
+    """The uint8 pixels (B,3,H,W) that `normalize` made these images of; where those were not valid, the mean colour."""
+    mean, std = _statistics(images.device)
+    return ((images * std + mean) * 255.0).round().byte()

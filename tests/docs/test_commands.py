@@ -220,6 +220,8 @@ def shortened(script: str, words: list[str], tiny_data: Path) -> list[str]:
         options |= {"split": "1/4"}
     if args.backbone in BACKBONES:
         options |= {"backbone": "resnet18", "mixed_precision": "no", "compile": "false"}
+    if getattr(args, "warmup", None) == "auto":
+        options |= {"warmup_steps": 0}
     if args.backbone_weights:
         options |= {"backbone_weights": "none"}
     if args.output_dir.startswith("runs/") and not any(word == "--resume" for word in words):

@@ -17,8 +17,8 @@ from u2pl_hf.measure.side_by_side import beside, label, percent, words
 TEMPLATE = Path(__file__).with_name("template.md")
 TRAINING_FACTS = (
     "method", "variant", "settings", "split", "seed", "initialised_with", "frozen", "max_steps", "warmup_steps",
-    "crop_size", "batch_size_labelled", "batch_size_unlabelled", "learning_rate", "seconds", "hardware", "versions",
-    "date",
+    "warmup_agreement", "crop_size", "batch_size_labelled", "batch_size_unlabelled", "learning_rate", "seconds",
+    "hardware", "versions", "date",
 )  # fmt: skip
 # What stands in the card for the model's place; `addressed_card` knows it.
 PLACE = '"PATH_OR_ID_OF_THIS_FOLDER"'

@@ -34,11 +34,13 @@ Results = TypedDict(
     {
         **dict.fromkeys(TEXTS, str | None),
         **dict.fromkeys(COUNTS, int | None),
-        **dict.fromkeys(("learning_rate", "seconds"), float | None),
+        **dict.fromkeys(("learning_rate", "seconds", "warmup_agreement"), float | None),
         **dict.fromkeys(OBJECTS, dict | None),
         **dict.fromkeys(("last", "best"), Evaluation | None),
         "dataset_on_hub": bool | None,
         "class_names": list[str] | None,
+        # Which of these are no setting but what the run found out about itself.
+        "found": list[str] | None,
         "initialised_with": dict[str, str | None] | None,
     },
     total=False,

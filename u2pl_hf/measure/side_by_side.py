@@ -125,4 +125,6 @@ def words(value) -> str:
 
 
 def _key(run: dict, names: Sequence[str]) -> str:
-    return json.dumps([run.get(name) for name in names], sort_keys=True)
+    # What a run found out itself differs between seeds of one setting.
+    found = run.get("found") or ()
+    return json.dumps([None if name in found else run.get(name) for name in names], sort_keys=True)

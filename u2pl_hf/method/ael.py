@@ -14,7 +14,6 @@ from u2pl_hf.method import pseudo_labels as pl
 from u2pl_hf.method.base import Batch, ImagePools, StepOutput, register, require_in_time
 from u2pl_hf.method.partners import Chosen, ClassPartners, ask, class_banks
 from u2pl_hf.method.pseudo_labels import PseudoLabelled
-from u2pl_hf.method.teacher import batch_statistics
 from u2pl_hf.method.u2pl import U2PL
 from u2pl_hf.method.u2pl_settings import PAPER, U2PLSettings
 
@@ -85,7 +84,7 @@ class AEL(U2PL):
         """Losses of one step; `step` counts from 0. Updates the banks and pushes this step's negatives."""
         settings, labelled, size = self.settings, len(batch.x_l), batch.x_l.shape[-2:]
         batch, stats = self.copy_paste(batch)
-        if step < settings.warmup_steps:
+        if self.in_warmup(batch, step, total_steps):
             result, output = self.learn_labels(student, batch)
             result.stats |= stats
             self.update_confidence(output, batch.y_l, result.stats)
@@ -96,8 +95,7 @@ class AEL(U2PL):
         images = torch.cat([batch.x_l, mixed.x])
         output = student(images)
         contrastive = step >= settings.contrastive_start_steps
-        with torch.no_grad(), batch_statistics(self.teacher):
-            teacher = self.teacher(images, output_representation=contrastive, output_auxiliary=False)
+        teacher = self.teach(images, output_representation=contrastive)
         fine = dataclasses.replace(output, logits=pl.resize_logits(output.logits, size))
 
         # Labelled images learn from the teacher too: its labels of this pass stand beside the mixed pseudo-labels.

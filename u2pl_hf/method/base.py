@@ -141,6 +141,11 @@ class Step(nn.Module):
         return 0
 
     @classmethod
+    def latest_start(cls, settings: MethodSettings, total_steps: int) -> int:
+        """The step that learning from unlabelled images begins with, at the latest where a run finds that out."""
+        return cls.unlabelled_from(settings)
+
+    @classmethod
     def mixes_batch(cls, settings: MethodSettings) -> bool:
         """Whether a pass mixes its unlabelled images with each other, for which it needs two."""
         return False
@@ -163,6 +168,17 @@ class Step(nn.Module):
     def model_to_evaluate(self, student: nn.Module, step: int) -> nn.Module:
         """The model to validate and export after `step` finished steps."""
         return student
+
+    def learns_unlabelled(self, step: int) -> bool:
+        """Whether a step, this one or one before, learns from unlabelled images."""
+        return step >= self.unlabelled_from(self.settings)
+
+    def found(self) -> dict[str, int | float | None]:
+        """What a run finds out about itself, for results and cards; None where it does not know yet.
+
+        Runs that differ in these alone have one setting.
+        """
+        return {}
 
     def learn_labels(self, student: nn.Module, batch: Batch) -> tuple:
         """The supervised loss alone, and the student's output that it comes from."""

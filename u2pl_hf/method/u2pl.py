@@ -19,6 +19,7 @@ from u2pl_hf.method.queues import ClassQueues, gather_keys, select_keys
 from u2pl_hf.method.teacher import batch_statistics, copy_student, update_teacher
 from u2pl_hf.method.u2pl_settings import U2PLSettings
 from u2pl_hf.method.views import strong_view
+from u2pl_hf.method.warmup import Stability, latest_end
 
 # Of the confidence in each class; AEL's 0.999 is for runs of 50,000 steps.
 BANK_MOMENTUM = 0.99
@@ -53,6 +54,7 @@ class U2PL(Step):
             self.bank, self.categories = class_banks(pools, self.num_labels, BANK_MOMENTUM)
         if settings.partner == "class":
             self.partners = ClassPartners(pools.unlabelled, self.bank, self.categories)
+        self.stability = Stability(self.num_labels, settings.warmup_limit) if settings.warmup == "auto" else None
 
     @classmethod
     def check(cls, settings: U2PLSettings, *, num_labels: int | None = None, total_steps: int | None = None) -> None:
@@ -69,6 +71,11 @@ class U2PL(Step):
             *settings.unpublished(),
             (settings.partner == "class" and settings.strong_augmentation != "cutmix",
              f"--partner class goes with --strong_augmentation cutmix, not {settings.strong_augmentation}"),
+            (settings.warmup == "auto" and (settings.warmup_steps or settings.warmup_epochs),
+             "--warmup auto finds out how long it takes: leave out --warmup_steps and --warmup_epochs, or pass "
+             "--warmup_steps 0 where a recipe has them"),
+            (settings.warmup == "auto" and settings.ema_from_start is False,
+             "--warmup auto watches the teacher's average: leave out --ema_from_start false"),
         ])  # fmt: skip
         if total_steps:
             require_in_time(settings, "warmup", total_steps)
@@ -80,8 +87,13 @@ class U2PL(Step):
 
     @classmethod
     def unlabelled_from(cls, settings: U2PLSettings) -> int:
-        """Warm-up takes labelled images alone."""
+        """Warm-up takes labelled images alone, but where it watches unlabelled ones to find its end."""
         return settings.warmup_steps
+
+    @classmethod
+    def latest_start(cls, settings: U2PLSettings, total_steps: int) -> int:
+        """The end of warm-up."""
+        return latest_end(settings.warmup_limit, total_steps) if settings.warmup == "auto" else settings.warmup_steps
 
     @classmethod
     def state_bytes(cls, settings: U2PLSettings, weights: int, num_labels: int, channels: int) -> dict[str, int]:
@@ -89,27 +101,57 @@ class U2PL(Step):
         keys = settings.background_queue_length + (num_labels - 1) * settings.queue_length
         return {"teacher": weights, "queues": 2 * keys * channels}
 
+    @property
+    def warmup_end(self) -> float:
+        """The first step after warm-up; infinite while a run has not found it."""
+        return self.settings.warmup_steps if self.stability is None else self.stability.end
+
+    def in_warmup(self, batch: Batch, step: int, total_steps: int) -> bool:
+        """Whether a pass, which this has to begin, learns from labelled images alone."""
+        if self.stability is not None:
+            self.stability.watch(self.teacher, batch, step, total_steps)
+        warming = step < self.warmup_end
+        if warming and self.partners is not None and batch.further.loaded_u is not None:
+            # They are watched only; but what a reservoir holds is to follow from the step.
+            self.partners.pool.add(batch.further.loaded_u)
+        return warming
+
+    def learns_unlabelled(self, step: int) -> bool:
+        """From the end of warm-up on."""
+        return step >= self.warmup_end
+
+    def found(self) -> dict[str, int | float | None]:
+        """The end of a warm-up that ends by itself."""
+        return {} if self.stability is None else self.stability.found()
+
+    def learn_labels(self, student: nn.Module, batch: Batch) -> tuple:
+        """As ever, and how stable the teacher is."""
+        result, output = super().learn_labels(student, batch)
+        if self.stability is not None:
+            result.stats |= self.stability.told()
+        return result, output
+
     def begin(self, student: nn.Module, step: int) -> None:
         """When warm-up ends, the teacher becomes a copy of the student, unless it is an average already."""
-        if step == self.settings.warmup_steps and not self.settings.ema_from_start:
+        if step == self.warmup_end and not self.settings.ema_from_start:
             copy_student(self.teacher, student)
 
     def finish(self, student: nn.Module, step: int) -> None:
         """The teacher's moving average."""
-        since_warmup, largest = step - self.settings.warmup_steps, self.settings.ema_decay
+        largest = self.settings.ema_decay
         if self.settings.ema_from_start:
             update_teacher(self.teacher, student, schedules.early_ema_decay(step, largest), buffers=True)
-        elif since_warmup >= 0:
-            update_teacher(self.teacher, student, schedules.ema_decay(since_warmup, largest))
+        elif step >= self.warmup_end:
+            update_teacher(self.teacher, student, schedules.ema_decay(step - self.warmup_end, largest))
 
     def model_to_evaluate(self, student: nn.Module, step: int) -> nn.Module:
         """The student during warm-up, the teacher after it, and always where it averages from the start."""
-        return self.teacher if self.settings.ema_from_start or step > self.settings.warmup_steps else student
+        return self.teacher if self.settings.ema_from_start or step > self.warmup_end else student
 
     def forward(self, student: nn.Module, batch: Batch, step: int, total_steps: int) -> StepOutput:
         """Losses of one step; `step` counts from 0. Pushes this step's negatives into the queues."""
         settings, labelled = self.settings, len(batch.x_l)
-        if step < settings.warmup_steps:
+        if self.in_warmup(batch, step, total_steps):
             result, output = self.learn_labels(student, batch)
             self.update_confidence(output, batch.y_l, result.stats)
             return result
@@ -121,7 +163,7 @@ class U2PL(Step):
         loss_s = self.supervised_loss(output, batch.y_l)
         loss_u = self.consistency(output.logits[labelled:], mixed, split)
         loss_c, stats = self.contrast(output, teacher, batch.y_l, mixed.labels, self.confident(split), split.unreliable)
-        risen = schedules.rampup(step - settings.warmup_steps, settings.unsupervised_rampup * total_steps)
+        risen = schedules.rampup(step - self.warmup_end, settings.unsupervised_rampup * total_steps)
         total = loss_s + settings.unsupervised_weight * risen * loss_u + settings.contrastive_weight * loss_c
         named = {"loss": total, "loss_supervised": loss_s, "loss_unsupervised": loss_u, "loss_contrastive": loss_c}
         self.update_confidence(output, batch.y_l, stats)
@@ -130,10 +172,10 @@ class U2PL(Step):
         return StepOutput(total, _detached(named), stats | self.told(mixed, split))
 
     @torch.no_grad()
-    def teach(self, images: Tensor):
+    def teach(self, images: Tensor, **options):
         """The teacher's output for labelled and mixed images, with their own statistics, or averaged ones."""
         with nullcontext() if self.settings.ema_from_start else batch_statistics(self.teacher):
-            return self.teacher(images, output_auxiliary=False)
+            return self.teacher(images, output_auxiliary=False, **options)
 
     def update_confidence(self, output, y_l: Tensor, stats: dict) -> None:
         """Take this step's labelled images into the confidence bank, where there is one, and tell what it holds."""

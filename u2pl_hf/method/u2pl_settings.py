@@ -42,8 +42,14 @@ class U2PLSettings(MethodSettings):
         choices=("paper", "official", "robust"),
     )
     fixed_defects: list[int] = setting([], "of --variant official: differences to put right, 1 to 6 (docs/fidelity.md)")
-    warmup_steps: int = setting(0, "supervised steps before the teacher starts")
+    warmup: str = setting(
+        "steps",
+        "supervised steps before the teacher starts: warmup_steps, or auto, until its labels are stable",
+        choices=("steps", "auto"),
+    )
+    warmup_steps: int = setting(0, "how many, with --warmup steps")
     warmup_epochs: float = setting(0.0, "the same in epochs", counts="warmup_steps")
+    warmup_limit: float = setting(0.5, "of --warmup auto: share of the steps that it takes at most", below=1)
     ema_decay: float | None = setting(None, "largest decay of the teacher's moving average; default 0.99", at_most=1)
     unreliable_share: float = setting(0.2, "alpha_0, share of pixels taken as unreliable at the start", at_most=1)
     unsupervised_weight: float = setting(1.0, "lambda_u")
@@ -89,7 +95,8 @@ class U2PLSettings(MethodSettings):
         at_most=1,
     )
     ema_from_start: bool | None = setting(
-        None, "average parameters and buffers from step 0, in place of a copy when warm-up ends"
+        None,
+        "average parameters and buffers from step 0, in place of a copy when warm-up ends; as --warmup auto does",
     )
     unsupervised_rampup: float | None = setting(
         None, "share of the steps in which lambda_u rises after warm-up", at_most=1
@@ -110,10 +117,14 @@ class U2PLSettings(MethodSettings):
     def settled(self) -> "U2PLSettings":
         """With the variant's choice where nothing was told."""
         chosen = PAPER | (ROBUST if self.variant == "robust" else {})
+        # What is watched is the average.
+        chosen |= {"ema_from_start": True} if self.warmup == "auto" else {}
         return replace(self, **{name: v for name, v in chosen.items() if getattr(self, name) is None})
 
     def unpublished(self) -> Iterator[tuple[bool, str]]:
         """What `official` does not have, for `refuse`."""
-        for name, off in PAPER.items():
-            told = name not in ("ema_decay", "strong_probability") and getattr(self, name) not in (None, off)
-            yield self.variant == "official" and told, f"--{name} goes with --variant paper or robust, not official"
+        told = [name for name, off in PAPER.items() if getattr(self, name) not in (None, off)]
+        told = [name for name in told if name not in ("ema_decay", "strong_probability")]
+        told += ["warmup auto"] if self.warmup == "auto" else []
+        for name in told:
+            yield self.variant == "official", f"--{name} goes with --variant paper or robust, not official"

@@ -73,6 +73,8 @@ def describe_plan(args: RunArguments, counts: Counts, processes: int, learning_r
     """
     size, unlabelled_from = StepSize.of(args, processes), args.step_class.unlabelled_from(args.settings)
     seen_l, seen_u = size.seen_in(args.max_steps, unlabelled_from)
+    latest_start = args.step_class.latest_start(args.settings, args.max_steps)
+    automatic = latest_start > unlabelled_from
     with torch.device("meta"):
         student = build_student(args, [f"class_{c}" for c in range(counts.classes)])
     sizes = memory(args, student, counts.classes)
@@ -84,7 +86,8 @@ def describe_plan(args: RunArguments, counts: Counts, processes: int, learning_r
         "evaluation_images": counts.evaluation,
         "classes": counts.classes,
         "steps": args.max_steps,
-        "warmup_steps": unlabelled_from,
+        "warmup_steps": None if automatic else unlabelled_from,
+        **({"automatic_warmup_up_to": latest_start} if automatic else {}),
         "evaluations": math.ceil(args.max_steps / (args.eval_steps or args.max_steps)),
         "steps_per_epoch": size.steps_per_epoch(counts.labelled, counts.unlabelled),
         "processes": processes,

@@ -118,9 +118,9 @@ class Trainer:
         average_running_statistics(self.accelerator, (run.student, *run.method.children()))
 
     def _images(self, step: int) -> int:
-        """Images that a step sees, over all processes."""
+        """Images that a step which is done has learnt from, over all processes."""
         size = self.run.size
-        return size.labelled + (size.unlabelled if step >= self.run.batches.unlabelled_from else 0)
+        return size.labelled + (size.unlabelled if self.run.method.learns_unlabelled(step) else 0)
 
     def _start_folder(self, first: int) -> None:
         if self.accelerator.is_main_process:

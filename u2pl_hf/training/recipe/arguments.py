@@ -238,7 +238,8 @@ class RunArguments:
         yield self.freeze == "backbone" and self.gradient_checkpointing, unkept
         # How many steps epochs are, the data will say; one at least.
         counted = {steps: 1 for steps in self.given_epochs.values() if hasattr(self.settings, steps)}
-        labels_alone = not method.uses_unlabelled or method.unlabelled_from(replace(self.settings, **counted)) > 0
+        settings = replace(self.settings, **counted)
+        labels_alone = not method.uses_unlabelled or method.latest_start(settings, self.max_steps) > 0
         without = "--batch_size 1 gives BatchNorm no statistics while only labelled images are used: pass 2 or more"
         yield self.batch_size == 1 and labels_alone, without
         unwatched = not method.uses_unlabelled or self.streaming or self.unlabelled_dataset

@@ -49,14 +49,16 @@ def _processor() -> str:
 
 def describe_start(run: "Run", first: int) -> str:
     """Two lines about a run that begins at step `first`: what it computes on and with, and what comes when."""
-    args, data, warm_up = run.args, run.data, run.batches.unlabelled_from
+    args, data = run.args, run.data
+    warm_up = args.step_class.latest_start(args.settings, args.max_steps)
+    at_most = "at most " if warm_up > run.batches.unlabelled_from else ""
     place = hardware(run.accelerator.device, run.accelerator.num_processes)
     unlabelled = f", {len(data.unlabelled):,} unlabelled" if run.size.unlabelled else ""
     return (
         f"{args.method} on {place['device']} ({place['name']}), processes: {place['processes']}; images: "
         f"{len(data.labelled):,} labelled{unlabelled}, {len(data.evaluation.ids):,} to evaluate on; classes: "
         f"{len(data.class_names)}\nfrom step {first:,} to {args.max_steps:,}"
-        f"{f', {warm_up:,} of them warm-up' if warm_up else ''}; evaluated "
+        f"{f', {at_most}{warm_up:,} of them warm-up' if warm_up else ''}; evaluated "
         f"{f'every {args.eval_steps:,} and ' if args.eval_steps else ''}at the end; folder {args.output_dir}"
     )
 
@@ -97,7 +99,7 @@ def gather_results(run: "Run", clock: Clock, best: dict, last: dict | None) -> d
 
     best, last: evaluations; of the best model, which is exported before the end, there is no last.
     """
-    args, data = run.args, run.data
+    args, data, found = run.args, run.data, run.method.found()
     return {name: getattr(args, name, None) for name in ARGUMENTS} | {
         "method_title": args.step_class.title,
         "method_about": args.step_class.about,
@@ -130,6 +132,7 @@ def gather_results(run: "Run", clock: Clock, best: dict, last: dict | None) -> d
         "curves": "curves.png",
         "data": data.fingerprint,
         "date": datetime.now(timezone.utc).date().isoformat(),
+        **(found | {"found": [*found]} if found else {}),
     }
 
 
