@@ -58,7 +58,7 @@ def test_command_line_wins(tmp_path):
         ("", ["--max_step", "7"], "unrecognized arguments: --max_step"),
         ("max_steps: true", [], "'max_steps' must be int"),
         ("class_names: sky", [], "'class_names' must be a list"),
-        ("method: fixmatch", [], "must be one of suponly, u2pl"),
+        ("method: fixmatsch", [], "did you mean fixmatch?"),
         ("- a\n- b", [], "must hold 'field: value'"),
         ("a: [1", [], "not valid YAML"),
         ("", ["--crop_size", "0"], "--crop_size 0"),

@@ -85,7 +85,7 @@ def test_ael_goes_on_from_within_warm_up_with_the_crops_that_streamed_by(streame
     )
     rest.train()
     assert lines_of(tmp_path / "rest") == lines_of(tmp_path / "whole")[3:]
-    assert first.run.method.pool_u.served == rest.run.method.pool_u.served == 12 * 16
+    assert first.run.method.partners.pool.served == rest.run.method.partners.pool.served == 12 * 16
 
 
 def _train_and_compare(data, folder) -> None:
