@@ -1,11 +1,12 @@
 """Two real processes on one machine."""
 
-import socket
+from pathlib import Path
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.method.test_step import make_batch, make_settings, make_student
+from tests.training.distributed import on_two_processes
 from u2pl_hf.method.u2pl import U2PL
 
 
@@ -25,19 +26,15 @@ def gradients(distributed: bool = False) -> tuple[dict[str, torch.Tensor], torch
     return {name: parameter.grad for name, parameter in student.named_parameters()}, step.queues.pushed
 
 
-def _same_batch_on_both(rank: int, port: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    torch.save(gradients(distributed=True), f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+def _same_batch_on_both(folder: Path) -> None:
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
+    torch.save(gradients(distributed=True), folder / f"{rank}.pt")
 
 
 def test_two_equal_processes_have_the_gradient_of_one(tmp_path):
     """A loss that is divided by the number of processes before backward would be averaged twice."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(_same_batch_on_both, (port, str(tmp_path)), nprocs=2)
+    on_two_processes(_same_batch_on_both, tmp_path)
     expected, pushed = gradients()
     for rank in range(2):
         found, pushed_by_both = torch.load(tmp_path / f"{rank}.pt", weights_only=True)

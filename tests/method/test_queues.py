@@ -1,10 +1,11 @@
-import socket
 from collections import deque
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.training.distributed import on_two_processes
 from u2pl_hf.method.queues import ClassQueues, gather_keys, select_keys
 
 
@@ -70,23 +71,20 @@ def test_bound_above_the_number_of_pixels():
     assert keys.shape == (1, 4, 2) and valid.all()
 
 
-def _push_on_one_of_two(rank: int, port: int, folder: str) -> None:
+def _push_on_one_of_two(folder: Path) -> None:
     """Uneven pushes: process 0 has none in the second round."""
-    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
     torch.manual_seed(rank)
     queues = ClassQueues([5, 9], 4, dtype=torch.float32)
     for round_ in range(2):
         valid = torch.rand(2, 3) < 0.7 if round_ == 0 or rank == 1 else torch.zeros(2, 3, dtype=torch.bool)
         queues.push(*gather_keys(torch.randn(2, 3, 4), valid))
-    torch.save(queues.state_dict(), f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    torch.save(queues.state_dict(), folder / f"{rank}.pt")
 
 
 def test_queues_are_equal_on_all_processes(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(_push_on_one_of_two, (port, str(tmp_path)), nprocs=2)
+    on_two_processes(_push_on_one_of_two, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert first["pushed"].sum() > 0

@@ -1,5 +1,6 @@
 """Two real processes on one machine, for tests: gloo, one thread each."""
 
+import multiprocessing
 import os
 import socket
 from collections.abc import Callable
@@ -21,8 +22,14 @@ def environment(rank: int, port: int) -> dict[str, str]:
             "OMP_NUM_THREADS": "1"}  # fmt: skip
 
 
-def _start(rank: int, work: Callable, port: int, arguments: tuple) -> None:
-    os.environ |= environment(rank, port)
+# Loaded once, by a server that every pair of processes is a copy of.
+multiprocessing.set_forkserver_preload(
+    ["u2pl_hf.training.trainer", "u2pl_hf.training.recipe.command", "u2pl_hf.commands.evaluate"]
+)
+
+
+def _start(rank: int, work: Callable, port: int, inherited: dict, arguments: tuple) -> None:
+    os.environ |= inherited | environment(rank, port)
     torch.set_num_threads(1)
     work(*arguments)
     if torch.distributed.is_initialized():
@@ -31,4 +38,5 @@ def _start(rank: int, work: Callable, port: int, arguments: tuple) -> None:
 
 def on_two_processes(work: Callable, *arguments: Path | str | int | dict) -> None:
     """Run a function of a module on two processes; an exception in either fails the test."""
-    torch.multiprocessing.spawn(_start, (work, free_port(), arguments), nprocs=2)
+    passed = (work, free_port(), dict(os.environ), arguments)
+    torch.multiprocessing.start_processes(_start, passed, nprocs=2, start_method="forkserver")

@@ -1,13 +1,12 @@
 """Gradient checkpointing and compilation under DistributedDataParallel, in two real processes."""
 
-import socket
-
 import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.method.test_step import make_batch, make_settings, make_student
+from tests.training.distributed import on_two_processes
 from u2pl_hf.method.u2pl import U2PL
 from u2pl_hf.system import precision
 from u2pl_hf.training.build import tune_networks
@@ -34,9 +33,9 @@ def train(rank: int, steps: int = 3, **changes) -> tuple[dict[str, Tensor], list
     return student.state_dict(), graphs
 
 
-def _compare(rank: int, port: int) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def _compare() -> None:
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
     expected, _ = train(rank)
     assert all(value.isfinite().all() for value in expected.values())
     found, _ = train(rank, gradient_checkpointing=True)
@@ -47,11 +46,7 @@ def _compare(rank: int, port: int) -> None:
     assert graphs[0] == graphs[-1] == 3, graphs
     for name, value in expected.items():
         assert torch.equal(found[name], value), name
-    torch.distributed.destroy_process_group()
 
 
 def test_checkpointed_and_compiled_students_learn_the_same_in_two_processes():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(_compare, (port,), nprocs=2)
+    on_two_processes(_compare)
