@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,8 @@ def parse(tmp_path: Path, content: str, *options: str):
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_is_valid(recipe):
     args = parse_arguments([str(recipe)], "")
-    assert recipe.stem.removesuffix("_1gpu").endswith(f"_{args.method}")
+    variant = args.flat().get("variant", "paper")
+    assert recipe.stem.removesuffix("_1gpu").endswith(f"_{args.method}" + f"_{variant}" * (variant != "paper"))
 
 
 @pytest.mark.parametrize("pair", ["demo", "camvid", "voc_small", "voc_imagenet"])
@@ -28,6 +30,23 @@ def test_recipes_of_a_pair_differ_only_in_the_method(pair):
     )
     changed = {name for name in suponly if suponly[name] != u2pl[name]}
     assert {"method"} <= changed <= {"method", "warmup_steps", "contrastive_weight", "representation_channels"}
+
+
+OTHERS = [path.stem for path in RECIPES if path.stem.endswith(("_fixmatch", "_unimatch_v2", "_u2pl_robust"))]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_methods_of_a_family_differ_in_themselves_only(name):
+    """Steps, batch, crop and learning rate are equal, so that tables compare methods and nothing else."""
+    family, method = re.fullmatch(r"(.*)_(fixmatch|unimatch_v2|u2pl_robust)", name).groups()
+    own, u2pl, suponly = (
+        parse_arguments([str(RECIPES[0].parent / f"{family}_{m}.yaml")], "").recipe()
+        for m in (method, "u2pl", "suponly")
+    )
+    # All methods have the settings of SupOnly, and what else they call alike has defaults of its own.
+    shared = u2pl.keys() if method == "u2pl_robust" else suponly.keys()
+    assert {name for name in shared if own[name] != u2pl[name]} == {"variant" if "u2pl" in method else "method"}
+    assert len(OTHERS) == 3 * 6 - 2  # a published setting of the robust variant there is none
 
 
 def test_ael_differs_from_u2pl_in_the_method_only():
@@ -58,7 +77,7 @@ def test_command_line_wins(tmp_path):
         ("", ["--max_step", "7"], "unrecognized arguments: --max_step"),
         ("max_steps: true", [], "'max_steps' must be int"),
         ("class_names: sky", [], "'class_names' must be a list"),
-        ("method: fixmatch", [], "must be one of suponly, u2pl"),
+        ("method: mean_teacher", [], "must be one of suponly, u2pl"),
         ("- a\n- b", [], "must hold 'field: value'"),
         ("a: [1", [], "not valid YAML"),
         ("", ["--crop_size", "0"], "--crop_size 0"),
