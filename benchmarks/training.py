@@ -96,7 +96,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--classes", type=int, default=21)
     parser.add_argument("--steps", type=int, default=5, help="timed steps, of which the fastest counts (default: 5)")
     parser.add_argument("--warmup", type=int, default=2, help="steps before, at least 1 (default: 2)")
-    parser.add_argument("--rounds", type=int, default=3, help="of several methods: turns, see compare (default: 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="of all steps, for several methods (default: 3)")
     parser.add_argument("--threads", type=int, default=0, help="on a CPU (default: all cores)")
     parser.add_argument("--stability", type=int, default=0, help="then this many steps, each with other images")
     parser.add_argument("--peak_tflops", type=float, help="of the device, for the share of it that is reached")
@@ -193,8 +193,8 @@ def compare(args) -> dict:
     """Milliseconds of a step of several methods, and ratios to the first one's.
 
     Each of --steps steps has its own draws, on which the strong views' work depends. Methods take turns with every
-    step, rounds repeat them all, the fastest round counts for each step, and the mean over the steps is told. On a CPU it
-    is processor time, to which work of others on the machine adds least.
+    step, rounds repeat them all, the fastest round counts for each step, and the mean over the steps is told. On a CPU
+    it is processor time, to which work of others on the machine adds least.
     """
     clock = time.process_time if args.device == "cpu" else time.perf_counter
     ways = {name: Training(args, arguments(args, args.configurations[0], name)) for name in args.method}
