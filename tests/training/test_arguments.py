@@ -78,7 +78,7 @@ def test_command_line_wins(tmp_path):
         ("", ["--max_step", "7"], "unrecognized arguments: --max_step"),
         ("max_steps: true", [], "'max_steps' must be int"),
         ("class_names: sky", [], "'class_names' must be a list"),
-        ("method: mean_teacher", [], "must be one of fixmatch, suponly, u2pl"),
+        ("method: fixmatch", [], "must be one of suponly, u2pl"),
         ("- a\n- b", [], "must hold 'field: value'"),
         ("a: [1", [], "not valid YAML"),
         ("", ["--crop_size", "0"], "--crop_size 0"),
