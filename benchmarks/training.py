@@ -1,18 +1,23 @@
-"""Images per second and peak memory of whole training steps, for several ways to compute them.
+"""Images per second and peak memory of whole training steps, for several ways to compute them, or for several methods.
 
     python benchmarks/training.py --device cuda
     python benchmarks/training.py --device cuda --configurations bf16 fp16 --stability 2000
     python benchmarks/training.py --device cpu --backbone resnet18 --crop_size 129 --batch_size 2 \
         --unlabelled_batch_size 2 --threads 2
+    python benchmarks/training.py --device cpu --method u2pl suponly u2pl_robust fixmatch unimatch_v2 \
+        --backbone resnet18 --crop_size 129 --threads 1
 
 A step is what the trainer does with a batch: normalisation, student, both teacher passes, losses, queues, backward,
 optimizer, moving average. Images and labels are random, four classes an image. Each configuration runs in a
-process of its own, so that peak memory and settings of the whole process are its own. A table goes to stderr, with
-ratios to its first row, and one JSON line to stdout.
+process of its own, so that peak memory and settings of the whole process are its own. Several methods take turns in one
+process and one configuration, fp32 where none is given. A table goes to stderr, with ratios to its first row, and one
+JSON line to stdout.
 """
 
 import argparse
+import itertools
 import json
+import math
 import os
 import resource
 import statistics
@@ -42,6 +47,9 @@ CONFIGURATIONS = {
     "checkpointing": {"gradient_checkpointing": True},
     "deterministic": {"deterministic": True},
 }
+# What --method takes: methods that need no pools of images, and the variants of U2PL.
+WAYS = {name: {"method": name} for name, step in METHODS.items() if not step.uses_pools}
+WAYS |= {f"u2pl_{variant}": {"method": "u2pl", "variant": variant} for variant in ("official", "robust")}
 # These two take the precision that the device is best at.
 USUAL_PRECISION = ("checkpointing", "deterministic")
 # What a CPU cannot do, and what it compiles for minutes.
@@ -59,12 +67,15 @@ def main() -> None:
     if args.child:
         print(json.dumps(measure(args, args.configurations[0])))
         return
+    setting = {name: getattr(args, name) for name in ("backbone", "crop_size", "output_stride", "classes")}
+    setting["batch"] = {"labelled": args.batch_size, "unlabelled": args.unlabelled_batch_size}
+    if len(args.method) > 1:
+        print(json.dumps(setting | compare(args)))
+        return
     flops = step_flops(args)
     rows = [row | speed(args, row, flops) for row in (in_own_process(args, name) for name in args.configurations)]
     print_table(rows)
-    setting = {name: getattr(args, name) for name in ("backbone", "crop_size", "output_stride", "classes")}
-    batch = {"labelled": args.batch_size, "unlabelled": args.unlabelled_batch_size}
-    print(json.dumps(setting | {"batch": batch, "step_tflop": round(flops / 1e12, 4), "rows": rows}))
+    print(json.dumps(setting | {"step_tflop": round(flops / 1e12, 4), "rows": rows}))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -74,8 +85,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--configurations", nargs="+", choices=CONFIGURATIONS, help="default: all; on a CPU, those that start quickly"
     )
-    batched = [name for name, step in METHODS.items() if not step.uses_pools and step.uses_unlabelled]
-    parser.add_argument("--method", default="u2pl", choices=batched)
+    parser.add_argument(
+        "--method", nargs="+", default=["u2pl"], choices=WAYS, help="several are compared (default: u2pl)"
+    )
     parser.add_argument("--backbone", default="resnet101", choices=BACKBONES)
     parser.add_argument("--crop_size", type=int, default=513)
     parser.add_argument("--batch_size", type=int, default=4, help="labelled images")
@@ -84,18 +96,23 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--classes", type=int, default=21)
     parser.add_argument("--steps", type=int, default=5, help="timed steps, of which the fastest counts (default: 5)")
     parser.add_argument("--warmup", type=int, default=2, help="steps before, at least 1 (default: 2)")
+    parser.add_argument("--rounds", type=int, default=3, help="of all steps, for several methods (default: 3)")
     parser.add_argument("--threads", type=int, default=0, help="on a CPU (default: all cores)")
     parser.add_argument("--stability", type=int, default=0, help="then this many steps, each with other images")
     parser.add_argument("--peak_tflops", type=float, help="of the device, for the share of it that is reached")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if len(args.method) > 1:
+        args.configurations = args.configurations or ["fp32"]
+        if len(args.configurations) > 1:
+            parser.error("--configurations: pass one for several methods")
     if args.configurations is None:
         args.configurations = [name for name in CONFIGURATIONS if args.device == "cuda" or name not in NOT_ON_A_CPU]
     return args
 
 
-def arguments(args, name: str) -> RunArguments:
-    """A run's arguments in one configuration."""
+def arguments(args, name: str, way: str) -> RunArguments:
+    """A run's arguments in one configuration, with a method or variant."""
     changes = CONFIGURATIONS[name]
     if name in USUAL_PRECISION and args.device == "cuda":
         changes = BF16 | changes
@@ -103,7 +120,7 @@ def arguments(args, name: str) -> RunArguments:
     # Every pixel may be an anchor of its class, or a fresh network would leave the contrastive loss without work.
     shared = {key: getattr(args, key) for key in shared}
     threads = {"cpu_threads": args.threads, "trackers": ["none"]}
-    return run_arguments(**shared, method=args.method, anchor_threshold=0.0, **threads, **changes)
+    return run_arguments(**shared, **WAYS[way], anchor_threshold=0.0, **threads, **changes)
 
 
 class Training:
@@ -146,18 +163,18 @@ class Training:
         method.finish(student, self.number)
         return torch.stack(list(output.named.values()))
 
-    def timed_step(self, images: tuple) -> float:
+    def timed_step(self, images: tuple, clock=time.perf_counter) -> float:
         """Seconds, the device's work included."""
-        start = time.perf_counter()
+        start = clock()
         self.step(*images)
         if self.device.type == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter() - start
+        return clock() - start
 
 
 def measure(args, name: str) -> dict:
     """One configuration, in this process."""
-    run = arguments(args, name)
+    run = arguments(args, name, args.method[0])
     training = Training(args, run)
     images = training.draw()
     warmup = [training.timed_step(images) for _ in range(max(1, args.warmup))]
@@ -168,11 +185,40 @@ def measure(args, name: str) -> dict:
         "median_step_ms": round(1e3 * statistics.median(seconds), 1),
         "first_step_s": round(warmup[0], 1),
         "peak_memory_mb": peak_memory(args.device),
-        "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
     }
-    return result | (stability(training, args.stability) if args.stability else {})
+    return result | machine(args) | (stability(training, args.stability) if args.stability else {})
+
+
+def compare(args) -> dict:
+    """Milliseconds of a step of several methods, and ratios to the first one's.
+
+    Each of --steps steps has its own draws, on which the strong views' work depends. Methods take turns with every
+    step, rounds repeat them all, the fastest round counts for each step, and the mean over the steps is told. On a CPU
+    it is processor time, to which work of others on the machine adds least.
+    """
+    clock = time.process_time if args.device == "cpu" else time.perf_counter
+    ways = {name: Training(args, arguments(args, args.configurations[0], name)) for name in args.method}
+    images = ways[args.method[0]].draw()
+    best = {name: [math.inf] * args.steps for name in ways}
+    for training in ways.values():
+        for _ in range(max(1, args.warmup)):
+            training.step(*images)
+    for _, step, (name, training) in itertools.product(range(args.rounds), range(args.steps), ways.items()):
+        training.number = FIRST_STEP + step
+        best[name][step] = min(best[name][step], training.timed_step(images, clock))
+    milliseconds = {name: 1e3 * statistics.mean(seconds) for name, seconds in best.items()}
+    first = milliseconds[args.method[0]]
+    print(f"{'method':<20} {'step ms':>9} {'/ ' + args.method[0]:>12}", file=sys.stderr)
+    for name, value in milliseconds.items():
+        print(f"{name:<20} {value:>9.1f} {value / first:>12.3f}", file=sys.stderr)
+    rounded = {name: {"step_ms": round(ms, 1), "ratio": round(ms / first, 3)} for name, ms in milliseconds.items()}
+    return {"configuration": args.configurations[0], "first": args.method[0], "methods": rounded} | machine(args)
+
+
+def machine(args) -> dict:
+    """What measures."""
+    device = torch.cuda.get_device_name() if args.device == "cuda" else "cpu"
+    return {"device": device, "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
 def peak_memory(device: str) -> int:
@@ -204,7 +250,7 @@ def step_flops(args) -> int:
     """
     unlabelled, side = args.unlabelled_batch_size, args.crop_size
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        network = build_student(arguments(args, "fp32"), [str(c) for c in range(args.classes)])
+        network = build_student(arguments(args, "fp32", "u2pl"), [str(c) for c in range(args.classes)])
         images = torch.empty(args.batch_size + unlabelled, 3, side, side)
         output = network.train()(images)
         (output.logits.sum() + output.representation.sum()).backward()
@@ -217,8 +263,8 @@ def step_flops(args) -> int:
 
 def in_own_process(args, name: str) -> dict:
     """The result of one configuration, or the last line of its error."""
-    command = [sys.executable, __file__, "--child", "--configurations", name]
-    for key in ("device", "method", "backbone", "crop_size", "batch_size", "unlabelled_batch_size", "output_stride",
+    command = [sys.executable, __file__, "--child", "--configurations", name, "--method", *args.method]
+    for key in ("device", "backbone", "crop_size", "batch_size", "unlabelled_batch_size", "output_stride",
                 "classes", "steps", "warmup", "threads", "stability"):  # fmt: skip
         command += [f"--{key}", str(getattr(args, key))]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ)

@@ -8,7 +8,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LINES = (ROOT / "docs" / "fidelity.md").read_text().splitlines()
-ROWS = {line.split("|")[1].strip(): line for line in LINES if re.match(r"\| (Eq|Alg|Sec|Defect|AEL)", line)}
+KINDS = r"\| (Eq|Alg|Sec|Defect|AEL|FixMatch|UniMatch|Option)"
+ROWS = {line.split("|")[1].strip(): line for line in LINES if re.match(KINDS, line)}
 
 
 def functions(path: Path) -> set[str]:

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -5,6 +6,7 @@ import pytest
 from u2pl_hf.errors import InputError
 from u2pl_hf.training.recipe.arguments import run_arguments
 from u2pl_hf.training.recipe.command import parse_arguments, recipe_arguments
+from u2pl_hf.training.recipe.recipe_file import read_recipe
 
 RECIPES = sorted((Path(__file__).parents[2] / "training_scripts" / "recipes").glob("*.yaml"))
 
@@ -18,7 +20,8 @@ def parse(tmp_path: Path, content: str, *options: str):
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_is_valid(recipe):
     args = parse_arguments([str(recipe)], "")
-    assert recipe.stem.removesuffix("_1gpu").endswith(f"_{args.method}")
+    variant = args.flat().get("variant", "paper")
+    assert recipe.stem.removesuffix("_1gpu").endswith(f"_{args.method}" + f"_{variant}" * (variant != "paper"))
 
 
 @pytest.mark.parametrize("pair", ["demo", "camvid", "voc_small", "voc_imagenet"])
@@ -28,6 +31,23 @@ def test_recipes_of_a_pair_differ_only_in_the_method(pair):
     )
     changed = {name for name in suponly if suponly[name] != u2pl[name]}
     assert {"method"} <= changed <= {"method", "warmup_steps", "contrastive_weight", "representation_channels"}
+
+
+OTHERS = [path.stem for path in RECIPES if path.stem.endswith(("_fixmatch", "_unimatch_v2", "_u2pl_robust"))]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_methods_of_a_family_differ_in_themselves_only(name):
+    """Steps, batch, crop and learning rate are equal, so that tables compare methods and nothing else."""
+    family, method = re.fullmatch(r"(.*)_(fixmatch|unimatch_v2|u2pl_robust)", name).groups()
+    own, u2pl = (read_recipe(RECIPES[0].parent / f"{family}_{m}.yaml") for m in (method, "u2pl"))
+    changed = {field for field in own | u2pl if own.get(field) != u2pl.get(field)} - {"output_dir"}
+    if method == "u2pl_robust":
+        assert changed == {"variant"}
+    else:
+        settings = {"warmup_steps", "warmup_epochs", "contrastive_weight", "confidence_threshold"}
+        assert {"method"} <= changed <= {"method"} | settings
+    assert len(OTHERS) == 3 * 6 - 2  # a published setting of the robust variant there is none
 
 
 def test_ael_differs_from_u2pl_in_the_method_only():

@@ -74,8 +74,8 @@ class U2PLSettings(MethodSettings):
     )
 
     # Off unless told, or --variant robust.
-    strong_per_image: bool | None = setting(None, "draw for each image whether it is mixed")
-    strong_colour: bool | None = setting(None, "colour jitter, grey and blur in the student's images")
+    strong_per_image: bool | None = setting(None, "draw for each image whether it is mixed; robust: true")
+    strong_colour: bool | None = setting(None, "colour jitter, grey and blur in the student's images; robust: true")
     partner: str | None = setting(
         None,
         "what CutMix takes pixels from: the next image of the batch (default), or one that shows a class that is "
@@ -84,14 +84,14 @@ class U2PLSettings(MethodSettings):
     )
     confidence_floor: float | None = setting(
         None,
-        "of the reliable pixels L_u counts those that the teacher is so sure of, in the mean over all pixels",
+        "L_u counts reliable pixels of at least this confidence, and is divided by all pixels but padding; robust 0.8",
         at_most=1,
     )
     class_quantiles: bool | None = setting(None, "the reliable share of each pseudo-class, not of all pixels")
     protect_unlearnt: float | None = setting(
         None,
-        "no pixel is reliable that may be of a class which the student gives its own labelled pixels a mean "
-        "probability below this",
+        "a class is unlearnt while the student gives its labelled pixels a mean probability below this; no pixel is "
+        "reliable that may be of one",
         at_most=1,
     )
     ema_from_start: bool | None = setting(
