@@ -161,7 +161,10 @@ def test_images_chosen_ahead_are_those_that_a_resumed_run_chooses():
             outputs.append(method(network, batches[number], number, 10))
         assert outputs[0].total == outputs[1].total
     # The last choice of the resumed run is the last of the other's; together they asked once more, for pass 2.
-    for kept, new in ((step.pool_l.asked, resumed.pool_l.asked), (step.partners.pool.asked, resumed.partners.pool.asked)):
+    for kept, new in (
+        (step.pool_l.asked, resumed.pool_l.asked),
+        (step.partners.pool.asked, resumed.partners.pool.asked),
+    ):
         assert len(kept) == 5 and kept[-3:] == new
 
 
@@ -239,7 +242,11 @@ def test_edge_cases_are_finite(case):
         step.pool_l.y.fill_(255)
     elif case == "all padding":
         batch.valid_u.fill_(False)
-        step.partners.pool.receive = lambda images: (torch.zeros(2, 3, SIZE, SIZE), None, torch.zeros(2, SIZE, SIZE).bool())
+        step.partners.pool.receive = lambda images: (
+            torch.zeros(2, 3, SIZE, SIZE),
+            None,
+            torch.zeros(2, SIZE, SIZE).bool(),
+        )
     elif case == "well known":
         step.bank.confidence.fill_(1.0)
     elif case == "two classes":
