@@ -25,6 +25,10 @@ class MethodSettings:
     ohem_min_kept: int = setting(100_000, "OHEM keeps at least this many pixels of a batch")
     auxiliary_weight: float = setting(0.4, "weight of the auxiliary head's loss", at_least=0)
 
+    def settled(self) -> "MethodSettings":
+        """With what follows for settings that were not told."""
+        return self
+
 
 @dataclass(frozen=True)
 class Further:
