@@ -1,9 +1,8 @@
 """FixMatch, UniMatch V2 and the options of U2PL in the trainer: resume, processes, backbones, precision."""
 
-import json
-
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForSemanticSegmentation
 
 from tests.model.test_backbones import TINY
@@ -12,24 +11,28 @@ from tests.training.test_ael_training import lines_of
 from tests.training.test_processes import assert_same_everywhere
 from tests.training.test_trainer import make_trainer
 from u2pl_hf.errors import InputError
+from u2pl_hf.method.u2pl_settings import PAPER, ROBUST
 from u2pl_hf.training.recipe.arguments import run_arguments
 
 CLASS = {"partner": "class"}
-ALL = {"variant": "robust", "confidence_floor": 0.2, "class_quantiles": True, "unsupervised_rampup": 0.3,
-       "symmetric_cross_entropy": 0.1, "prototype_momentum": 0.9, "protect_unlearnt": 0.01}  # fmt: skip
+# Networks that have seen nothing give the best of seven classes a little more than a seventh.
+ALL = {"variant": "robust", "confidence_floor": 0.14, "class_quantiles": True, "unsupervised_rampup": 0.3,
+       "symmetric_cross_entropy": 0.1, "prototype_momentum": 0.9, "protect_unlearnt": 1e-5}  # fmt: skip
 METHODS = {
     "fixmatch": {"method": "fixmatch"},
     "fixmatch, class": {"method": "fixmatch"} | CLASS,
     "unimatch_v2": {"method": "unimatch_v2"},
-    "robust": {"variant": "robust", "confidence_floor": 0.2},
+    "robust": {"variant": "robust", "confidence_floor": 0.14},
     "everything": ALL | CLASS,
 }
-SMALL = {"max_steps": 4, "warmup_steps": 1, "save_steps": 1, "keep_checkpoints": 9, "logging_steps": 1,
+# The last one is all of robust and more.
+TOGETHER = ("fixmatch", "fixmatch, class", "unimatch_v2", "everything")
+SMALL = {"max_steps": 3, "warmup_steps": 1, "save_steps": 1, "keep_checkpoints": 9, "logging_steps": 1,
          "gradient_accumulation_steps": 2, "learning_rate": 0.01}  # fmt: skip
 
 
 def options_of(name: str) -> dict:
-    sure = {"confidence_threshold": 0.3} if METHODS[name].get("method") else {}
+    sure = {"confidence_threshold": 0.14} if METHODS[name].get("method") else {}
     return SMALL | sure | METHODS[name]
 
 
@@ -52,7 +55,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tiny_data, tmp_path, name):
     whole, _ = assert_goes_on(tiny_data, tmp_path, 2, **options_of(name))
     assert lines_of(tmp_path / "rest") == lines_of(tmp_path / "whole")[2:]
     lines = [line for line in lines_of(tmp_path / "whole") if "loss" in line]
-    assert all(line["loss_unsupervised"] > 0 for line in lines[2:])
+    assert all(line["loss_unsupervised"] > 0 for line in lines[1:])
     method = whole.run.method
     if "fixmatch" in name or name == "unimatch_v2":
         assert all(0 < line["confident_share"] <= 1 and 0 < line["confidence"] < 1 for line in lines)
@@ -67,9 +70,9 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tiny_data, tmp_path, name):
 
 def _train_and_compare(data, folder) -> None:
     """Everything is equal on both processes after each step, and the resumed run ends in the same bits."""
-    for name in METHODS:
-        options = options_of(name) | {"max_steps": 3, "gradient_accumulation_steps": 1, "eval_batch_size": 4}
-        whole, rest = assert_goes_on(data, folder / name, 2, **options)
+    for name in TOGETHER:
+        options = options_of(name) | {"max_steps": 2, "warmup_steps": 0, "gradient_accumulation_steps": 1}
+        _, rest = assert_goes_on(data, folder / name, 1, **options)
         assert_same_everywhere([rest.run.student, rest.run.method])
         if rest.run.method.partners is not None:
             # What is chosen for the next pass is each process's own.
@@ -83,14 +86,13 @@ def test_two_processes_stay_equal_and_go_on_to_the_same_bits(tiny_data, tmp_path
         assert (tmp_path / f"{name}0").read_text() != (tmp_path / f"{name}1").read_text()
 
 
-@pytest.mark.parametrize("method", ["fixmatch", "unimatch_v2"])
-@pytest.mark.parametrize("backbone", ["convnext", "swin"])
+@pytest.mark.parametrize(("method", "backbone"), [("fixmatch", "convnext"), ("unimatch_v2", "swin")])
 def test_other_backbones_with_an_auxiliary_head(tiny_data, tmp_path, method, backbone):
     """Stages of different widths, dropped paths in training, no BatchNorm in the backbone."""
     TINY[backbone].save_pretrained(tmp_path / backbone)
     trainer = make_trainer(
         tiny_data, tmp_path / "run", method=method, backbone=str(tmp_path / backbone), backbone_weights="none",
-        auxiliary_head=True, confidence_threshold=0.2, max_steps=3, gradient_accumulation_steps=2, logging_steps=1,
+        auxiliary_head=True, confidence_threshold=0.14, max_steps=3, gradient_accumulation_steps=2, logging_steps=1,
     )  # fmt: skip
     before = {name: value.clone() for name, value in trainer.run.student.named_parameters()}
     assert trainer.train()["last"]["mean_iou"] is not None
@@ -100,7 +102,7 @@ def test_other_backbones_with_an_auxiliary_head(tiny_data, tmp_path, method, bac
     assert sum(changed) > 0.8 * len(changed)
 
 
-@pytest.mark.parametrize("name", ["fixmatch", "unimatch_v2", "everything"])
+@pytest.mark.parametrize("name", ["unimatch_v2", "everything"])
 def test_bf16_trains_and_watches_pseudo_labels(tiny_data, tmp_path, name):
     options = options_of(name) | {"mixed_precision": "bf16", "watch_pseudo_labels": True, "max_steps": 3}
     trainer = make_trainer(tiny_data, tmp_path / "run", **options)
@@ -116,18 +118,19 @@ def test_bf16_trains_and_watches_pseudo_labels(tiny_data, tmp_path, name):
 def test_a_run_of_before_goes_on(tiny_data, tmp_path):
     """Its recipe names numbers that now follow from the variant; telling them makes no other run."""
     told = {"ema_decay": 0.99, "strong_probability": 0.5}
-    options = {"max_steps": 2, "save_steps": 1}
-    make_trainer(tiny_data, tmp_path / "run", **options).train()
-    checkpoint = tmp_path / "run" / "checkpoints" / "step-000001"
-    assert (checkpoint.parent / "step-000002").is_dir() or checkpoint.is_dir()
-    newest = sorted(checkpoint.parent.iterdir())[-1]
-    state = json.loads((newest / "state.json").read_text()) if (newest / "state.json").is_file() else {}
-    assert not state or state["recipe"].items() >= told.items()
     silent, spoken = (run_arguments(dataset="d", output_dir="o", **more).recipe() for more in ({}, told))
     assert silent == spoken and silent.items() >= told.items()
-    make_trainer(tiny_data, tmp_path / "run", **options | told)
-    with pytest.raises(InputError, match="ema_decay is 0.99 there and 0.9 here"):
-        make_trainer(tiny_data, tmp_path / "run", **options | {"ema_decay": 0.9})
+    robust = run_arguments(dataset="d", output_dir="o", variant="robust", confidence_floor=0.5).recipe()
+    assert robust.items() >= (PAPER | ROBUST | {"confidence_floor": 0.5}).items()
+    for recipe in (silent, robust):
+        assert run_arguments(**recipe, output_dir="o").recipe() == recipe
+    options = make_trainer(tiny_data, tmp_path / "run").args.recipe()
+    (tmp_path / "run").mkdir()
+    old = {name: value for name, value in options.items() if name not in PAPER} | told
+    (tmp_path / "run" / "recipe.yaml").write_text(yaml.safe_dump(old))
+    make_trainer(tiny_data, tmp_path / "run")
+    with pytest.raises(InputError, match=r"ema_decay is 0\.99 there and 0\.9 here"):
+        make_trainer(tiny_data, tmp_path / "run", ema_decay=0.9)
 
 
 @pytest.mark.parametrize(
