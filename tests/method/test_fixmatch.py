@@ -11,7 +11,7 @@ import torch
 from tests.method.test_ael_step import TensorPool, numbered
 from tests.method.test_step import CLASSES, SIZE, make_batch, make_student
 from u2pl_hf.errors import InputError
-from u2pl_hf.method import losses
+from u2pl_hf.method import losses, partners
 from u2pl_hf.method import pseudo_labels as pl
 from u2pl_hf.method.fixmatch import FixMatch
 from u2pl_hf.method.unimatch_v2 import UniMatchV2, complementary_scales
@@ -274,8 +274,7 @@ def test_partners_of_badly_known_classes_are_mixed_in():
     student, batch = plain_student(), numbered(watched_batch(3))
     step = make_step(FixMatch, student, partner="class", cutmix_probability=1.0, strong_colour=False)
     step.partners.pool.y = torch.randint(0, CLASSES, (9, SIZE, SIZE))
-    partners = step.partners.choose(batch.seed, 3)
-    x, y, _ = step.partners.pool.receive(partners.images)
+    x, y, _ = step.partners.pool.receive(step.partners.choose(batch.seed, 3).images)
     teacher = copy.deepcopy(step.teacher)
     with torch.no_grad():
         own, other = (pl.resize_logits(teacher(i).logits, (SIZE, SIZE)).softmax(1) for i in (batch.x_u, x))
@@ -292,7 +291,9 @@ def test_partners_of_badly_known_classes_are_mixed_in():
     assert {"bank.confidence", "categories.holds"} <= set(step.state_dict())
 
 
-def test_coloured_partners_have_black_padding_and_uncoloured_images_beside_them():
+def test_coloured_partners_have_black_padding_and_uncoloured_images_beside_them(monkeypatch):
+    views = []
+    monkeypatch.setattr(partners, "strong_view", lambda images: views.append(strong_view(images)) or views[-1])
     student, batch = plain_student(), dataclasses.replace(numbered(watched_batch(3)), y_u=None)
     step, mixed = make_step(FixMatch, student, partner="class"), []
     for colour in (True, False):
@@ -302,7 +303,11 @@ def test_coloured_partners_have_black_padding_and_uncoloured_images_beside_them(
     assert torch.equal(coloured.weak, plain.x) and torch.equal(coloured.labels, plain.labels)
     padding = coloured.labels == 255
     assert padding.any() and (coloured.x.movedim(1, -1)[padding] == 0).all()
-    assert not torch.allclose(coloured.x, coloured.weak)
+    # What comes from a partner has the partner's colours.
+    (view,), own = views, (coloured.weak == batch.x_u).all(1, keepdim=True)
+    assert own.any() and not own.all() and not torch.allclose(view[:3], batch.x_u)
+    expected = torch.where(own, view[:3], view[3:]) * ~padding.unsqueeze(1)
+    assert torch.equal(coloured.x, expected)
 
 
 def test_partners_are_mixed_in_with_a_draw_for_each_image():

@@ -68,7 +68,7 @@ def test_a_switch_that_follows_the_variant_can_be_told_with_and_without_a_value(
         ("", ["--max_step", "7"], "unrecognized arguments: --max_step"),
         ("max_steps: true", [], "'max_steps' must be int"),
         ("class_names: sky", [], "'class_names' must be a list"),
-        ("method: fixmatch", [], "must be one of suponly, u2pl"),
+        ("method: mixmatch", [], "must be one of fixmatch, suponly, u2pl"),
         ("- a\n- b", [], "must hold 'field: value'"),
         ("a: [1", [], "not valid YAML"),
         ("", ["--crop_size", "0"], "--crop_size 0"),
