@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import math
-from dataclasses import fields
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,13 +13,10 @@ from tests.method.test_ael_step import TensorPool, numbered
 from tests.method.test_fixmatch import watched_batch
 from tests.method.test_step import CLASSES, SIZE, make_batch, make_settings, make_student
 from tests.method.test_views import assert_frequencies
-from u2pl_hf.errors import InputError
 from u2pl_hf.method import losses, mixing
 from u2pl_hf.method import pseudo_labels as pl
-from u2pl_hf.method.ael import AEL
 from u2pl_hf.method.teacher import batch_statistics
 from u2pl_hf.method.u2pl import U2PL
-from u2pl_hf.method.u2pl_settings import PAPER, ROBUST, U2PLSettings
 from u2pl_hf.method.views import strong_view
 
 # Floors and bounds lie where probabilities of untrained networks do.
@@ -352,69 +348,3 @@ def test_partners_of_badly_known_classes_and_everything_else_at_once():
         assert output.stats["component_share"].isfinite() and (step.bank.confidence > 0).all()
     # The second pass took what the first chose: two requests by the passes, one before the first.
     assert len(step.partners.pool.asked) == 3
-
-
-# Settings
-
-
-def test_paper_and_robust_name_existing_fields_that_are_not_told():
-    defaults = {f.name: f.default for f in fields(U2PLSettings)}
-    assert {name for name, default in defaults.items() if default is None} == {*PAPER, "low_rank"}
-    assert {*ROBUST} < {*PAPER} and all(PAPER[name] != value for name, value in ROBUST.items())
-    kinds = {f.name: f.type for f in fields(U2PLSettings)}
-    for chosen in (PAPER, ROBUST):
-        assert all(type(value).__name__ in str(kinds[name]) for name, value in chosen.items())
-
-
-def test_robust_sets_what_is_not_told():
-    assert dataclasses.asdict(U2PLSettings(variant="robust").settled()).items() >= (PAPER | ROBUST).items()
-    robust = U2PLSettings(variant="robust").settled()
-    assert robust.strong_colour and robust.strong_per_image and robust.strong_probability == 1
-    assert 0.5 < robust.confidence_floor < 1 and robust.ema_from_start
-    for variant in ("paper", "official"):
-        assert dataclasses.asdict(U2PLSettings(variant=variant).settled()).items() >= PAPER.items()
-    told = {"strong_colour": False, "strong_probability": 0.0, "strong_per_image": False, "confidence_floor": 0.0,
-            "ema_from_start": False, "ema_decay": 0.5, "prototype_momentum": 0.9}  # fmt: skip
-    for variant in ("paper", "robust"):
-        settled = dataclasses.asdict(U2PLSettings(variant=variant, **told).settled())
-        assert settled.items() >= told.items() and settled["protect_unlearnt"] == 0.0
-    step = make_step(make_student(), variant="robust", strong_probability=None, confidence_floor=0.6)
-    assert (step.settings.confidence_floor, step.settings.strong_probability, step.settings.ema_decay) == (0.6, 1, 0.99)
-
-
-def test_the_paper_is_what_it_was():
-    """Told or not; and what is in a checkpoint."""
-    (silent, one), (told, other) = outputs_of({"strong_probability": None}, PAPER)
-    assert one.total == other.total and silent.settings == told.settings
-    assert {name.split(".")[0] for name in silent.state_dict()} == {"teacher", "queues"}
-    assert "confidence_per_class" not in one.stats and silent.partners is None
-
-
-OFF = [(name, value) for name, value in EVERYTHING.items() if name != "strong_probability"] + [("partner", "class")]
-
-
-@pytest.mark.parametrize(("name", "value"), OFF)
-def test_refused_where_it_is_not_published(name, value):
-    with pytest.raises(InputError, match=f"^--{name} goes with --variant paper or robust, not official$"):
-        U2PL.check(U2PLSettings(variant="official", **{name: value}))
-    with pytest.raises(InputError, match=f"^--{name} goes with --method u2pl, not u2pl_ael$"):
-        AEL.check(AEL.Settings(**{name: value}))
-    for variant in ("paper", "robust"):
-        U2PL.check(U2PLSettings(variant=variant, **{name: value}))
-    U2PL.check(U2PLSettings(variant="official", **{name: PAPER[name]}))
-    AEL.check(AEL.Settings(**{name: PAPER[name]}))
-
-
-def test_what_goes_together():
-    U2PL.check(U2PLSettings(variant="official", ema_decay=0.5, strong_probability=1.0))
-    AEL.check(AEL.Settings(ema_decay=0.5))
-    with pytest.raises(InputError, match="--strong_probability goes with --method u2pl, not u2pl_ael"):
-        AEL.check(AEL.Settings(strong_probability=1.0))
-    with pytest.raises(InputError, match="--variant robust goes with --method u2pl"):
-        AEL.check(AEL.Settings(variant="robust"))
-    for augmentation in ("cutout", "classmix"):
-        with pytest.raises(
-            InputError, match=f"--partner class goes with --strong_augmentation cutmix, not {augmentation}"
-        ):
-            U2PL.check(U2PLSettings(partner="class", strong_augmentation=augmentation))
-    assert U2PL.mixes_batch(U2PLSettings()) and not U2PL.mixes_batch(U2PLSettings(partner="class"))

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,8 @@ def test_published_settings(name):
     assert (args.backbone, args.stem, args.output_stride) == ("resnet101", "deep", 8)
     assert (args.eval_mode, args.eval_window) == ("slide" if "city" in name else "whole", 769)
     own = METHOD.keys() & args.flat().keys()
-    assert {key: getattr(args, key) for key in own} == {key: METHOD[key] for key in own}
+    settled = args.flat() | asdict(args.settings.settled())
+    assert {key: settled[key] for key in own} == {key: METHOD[key] for key in own}
     assert own == METHOD.keys() or args.method == "suponly"
     assert name == f"{name.partition('_')[0]}_{args.method}"
     if args.method == "u2pl_ael":
