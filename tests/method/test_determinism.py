@@ -9,9 +9,14 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.method.test_fixmatch import make_step as make_fixmatch_step
 from tests.method.test_step import make_batch, make_settings, make_student
+from tests.method.test_u2pl_options import EVERYTHING
+from tests.method.test_u2pl_options import make_step as make_options_step
 from u2pl_hf.evaluation import MeanIoU
+from u2pl_hf.method.fixmatch import FixMatch
 from u2pl_hf.method.u2pl import U2PL
+from u2pl_hf.method.unimatch_v2 import UniMatchV2
 
 REFUSED = {
     "_adaptive_avg_pool2d_backward", "_ctc_loss_backward", "adaptive_max_pool2d_backward", "grid_sampler_2d_backward",
@@ -65,6 +70,19 @@ def test_no_operation_of_a_step_is_refused_on_a_gpu(variant, augmentation):
         MeanIoU(4).update(batch.y_l.clamp(max=3), batch.y_l)
     # What was recorded is forward, backward, moving average and evaluation.
     assert {"nll_loss2d_forward", "convolution_backward", "_foreach_lerp_", "bincount"} <= recorder.names
+    assert not recorder.refused
+
+
+@pytest.mark.parametrize("kind", [FixMatch, UniMatchV2, U2PL])
+def test_no_operation_of_strong_views_and_options_is_refused_on_a_gpu(kind):
+    student, batch = make_student(8 * kind.uses_representation, auxiliary_head=True), make_batch()
+    step = make_options_step(student, **EVERYTHING) if kind is U2PL else make_fixmatch_step(kind, student)
+    batch = dataclasses.replace(batch, y_u=batch.y_l)
+    with Recorder() as recorder:
+        for number in range(4):  # some images are jittered, grey and blurred
+            step(student, batch, step=3, total_steps=10).total.backward()
+            step.finish(student, number)
+    assert {"index_copy", "replication_pad2d", "remainder", "_foreach_lerp_"} <= recorder.names
     assert not recorder.refused
 
 

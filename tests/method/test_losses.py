@@ -189,6 +189,25 @@ def test_contrastive_loss_equals_loops_where_draws_do_not_matter():
     assert loss.item() == pytest.approx(np.mean(expected), rel=1e-5)
 
 
+def test_prototypes_are_the_positives_where_they_are_given():
+    """As above; the teacher's representation and the mask of positives do not matter then."""
+    classes, dim = 3, 4
+    student, prototypes = torch.randn(1, dim, 2, 2), torch.randn(classes, dim)
+    anchors = torch.zeros(1, classes, 2, 2, dtype=torch.bool)
+    anchors[0, 1, 1, 0] = anchors[0, 2, 0, 1] = True
+    queues = filled_queues(classes, dim, keys=1)
+    values = []
+    for teacher in torch.randn(2, 1, dim, 2, 2).unbind(0):
+        value, _ = losses.contrastive_loss(student, teacher, anchors, queues, prototypes=prototypes,
+                                           num_anchors=3, num_negatives=2)  # fmt: skip
+        values.append(value)
+    expected = []
+    for c, (y, x) in {1: (1, 0), 2: (0, 1)}.items():
+        anchor, key = student[0, :, y, x], queues.oldest_first(c).expand(2, -1)
+        expected.append(naive_info_nce([anchor.numpy()], prototypes[c].numpy(), [key.numpy()], 0.5))
+    assert values[0].item() == values[1].item() == pytest.approx(np.mean(expected), rel=1e-5)
+
+
 def test_positive_is_the_mean_over_anchor_pixels():
     vectors, mask = torch.randn(10, 4), torch.zeros(2, 10, dtype=torch.bool)
     mask[0, [1, 3, 8]] = True

@@ -50,6 +50,44 @@ def test_quantile_beyond_float32_integers():
     assert pl.masked_quantile(values, 0.9, mask).item() == pytest.approx(np.quantile(values.numpy(), 0.9), abs=1e-6)
 
 
+@pytest.mark.parametrize("q", [0.0, 0.05, 0.37, 0.5, 0.8, 0.999, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_class_quantiles_equal_numpy(q, dtype):
+    """Classes 0 and 5 are absent, 2 has one pixel, 3 two, 4 ties; padding has other values and no say."""
+    values, labels = torch.randn(3, 9, 7, dtype=dtype), torch.ones(3, 9, 7, dtype=torch.int64)
+    labels[0, :2], labels[1, 0, 0], labels[1, 0, 1:3], labels[1, 1:3], labels[2, 4:] = 255, 2, 3, 4, 1
+    values[labels == 255] = torch.randn(14, dtype=dtype) * 100
+    values[labels == 4] = values[labels == 4].round()
+    found = pl.class_quantiles(values, labels, q, 6)
+    assert found.dtype == dtype and found.isnan().tolist() == [True, False, False, False, False, True]
+    for c in (1, 2, 3, 4):
+        expected = np.quantile(values[labels == c].double().numpy(), q)
+        assert found[c].item() == pytest.approx(expected, rel=1e-6, abs=1e-7)
+
+
+def test_class_quantiles_of_padding_alone_and_of_one_class():
+    values = torch.rand(2, 3, 3)
+    assert pl.class_quantiles(values, torch.full((2, 3, 3), 255), 0.8, 3).isnan().all()
+    one = pl.class_quantiles(values, torch.zeros(2, 3, 3, dtype=torch.int64), 0.8, 1)
+    assert one.item() == pytest.approx(np.quantile(values.double().numpy(), 0.8), rel=1e-6)
+
+
+def test_label_pixels_equal_a_loop():
+    """At the size of the logits, and between their corners."""
+    logits = torch.randn(2, 3, 3, 4)
+    labels, prob = pl.label_pixels(logits, (5, 7))
+    for b, y, x in np.ndindex(labels.shape):
+        row, column = y * 2 / 4, x * 3 / 6
+        top, left = min(int(row), 1), min(int(column), 2)
+        corners = logits[b, :, top : top + 2, left : left + 2].double()
+        down, right = torch.tensor([1 - row + top, row - top]), torch.tensor([1 - column + left, column - left])
+        scores = torch.einsum("cyx,y,x->c", corners, down.double(), right.double()).softmax(0)
+        assert labels[b, y, x] == scores.argmax() and prob[b, y, x].item() == pytest.approx(
+            scores.max().item(), rel=1e-5
+        )
+    assert labels.dtype == torch.int64 and pl.label_pixels(logits.half(), (3, 4))[1].dtype == torch.float32
+
+
 @pytest.mark.parametrize("alpha", [0.0, 0.05, 0.2, 1.0])
 def test_split_by_entropy_equals_numpy(alpha):
     entropy, valid = torch.rand(3, 7, 5), torch.rand(3, 7, 5) < 0.7

@@ -65,6 +65,16 @@ def test_command_line_wins(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("options", "told"),
+    [([], None), (["--strong_colour"], True), (["--strong_colour", "true"], True), (["--strong_colour", "no"], False)],
+)
+def test_a_switch_that_follows_the_variant_can_be_told_with_and_without_a_value(tmp_path, options, told):
+    args = parse(tmp_path, "variant: robust\n", *options, "--seed", "7")
+    assert args.strong_colour is told and args.seed == 7
+    assert args.settings.settled().strong_colour is (told is not False)
+
+
+@pytest.mark.parametrize(
     ("content", "options", "message"),
     [
         ("max_step: 3", [], "unknown field 'max_step'; did you mean 'max_steps'"),

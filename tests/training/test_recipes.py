@@ -61,9 +61,9 @@ def test_published_settings(name):
     assert args.auxiliary_head == (loss == "ohem") and args.auxiliary_weight == 0.4
     assert (args.backbone, args.stem, args.output_stride) == ("resnet101", "deep", 8)
     assert (args.eval_mode, args.eval_window) == ("slide" if "city" in name else "whole", 769)
-    settings = args.flat() | (asdict(args.settings.settled()) if args.method != "suponly" else {})
-    own = METHOD.keys() & settings.keys()
-    assert {key: settings[key] for key in own} == {key: METHOD[key] for key in own}
+    own = METHOD.keys() & args.flat().keys()
+    settled = args.flat() | asdict(args.settings.settled())
+    assert {key: settled[key] for key in own} == {key: METHOD[key] for key in own}
     assert own == METHOD.keys() or args.method == "suponly"
     assert name == f"{name.partition('_')[0]}_{args.method}"
     if args.method == "u2pl_ael":

@@ -30,7 +30,7 @@ def strong_view(images: Tensor, generator: torch.Generator | None = None) -> Ten
 
     Padding, 0 everywhere, does not stay 0: mask it again where that matters.
     """
-    mean, std = (images.new_tensor(values).view(1, 3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
+    mean, std = (images.new_tensor(values, dtype=torch.float32).view(1, 3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
     chosen = torch.rand(3, len(images), generator=generator) < torch.tensor(
         [[JITTER_PROBABILITY], [GREY_PROBABILITY], [BLUR_PROBABILITY]]
     )

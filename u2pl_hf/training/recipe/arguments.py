@@ -201,8 +201,8 @@ class RunArguments:
         Steps that follow from epochs are left out: they depend on the data, whose own check comes later.
         """
         own = {f.name: f.metadata["decides"] for f in (*fields(self), *fields(self.settings))}
-        follow = self.given_epochs.values()
-        return {name: value for name, value in self.flat().items() if own[name] and name not in follow}
+        follow, values = self.given_epochs.values(), self.flat() | asdict(self.settings.settled())
+        return {name: value for name, value in values.items() if own[name] and name not in follow}
 
     def _check_values(self) -> None:
         """Numbers within the bounds beside their fields, and text that a file, class or repository can be called."""
