@@ -2,7 +2,7 @@
 
     python benchmarks/photographs.py animals VOCdevkit/VOC2012 photographs/animals
     python benchmarks/photographs.py camvid CAMVID photographs/camvid
-    u2pl prepare folder photographs/animals --output_dir data/animals
+    u2pl prepare folder --root photographs/animals --output_dir data/animals
 
 `animals` takes images of VOC that show cats, cows, dogs, horses, persons or sheep on 1 % of their pixels at least, and
 are ignored on 30 % at most; all else is background; the long side is 200. `camvid` takes CamVid as a data set with
