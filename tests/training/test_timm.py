@@ -2,15 +2,19 @@
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from safetensors.torch import save_file
+from torch import nn
 from transformers import AutoModelForSemanticSegmentation
 
 from tests.training.test_trainer import make_trainer
 from u2pl_hf.errors import InputError
 from u2pl_hf.evaluation.inference import evaluate_model
+from u2pl_hf.system.processes import synchronize_batchnorm
 
 try:
     import timm
+    from timm.layers import BatchNormAct2d
 except (ImportError, RuntimeError) as reason:  # RuntimeError: a torchvision of another torch
     pytest.skip(f"needs timm and torchvision ({reason})", allow_module_level=True)
 
@@ -72,3 +76,12 @@ def test_mistakes_are_told_in_one_line(tiny_data, weights, tmp_path, options, to
     with pytest.raises(InputError, match=told) as error:
         make_trainer(tiny_data, tmp_path / "run", **{"backbone": BACKBONE, "backbone_weights": "none"} | options)
     assert "\n" not in str(error.value)
+
+
+def test_synchronised_norms_keep_the_activation_that_they_hold():
+    network = timm.create_model("test_efficientnet")
+    held = {name: module.act for name, module in network.named_modules() if isinstance(module, BatchNormAct2d)}
+    assert any(not isinstance(act, nn.Identity) for act in held.values())
+    accelerator = type("SeveralGPUs", (), {"distributed_type": DistributedType.MULTI_GPU})
+    found = dict(synchronize_batchnorm(accelerator, network).named_modules())
+    assert all(isinstance(found[name], nn.SyncBatchNorm) and found[name].act is act for name, act in held.items())

@@ -129,8 +129,17 @@ def synchronize_batchnorm(accelerator: Accelerator, model: nn.Module) -> nn.Modu
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.modules.batchnorm._BatchNorm) and not isinstance(child, Frozen):
-                setattr(parent, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
+                setattr(parent, name, _synchronised(child))
     return model
+
+
+def _synchronised(norm: nn.Module) -> nn.Module:
+    if type(norm).__module__.startswith("timm."):
+        from timm.layers import convert_sync_batchnorm
+
+        # These hold the activation that comes after them, which torch's conversion would lose.
+        return convert_sync_batchnorm(norm)
+    return nn.SyncBatchNorm.convert_sync_batchnorm(norm)
 
 
 @torch.no_grad()
