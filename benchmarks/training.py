@@ -48,7 +48,7 @@ CONFIGURATIONS = {
     "deterministic": {"deterministic": True},
 }
 # What --method takes: methods that need no pools of images, and the variants of U2PL.
-WAYS = {name: {"method": name} for name, step in METHODS.items() if not step.uses_pools}
+WAYS = {name: {"method": name} for name in METHODS if name != "u2pl_ael"}
 WAYS |= {f"u2pl_{variant}": {"method": "u2pl", "variant": variant} for variant in ("official", "robust")}
 # These two take the precision that the device is best at.
 USUAL_PRECISION = ("checkpointing", "deterministic")

@@ -128,6 +128,13 @@ def test_a_switch_that_follows_the_variant_can_be_told_with_and_without_a_value(
         ("", ["--push_to_hub", "me/x\ny"], "--push_to_hub me/x\\ny has a line break"),
         ("", ["--class_names", "sky", "ro\x00ad"], "--class_names ro\\x00ad has a line break or another"),
         ('class_names: [sky, "ro\\nad"]', [], "--class_names ro\\nad has a line break"),
+        # What would do nothing.
+        ("method: u2pl\nwarmup_limit: 0.1", [], "--warmup_limit 0.1 needs --warmup auto"),
+        ("method: u2pl\npartner: class\nstrong_probability: 0", [], "takes nothing with --strong_probability 0"),
+        ("method: fixmatch\npartner: class\ncutmix_probability: 0", [], "takes nothing with --cutmix_probability 0"),
+        ("method: u2pl\nprototype_momentum: 0.9\ncontrastive_weight: 0", [], "--contrastive_weight 0 leaves out"),
+        ("method: u2pl_ael\nstrong_augmentation: classmix", [], "AEL has its own CutMix"),
+        ("method: unimatch_v2\nbatch_size: 1\nunlabelled_batch_size: 2", [], "--batch_size 1 gives BatchNorm no"),
         # What YAML makes of a recipe.
         ("max_steps: 3\nmax_steps: 5", [], "'max_steps' is there twice"),
         ("max_steps: 2026-01-01", [], "'max_steps' must be int, not '2026-01-01'"),
@@ -192,6 +199,17 @@ def test_command_line_displaces_what_a_recipe_starts_from(tmp_path):
     for content, options in ((weights + model, []), ("", both), (weights, both)):
         with pytest.raises(InputError, match="both say where to start: pass one of them"):
             parse(tmp_path, content, *options)
+
+
+def test_automatic_warm_up_takes_the_place_of_a_recipes_steps(tmp_path):
+    recipe = "method: u2pl\nwarmup_steps: 5\nmax_steps: 20"
+    args = parse(tmp_path, recipe, "--warmup", "auto")
+    assert (args.warmup, args.warmup_steps) == ("auto", 0)
+    assert parse(tmp_path, recipe, "--warmup", "steps").warmup_steps == 5
+    with pytest.raises(InputError, match="leave out --warmup_steps"):
+        parse(tmp_path, recipe, "--warmup", "auto", "--warmup_steps", "5")
+    with pytest.raises(InputError, match="leave out --warmup_steps"):
+        parse(tmp_path, recipe + "\nwarmup: auto")
 
 
 def test_command_line_of_steps_and_epochs(tmp_path):

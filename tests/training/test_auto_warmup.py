@@ -133,7 +133,7 @@ def test_a_plan_says_when_it_ends_at_the_latest():
         ),
         ({"warmup_epochs": 1.0}, "--warmup auto finds out how long it takes: leave out"),
         ({"warmup": "stable"}, "--warmup stable must be one of steps, auto"),
-        ({"warmup_limit": 1.0}, r"--warmup_limit 1.0 must lie in \[0, 1\)"),
+        ({"warmup_limit": 1.0}, r"--warmup_limit 1.0 must lie in \(0, 1\)"),
         ({"batch_size": 1}, "--batch_size 1 gives BatchNorm no statistics"),
     ],
 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from u2pl_hf.errors import InputError, refuse
+from u2pl_hf.errors import InputError, refuse, require
 from u2pl_hf.fields import setting
 from u2pl_hf.method import equalization as eq
 from u2pl_hf.method import pseudo_labels as pl
@@ -31,7 +31,6 @@ class AEL(U2PL):
 
     name, title = "u2pl_ael", "U2PL + AEL"
     about = f"{U2PL.about} AEL (Hu et al., NeurIPS 2021) shows classes that the student knows badly more often."
-    uses_pools = True
 
     @dataclass(frozen=True)
     class Settings(U2PLSettings):
@@ -54,7 +53,7 @@ class AEL(U2PL):
     def __init__(self, settings: Settings, student: nn.Module, pools: ImagePools):
         super().__init__(settings, student, pools)
         self.pool_l = pools.labelled
-        self.bank, self.categories = class_banks(pools, self.num_labels, settings.confidence_momentum)
+        self.bank, self.categories = class_banks(pools, self.num_labels, settings.confidence_momentum, at_once=False)
         self.partners = ClassPartners(pools.unlabelled, self.bank, self.categories)
         names = [student.config.id2label[c] for c in range(self.num_labels)]
         frequent = frequent_classes(settings.frequent_classes, names, pools.counts)
@@ -70,6 +69,8 @@ class AEL(U2PL):
             raise InputError(f"--variant {settings.variant} goes with --method u2pl: pass one of them")
         refuse((getattr(settings, name) not in (None, off), f"--{name} goes with --method u2pl, not u2pl_ael")
                for name, off in PAPER.items() if name != "ema_decay")  # fmt: skip
+        mixing = settings.strong_augmentation
+        require(mixing == "cutmix", f"--strong_augmentation {mixing} goes with --method u2pl: AEL has its own CutMix")
         super().check(settings, num_labels=num_labels, total_steps=total_steps)
         if total_steps and settings.contrastive_weight:
             otherwise = "; to do without that loss, pass --contrastive_weight 0"

@@ -111,8 +111,8 @@ class Step(nn.Module):
         name: of --method.
         title: in tables and cards.
         about: a card's paragraph on the method, with its source.
-        uses_unlabelled, uses_representation, uses_pools: what a run has to provide. Without representation the network
-            has no such head.
+        uses_unlabelled, uses_representation: what a run has to provide. Without representation the network has no such
+            head.
     """
 
     name: ClassVar[str]
@@ -120,7 +120,6 @@ class Step(nn.Module):
     about: ClassVar[str] = ""
     uses_unlabelled: ClassVar[bool] = True
     uses_representation: ClassVar[bool] = False
-    uses_pools: ClassVar[bool] = False
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
 
     def __init__(self, settings: MethodSettings, student: nn.Module, pools: ImagePools | None = None):
@@ -144,6 +143,21 @@ class Step(nn.Module):
     def latest_start(cls, settings: MethodSettings, total_steps: int) -> int:
         """The step that learning from unlabelled images begins with, at the latest where a run finds that out."""
         return cls.unlabelled_from(settings)
+
+    @classmethod
+    def labels_alone(cls, settings: MethodSettings, total_steps: int) -> bool:
+        """Whether some pass of the student has labelled images alone, of which BatchNorm needs two."""
+        return not cls.uses_unlabelled or cls.latest_start(settings, total_steps) > 0
+
+    @classmethod
+    def student_images(cls, labelled: int, unlabelled: int) -> int:
+        """Images whose features a pass keeps for the student's gradient, of so many labelled and unlabelled ones."""
+        return labelled + (unlabelled if cls.uses_unlabelled else 0)
+
+    @classmethod
+    def described(cls, settings: MethodSettings) -> str:
+        """The card's paragraph on the method."""
+        return cls.about
 
     @classmethod
     def mixes_batch(cls, settings: MethodSettings) -> bool:

@@ -26,12 +26,13 @@ COMPONENT_SHARE = 0.005
 class ConfidenceBank(nn.Module):
     """Confidence c in [0, 1) per class: the moving average of the student's mean probability of the true class.
 
-    It begins at 0 and is the same on all processes.
+    It begins at 0, as published, or (`at_once`) with the first mean of a class that comes; it is the same on all
+    processes.
     """
 
-    def __init__(self, num_classes: int, momentum: float = 0.999):
+    def __init__(self, num_classes: int, momentum: float = 0.999, *, at_once: bool = False):
         super().__init__()
-        self.momentum = momentum
+        self.momentum, self.at_once = momentum, at_once
         self.register_buffer("confidence", torch.zeros(num_classes))
 
     @torch.no_grad()
@@ -44,6 +45,7 @@ class ConfidenceBank(nn.Module):
             dist.all_reduce(sums)
         mean = sums[0] / sums[1].clamp(min=1)
         moved = torch.lerp(mean, self.confidence, self.momentum)
+        moved = torch.where(self.confidence > 0, moved, mean) if self.at_once else moved
         # An overflow in half precision must not stay here for good.
         known = (sums[1] > 0) & mean.isfinite()
         self.confidence.copy_(torch.where(known, moved, self.confidence))

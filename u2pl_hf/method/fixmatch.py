@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from u2pl_hf.errors import require
 from u2pl_hf.fields import setting
 from u2pl_hf.method import losses, schedules
 from u2pl_hf.method import pseudo_labels as pl
@@ -44,9 +45,6 @@ class FixMatch(Step):
             "known, as AEL chooses it",
             choices=("next", "class"),
         )
-        confidence_momentum: float = setting(
-            0.999, "of the moving average of each class's confidence, for --partner class", at_most=1
-        )
         ema_decay: float = setting(0.996, "largest decay of the teacher's moving average", at_most=1)
 
     def __init__(self, settings: Settings, student: nn.Module, pools: ImagePools | None = None):
@@ -54,9 +52,15 @@ class FixMatch(Step):
         self.teacher = copy.deepcopy(student).requires_grad_(False).eval()
         self.partners: ClassPartners | None = None
         if settings.partner == "class":
-            banks = class_banks(pools, student.config.num_labels, settings.confidence_momentum)
+            banks = class_banks(pools, student.config.num_labels)
             self.bank, self.categories = banks
             self.partners = ClassPartners(pools.unlabelled, *banks)
+
+    @classmethod
+    def check(cls, settings: Settings, *, num_labels: int | None = None, total_steps: int | None = None) -> None:
+        """Refuse partners that nothing is taken from."""
+        unused = settings.partner == "class" and not settings.cutmix_probability
+        require(not unused, "--partner class takes nothing with --cutmix_probability 0: leave one of them out")
 
     @classmethod
     def mixes_batch(cls, settings: Settings) -> bool:

@@ -1,4 +1,4 @@
-"""The losses of U2PL: supervised, unsupervised, contrastive. Pure functions, computed in float32 or better.
+"""The losses: supervised, unsupervised, contrastive. Pure functions, computed in float32 or better.
 
 Shapes: B images, C classes, H x W the crop, h x w the feature size, D representation channels, A anchors and N
 negatives per anchor; 255 means ignore.
@@ -106,7 +106,7 @@ def unsupervised_loss(
 
 def confidence_loss(
     student_logits: Tensor,
-    targets: Tensor,
+    pseudo_labels: Tensor,
     confidence: Tensor,
     valid: Tensor,
     threshold: float,
@@ -119,7 +119,7 @@ def confidence_loss(
 
     Args:
         student_logits: (B,C,H,W), already at crop size.
-        targets: (B,H,W) ids, 255 where nothing is to be learnt.
+        pseudo_labels: (B,H,W) ids, 255 where nothing is to be learnt.
         confidence: (B,H,W), the teacher's probability of them.
         valid: bool (B,H,W), no padding.
         threshold: least confidence that counts.
@@ -128,7 +128,7 @@ def confidence_loss(
     Returns:
         Scalar; 0, attached to the graph, where no pixel is valid.
     """
-    targets = targets.masked_fill(~(valid & (confidence >= threshold)), IGNORE)
+    targets = pseudo_labels.masked_fill(~(valid & (confidence >= threshold)), IGNORE)
     return symmetric_losses(student_logits, targets, symmetric).sum() / valid.sum().clamp(min=1)
 
 

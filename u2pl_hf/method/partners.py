@@ -12,6 +12,9 @@ from u2pl_hf.method.base import Batch, ImagePool, ImagePools
 from u2pl_hf.method.pseudo_labels import PseudoLabelled
 from u2pl_hf.method.views import strong_view
 
+# Of the confidence in each class; AEL's 0.999, from 0 on, is for runs of 50,000 steps.
+MOMENTUM = 0.99
+
 
 @dataclass
 class Chosen:
@@ -90,8 +93,10 @@ class ClassPartners:
         return PseudoLabelled(view, mixed_labels, mixed_prob, y_u, stats, weak)
 
 
-def class_banks(pools: ImagePools, num_labels: int, momentum: float) -> tuple[eq.ConfidenceBank, eq.CategoryBank]:
+def class_banks(
+    pools: ImagePools, num_labels: int, momentum: float = MOMENTUM, *, at_once: bool = True
+) -> tuple[eq.ConfidenceBank, eq.CategoryBank]:
     """Empty banks; a method registers both, so that they are in its checkpoints."""
     # The bank moves once per pass, and a step's passes are to move it as one would that has all their images.
-    bank = eq.ConfidenceBank(num_labels, momentum ** (1.0 / pools.passes))
+    bank = eq.ConfidenceBank(num_labels, momentum ** (1.0 / pools.passes), at_once=at_once)
     return bank, eq.CategoryBank(pools.unlabelled.size, num_labels)

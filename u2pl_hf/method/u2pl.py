@@ -21,9 +21,6 @@ from u2pl_hf.method.u2pl_settings import U2PLSettings
 from u2pl_hf.method.views import strong_view
 from u2pl_hf.method.warmup import Stability, latest_end
 
-# Of the confidence in each class; AEL's 0.999 is for runs of 50,000 steps.
-BANK_MOMENTUM = 0.99
-
 
 @register
 class U2PL(Step):
@@ -51,7 +48,7 @@ class U2PL(Step):
             channels = student.config.representation_channels
             self.prototypes = Prototypes(self.num_labels, channels, settings.prototype_momentum)
         if settings.partner == "class" or settings.protect_unlearnt:
-            self.bank, self.categories = class_banks(pools, self.num_labels, BANK_MOMENTUM)
+            self.bank, self.categories = class_banks(pools, self.num_labels)
         if settings.partner == "class":
             self.partners = ClassPartners(pools.unlabelled, self.bank, self.categories)
         self.stability = Stability(self.num_labels, settings.warmup_limit) if settings.warmup == "auto" else None
@@ -71,14 +68,25 @@ class U2PL(Step):
             *settings.unpublished(),
             (settings.partner == "class" and settings.strong_augmentation != "cutmix",
              f"--partner class goes with --strong_augmentation cutmix, not {settings.strong_augmentation}"),
+            (settings.partner == "class" and settings.strong_probability == 0,
+             "--partner class takes nothing with --strong_probability 0: leave one of them out"),
+            (settings.prototype_momentum and not settings.contrastive_weight,
+             "--prototype_momentum is about the contrastive loss, which --contrastive_weight 0 leaves out"),
+            (settings.warmup == "steps" and settings.warmup_limit != type(settings).warmup_limit,
+             f"--warmup_limit {settings.warmup_limit} needs --warmup auto"),
             (settings.warmup == "auto" and (settings.warmup_steps or settings.warmup_epochs),
-             "--warmup auto finds out how long it takes: leave out --warmup_steps and --warmup_epochs, or pass "
-             "--warmup_steps 0 where a recipe has them"),
+             "--warmup auto finds out how long it takes: leave out --warmup_steps and --warmup_epochs"),
             (settings.warmup == "auto" and settings.ema_from_start is False,
              "--warmup auto watches the teacher's average: leave out --ema_from_start false"),
         ])  # fmt: skip
         if total_steps:
             require_in_time(settings, "warmup", total_steps)
+
+    @classmethod
+    def described(cls, settings: U2PLSettings) -> str:
+        """With a word on what is not the paper's."""
+        robust = " The variant is not the published method: it has other views, another selection and another teacher."
+        return cls.about + (robust if settings.variant == "robust" else "")
 
     @classmethod
     def mixes_batch(cls, settings: U2PLSettings) -> bool:
@@ -203,7 +211,7 @@ class U2PL(Step):
         """L_u of the student's logits for the mixed images."""
         floor, symmetric = self.settings.confidence_floor, self.settings.symmetric_cross_entropy
         logits = pl.resize_logits(logits, mixed.x.shape[-2:])
-        if not floor:
+        if floor is None:
             return losses.unsupervised_loss(logits, mixed.labels, split.reliable, symmetric=symmetric)
         targets = mixed.labels.masked_fill(~split.reliable, pl.IGNORE)
         return losses.confidence_loss(logits, targets, mixed.prob, split.valid, floor, symmetric=symmetric)
@@ -236,7 +244,11 @@ class U2PL(Step):
             parts["y"] = batch.y_u.unsqueeze(1).to(prob.dtype)
         sizes = [part.shape[1] for part in parts.values()]
         images, labels = self.mix(torch.cat([*parts.values()], dim=1), labels)
-        parts = dict(zip(parts, images.split(sizes, dim=1), strict=True))
+        # Apart again, as the batch lies in memory.
+        last = batch.x_u.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if last else torch.contiguous_format
+        pieces = (piece.contiguous(memory_format=layout) for piece in images.split(sizes, dim=1))
+        parts = dict(zip(parts, pieces, strict=True))
         x, y = parts.get("x", parts["weak"]), parts["y"][:, 0].long() if "y" in parts else None
         weak = parts["weak"] if "x" in parts else None
         return PseudoLabelled(x, labels, parts["prob"][:, 0], y, {"confidence": confidence}, weak)

@@ -13,7 +13,7 @@ PAPER = {
     "strong_colour": False,
     "strong_probability": 0.5,
     "strong_per_image": False,
-    "confidence_floor": 0.0,
+    "confidence_floor": None,
     "class_quantiles": False,
     "ema_from_start": False,
     "ema_decay": 0.99,
@@ -46,17 +46,18 @@ class U2PLSettings(MethodSettings):
         "steps",
         "supervised steps before the teacher starts: warmup_steps, or auto, until its labels are stable",
         choices=("steps", "auto"),
+        displaces={"auto": ("warmup_steps", "warmup_epochs")},
     )
     warmup_steps: int = setting(0, "how many, with --warmup steps")
     warmup_epochs: float = setting(0.0, "the same in epochs", counts="warmup_steps")
-    warmup_limit: float = setting(0.5, "of --warmup auto: share of the steps that it takes at most", below=1)
+    warmup_limit: float = setting(0.5, "of --warmup auto: share of the steps that it takes at most", above=0, below=1)
     ema_decay: float | None = setting(None, "largest decay of the teacher's moving average; default 0.99", at_most=1)
     unreliable_share: float = setting(0.2, "alpha_0, share of pixels taken as unreliable at the start", at_most=1)
     unsupervised_weight: float = setting(1.0, "lambda_u")
     contrastive_weight: float = setting(0.1, "lambda_c; published code: 0.25 on VOC, 0.125 on Cityscapes")
     strong_augmentation: str = setting("cutmix", "mixing of unlabelled images", choices=tuple(STRONG_AUGMENTATIONS))
     strong_probability: float | None = setting(
-        None, "probability of mixing, one draw per batch; default 0.5, robust 1", at_most=1
+        None, "probability of mixing, one draw per batch unless --strong_per_image; default 0.5, robust 1", at_most=1
     )
     anchor_threshold: float = setting(0.3, "delta_p, least probability of an anchor's class", at_most=1)
     low_rank: int | None = setting(None, "r_l; default min(3, classes // 2), at least 1")

@@ -31,6 +31,17 @@ class UniMatchV2(FixMatch):
         """Refuse what has one view only."""
         if settings.partner != "next":
             raise InputError(f"--partner {settings.partner} goes with --method fixmatch or u2pl, not unimatch_v2")
+        super().check(settings, num_labels=num_labels, total_steps=total_steps)
+
+    @classmethod
+    def labels_alone(cls, settings: FixMatch.Settings, total_steps: int) -> bool:
+        """Always."""
+        return True
+
+    @classmethod
+    def student_images(cls, labelled: int, unlabelled: int) -> int:
+        """Two views of the unlabelled ones."""
+        return labelled + 2 * unlabelled
 
     def forward(self, student: nn.Module, batch: Batch, step: int, total_steps: int) -> StepOutput:
         """Losses of one step; labelled images have a pass of their own."""

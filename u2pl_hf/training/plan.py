@@ -122,7 +122,7 @@ def memory(args: RunArguments, student: nn.Module, classes: int) -> dict[str, in
     state = {"momentum": learning} if args.optimizer == "sgd" else {"moments": 2 * learning}
     parts = {"weights": weights, "gradients": learning} | state
     parts |= method.state_bytes(args.settings, weights, classes, student.config.representation_channels)
-    images = args.batch_size + (args.unlabelled_batch_size if method.uses_unlabelled else 0)
+    images = method.student_images(args.batch_size, args.unlabelled_batch_size)
     parts["activations"] = kept_bytes(lambda: _losses(args, student, images))
     return {name: round(size / 1e6) for name, size in (parts | {"all": sum(parts.values())}).items()}
 

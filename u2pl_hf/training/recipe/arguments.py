@@ -239,7 +239,7 @@ class RunArguments:
         # How many steps epochs are, the data will say; one at least.
         counted = {steps: 1 for steps in self.given_epochs.values() if hasattr(self.settings, steps)}
         settings = replace(self.settings, **counted)
-        labels_alone = not method.uses_unlabelled or method.latest_start(settings, self.max_steps) > 0
+        labels_alone = method.labels_alone(settings, self.max_steps)
         without = "--batch_size 1 gives BatchNorm no statistics while only labelled images are used: pass 2 or more"
         yield self.batch_size == 1 and labels_alone, without
         unwatched = not method.uses_unlabelled or self.streaming or self.unlabelled_dataset

@@ -1,6 +1,7 @@
 """From a command line to checked arguments: the options of a run and of its method, and the recipe they change."""
 
 import argparse
+import dataclasses
 import logging
 import typing
 from pathlib import Path
@@ -30,7 +31,9 @@ class _Parser(HfArgumentParser):
         super().__init__(kinds, allow_abbrev=False, conflict_handler="resolve", **options)
         self.add_argument("recipe", help="a recipe's name, or a YAML file with fields of this list")
 
-    def add_argument(self, *names, bounds=None, counts=None, decides=None, **options) -> argparse.Action:
+    def add_argument(self, *names, **options) -> argparse.Action:
+        for own in ("bounds", "counts", "displaces", "decides"):
+            options.pop(own, None)
         if options.get("type") is string_to_bool:
             # So that the name alone is enough where the default is neither true nor false, too.
             options = {"nargs": "?", "const": True} | options
@@ -70,7 +73,7 @@ def parse_arguments(argv: list[str], description: str) -> RunArguments:
     method = _method(recipe, vars(chosen))
     told = _parser(method).told(argv, strict=True)
     if useless := sorted(other_settings(method) & told.keys()):
-        logger.warning("--%s has no meaning for --method %s", useless[0], method.name)
+        logger.warning("--%s has no meaning for --method %s", ", --".join(useless), method.name)
     return _merged(told.pop("recipe"), recipe, method, told)
 
 
@@ -106,13 +109,20 @@ def _method(recipe: dict, told: dict) -> type[Step]:
 def _merged(path: str | Path | None, recipe: dict, method: type[Step], told: dict) -> RunArguments:
     recipe = typed_fields(path, recipe, (RunArguments, method.Settings), other_settings(method))
     displaced = {rival for name in told for rival in _displaced(method).get(name, ())}
+    for field in dataclasses.fields(method.Settings):
+        for value, rivals in field.metadata["displaces"].items():
+            displaced.update(rivals if told.get(field.name) == value else ())
     return run_arguments(**{name: value for name, value in recipe.items() if name not in displaced} | told)
 
 
 def _parser(chosen: type[Step] | None = None) -> _Parser:
     """With the options of all methods; where two have one of the same name, that of `chosen`."""
-    methods = sorted(METHODS.values(), key=lambda method: method is chosen)
-    return _Parser(RunArguments, *dict.fromkeys(method.Settings for method in methods), add_help=False)
+    kinds = dict.fromkeys(method.Settings for method in METHODS.values())
+    if chosen:
+        # Of options of one name the last counts.
+        kinds.pop(chosen.Settings)
+        kinds[chosen.Settings] = None
+    return _Parser(RunArguments, *kinds, add_help=False)
 
 
 def _displaced(method: type[Step]) -> dict[str, tuple[str, ...]]:

@@ -102,7 +102,7 @@ def gather_results(run: "Run", clock: Clock, best: dict, last: dict | None) -> d
     args, data, found = run.args, run.data, run.method.found()
     return {name: getattr(args, name, None) for name in ARGUMENTS} | {
         "method_title": args.step_class.title,
-        "method_about": args.step_class.about,
+        "method_about": args.step_class.described(args.settings),
         "settings": _changed_settings(args.settings),
         "dataset_on_hub": args.dataset != "demo" and not Path(args.dataset).exists(),
         "dataset_license": dataset_license(args.dataset, args.dataset_revision),
