@@ -28,7 +28,8 @@ def broken_rule(
     if low and (value <= at_most if below is None else value < below):
         return None
     if at_most == 1 or below is not None:
-        return f"must lie in [{at_least}, {at_most}]" if below is None else f"must lie in [{at_least}, {below})"
+        start = f"[{at_least}" if above is None else f"({above}"
+        return f"must lie in {start}, {at_most}]" if below is None else f"must lie in {start}, {below})"
     if at_most < value < math.inf:
         return f"must be at most {at_most:,}"
     if isinstance(value, float):
