@@ -19,14 +19,11 @@ CLASS = {"partner": "class"}
 ALL = {"variant": "robust", "confidence_floor": 0.14, "class_quantiles": True, "unsupervised_rampup": 0.3,
        "symmetric_cross_entropy": 0.1, "prototype_momentum": 0.9, "protect_unlearnt": 1e-5}  # fmt: skip
 METHODS = {
-    "fixmatch": {"method": "fixmatch"},
     "fixmatch, class": {"method": "fixmatch"} | CLASS,
     "unimatch_v2": {"method": "unimatch_v2"},
-    "robust": {"variant": "robust", "confidence_floor": 0.14},
+    # Robust, and what else there is.
     "everything": ALL | CLASS,
 }
-# Between them all of the others, robust and FixMatch's mixing of its own batch.
-TOGETHER = ("fixmatch, class", "unimatch_v2", "everything")
 SMALL = {"max_steps": 3, "warmup_steps": 1, "save_steps": 1, "keep_checkpoints": 9, "logging_steps": 1,
          "gradient_accumulation_steps": 2, "learning_rate": 0.01}  # fmt: skip
 
@@ -70,7 +67,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tiny_data, tmp_path, name):
 
 def _train_and_compare(data, folder) -> None:
     """Everything is equal on both processes after each step, and the resumed run ends in the same bits."""
-    for name in TOGETHER:
+    for name in METHODS:
         options = options_of(name) | {"max_steps": 2, "warmup_steps": 0, "gradient_accumulation_steps": 1}
         _, rest = assert_goes_on(data, folder / name, 1, **options)
         assert_same_everywhere([rest.run.student, rest.run.method])
@@ -104,12 +101,13 @@ def test_other_backbones_with_an_auxiliary_head(tiny_data, tmp_path, method, bac
 
 @pytest.mark.parametrize("name", ["unimatch_v2", "everything"])
 def test_bf16_trains_and_watches_pseudo_labels(tiny_data, tmp_path, name):
-    options = options_of(name) | {"mixed_precision": "bf16", "watch_pseudo_labels": True, "max_steps": 3}
+    options = options_of(name) | {"mixed_precision": "bf16", "watch_pseudo_labels": True, "max_steps": 2}
+    options |= {"gradient_accumulation_steps": 1}
     trainer = make_trainer(tiny_data, tmp_path / "run", **options)
     totals = []
     trainer.run.method.register_forward_hook(lambda *call: totals.append(call[-1].total))
     assert trainer.train()["last"]["mean_iou"] is not None
-    assert all(total.isfinite() and total.dtype == torch.float32 for total in totals) and len(totals) == 6
+    assert all(total.isfinite() and total.dtype == torch.float32 for total in totals) and len(totals) == 2
     told = "accuracy_reliable" if name == "everything" else "accuracy_confident"
     lines = [line for line in lines_of(tmp_path / "run") if "loss_unsupervised" in line]
     assert lines and all(0 <= line[told] <= 1 for line in lines)

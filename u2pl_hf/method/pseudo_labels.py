@@ -21,9 +21,9 @@ class PseudoLabelled:
         x: (B_u,3,H,W).
         labels: the teacher's labels, int64 (B_u,H,W), 255 on padding.
         prob: the teacher's probability of each label (B_u,H,W).
-        y: true labels, where someone wants to watch.
+        y: true labels (B_u,H,W), where someone wants to watch.
         stats: the teacher's mean confidence, and what else there is to tell.
-        weak: the images without their changes of colour, where they have any.
+        weak: x without its changes of colour (B_u,3,H,W), where it has any.
     """
 
     x: Tensor
