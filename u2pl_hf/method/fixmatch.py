@@ -93,15 +93,12 @@ class FixMatch(Step):
     @torch.no_grad()
     def views(self, batch: Batch, number: int) -> list[PseudoLabelled]:
         """Strong views of x_u, each with its own draws and all that belongs to it, mixed likewise; one of partners."""
-        settings, x_u = self.settings, batch.x_u
+        settings = self.settings
         if self.partners is not None:
             mixed = self.partners.mix(self.teacher, batch, settings.cutmix_probability, colour=settings.strong_colour)
             return [mixed]
-        logits = self.teacher(x_u, output_representation=False, output_auxiliary=False).logits
-        labels, prob = pl.label_pixels(logits, x_u.shape[-2:])
-        confidence = (prob * batch.valid_u).sum() / batch.valid_u.sum().clamp(min=1)
-        labels = labels.masked_fill(~batch.valid_u, pl.IGNORE)
-        return [self.view(batch, labels, prob, {"confidence": confidence}) for _ in range(number)]
+        labelled = pl.label_images(self.teacher, batch.x_u, batch.valid_u)
+        return [self.view(batch, *labelled) for _ in range(number)]
 
     def view(self, batch: Batch, labels: Tensor, prob: Tensor, stats: dict[str, Tensor]) -> PseudoLabelled:
         """A strong view, boxes of it taken from the next images."""

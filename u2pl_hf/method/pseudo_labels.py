@@ -70,6 +70,18 @@ def label_pixels(logits: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]
     return labels, prob
 
 
+def label_images(teacher, images: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """The teacher's labels of images (B,3,H,W), 255 where bool (B,H,W) `valid` does not hold, and their probability.
+
+    Returns:
+        labels int64 (B,H,W), probability float32 (B,H,W), and the mean of it to log.
+    """
+    logits = teacher(images, output_representation=False, output_auxiliary=False).logits
+    labels, prob = label_pixels(logits, images.shape[-2:])
+    confidence = (prob * valid).sum() / valid.sum().clamp(min=1)
+    return labels.masked_fill(~valid, IGNORE), prob, {"confidence": confidence}
+
+
 def nearest_on_corners(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Nearest sampling of (B,H,W) maps on the align_corners grid -> (B,*size); 513 -> 129 is every fourth pixel.
 

@@ -232,10 +232,7 @@ class U2PL(Step):
         settings = self.settings
         if self.partners is not None:
             return self.partners.mix(self.teacher, batch, settings.strong_probability, colour=settings.strong_colour)
-        logits = self.teacher(batch.x_u, output_representation=False, output_auxiliary=False).logits
-        labels, prob = pl.label_pixels(logits, batch.x_u.shape[-2:])
-        confidence = (prob * batch.valid_u).sum() / batch.valid_u.sum().clamp(min=1)
-        labels = labels.masked_fill(~batch.valid_u, pl.IGNORE)
+        labels, prob, stats = pl.label_images(self.teacher, batch.x_u, batch.valid_u)
         # What belongs to an image travels as further channels of it.
         parts = {"weak": batch.x_u, "prob": prob.unsqueeze(1)}
         if settings.strong_colour:
@@ -251,7 +248,7 @@ class U2PL(Step):
         parts = dict(zip(parts, pieces, strict=True))
         x, y = parts.get("x", parts["weak"]), parts["y"][:, 0].long() if "y" in parts else None
         weak = parts["weak"] if "x" in parts else None
-        return PseudoLabelled(x, labels, parts["prob"][:, 0], y, {"confidence": confidence}, weak)
+        return PseudoLabelled(x, labels, parts["prob"][:, 0], y, stats, weak)
 
     def mix(self, images: Tensor, labels: Tensor) -> Sequence[Tensor]:
         """CutMix or another of images and pseudo-labels; drawn on the host where one draw decides for the batch."""
