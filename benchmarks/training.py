@@ -73,8 +73,11 @@ def main() -> None:
         print(json.dumps(setting | compare(args)))
         return
     flops = step_flops(args)
-    rows = [row | speed(args, row, flops) for row in (in_own_process(args, name) for name in args.configurations)]
-    print_table(rows)
+    rows = []
+    for name in args.configurations:
+        row = in_own_process(args, name)
+        rows.append(row | speed(args, row, flops))
+        print_rows(rows)
     print(json.dumps(setting | {"step_tflop": round(flops / 1e12, 4), "rows": rows}))
 
 
@@ -285,25 +288,26 @@ def speed(args, row: dict, flops: int) -> dict:
     return {"images_per_second": round(images / seconds, 3), "tflops": round(tflops, 3)} | share
 
 
-def print_table(rows: list[dict]) -> None:
-    """To stderr; ratios are to the first row."""
+def print_rows(rows: list[dict]) -> None:
+    """The last row to stderr as soon as it is there, below a head; ratios are to the first row that was measured."""
     head = ("configuration", "precision", "step ms", "images/s", "x", "memory MB", "x", "TFLOP/s", "of peak", "first s")
     template = "{:<20} {:<9} {:>9} {:>9} {:>6} {:>10} {:>6} {:>8} {:>8} {:>8}"
-    print(template.format(*head), file=sys.stderr)
-    first = next((row for row in rows if "error" not in row), None)
-    for row in rows:
-        if "error" in row:
-            print(f"{row['configuration']:<20} {row['error']}", file=sys.stderr)
-            continue
-        share = f"{100 * row['share_of_peak']:.1f} %" if "share_of_peak" in row else "-"
-        faster = row["images_per_second"] / first["images_per_second"]
-        larger = row["peak_memory_mb"] / first["peak_memory_mb"]
-        cells = (row["step_ms"], f"{row['images_per_second']:.2f}", f"{faster:.2f}", row["peak_memory_mb"],
-                 f"{larger:.2f}", f"{row['tflops']:.2f}", share, row["first_step_s"])  # fmt: skip
-        print(template.format(row["configuration"], row["precision"], *cells), file=sys.stderr)
-        if "stable_steps" in row:
-            keys = ("stable_steps", "losses_finite", "weights_finite", "skipped_steps", "scale")
-            print("  " + ", ".join(f"{key} {row[key]}" for key in keys if key in row), file=sys.stderr)
+    if len(rows) == 1:
+        print(template.format(*head), file=sys.stderr)
+    row = rows[-1]
+    if "error" in row:
+        print(f"{row['configuration']:<20} {row['error']}", file=sys.stderr)
+        return
+    first = next(row for row in rows if "error" not in row)
+    share = f"{100 * row['share_of_peak']:.1f} %" if "share_of_peak" in row else "-"
+    faster = row["images_per_second"] / first["images_per_second"]
+    larger = row["peak_memory_mb"] / first["peak_memory_mb"]
+    cells = (row["step_ms"], f"{row['images_per_second']:.2f}", f"{faster:.2f}", row["peak_memory_mb"],
+             f"{larger:.2f}", f"{row['tflops']:.2f}", share, row["first_step_s"])  # fmt: skip
+    print(template.format(row["configuration"], row["precision"], *cells), file=sys.stderr, flush=True)
+    if "stable_steps" in row:
+        keys = ("stable_steps", "losses_finite", "weights_finite", "skipped_steps", "scale")
+        print("  " + ", ".join(f"{key} {row[key]}" for key in keys if key in row), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from tests.method.test_ael_step import CopiesThatWait, numbered, showing
 from tests.method.test_fixmatch import make_step as make_fixmatch_step
@@ -16,8 +17,23 @@ from u2pl_hf.method import equalization as eq
 from u2pl_hf.method.fixmatch import FixMatch
 from u2pl_hf.method.u2pl import U2PL
 from u2pl_hf.method.unimatch_v2 import UniMatchV2
+from u2pl_hf.pixels import statistics
 
 MAPS = ("x_l", "y_l", "x_u", "valid_u", "y_u")
+
+
+class TensorsThatWait(TorchFunctionMode):
+    """Takes down the tensors that are made of numbers of the host and copied; no dispatcher sees that copy."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function in (torch.Tensor.new_tensor, torch.tensor, torch.as_tensor) and result.device.type != "cpu":
+            self.found.append(result.shape)
+        return result
 
 
 def run_without_values(kind, monkeypatch, **options) -> None:
@@ -38,13 +54,14 @@ def run_without_values(kind, monkeypatch, **options) -> None:
         maps = [m.to("meta") for m in maps]
         step.partners.pool.request = lambda rows, seeds: (rows.shape, seeds.shape)
         step.partners.pool.receive = lambda requested: maps
-    with CopiesThatWait() as waits:
+    statistics(torch.device("meta"))
+    with CopiesThatWait() as waits, TensorsThatWait() as made:
         for number in range(2):
             step.begin(student, number)
             output = step(student, batch, number, 10)
             output.total.backward()
             step.finish(student, number)
-    assert waits.found == []
+    assert waits.found == made.found == []
     assert all(parameter.grad is not None for parameter in student.parameters())
     with pytest.raises(RuntimeError):
         output.total.item()

@@ -266,3 +266,11 @@ def test_an_image_that_is_not_mixed_has_no_box_at_all():
     boxes = views.cutmix_boxes(200, 30, 30, 0.5, torch.Generator().manual_seed(2))
     assert ((boxes == 0).all(1) == (boxes[:, 2] == 0)).all()
     assert torch.equal(boxes, views.cutmix_boxes(200, 30, 30, 0.5, torch.Generator().manual_seed(2)))
+
+
+@pytest.mark.parametrize("type_of", [torch.bfloat16, torch.float16])
+def test_autocast_changes_nothing(type_of):
+    images = (torch.rand(16, 3, 12, 10) - MEAN) / STD
+    expected = views.strong_view(images, torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", type_of):
+        assert torch.equal(views.strong_view(images, torch.Generator().manual_seed(0)), expected)

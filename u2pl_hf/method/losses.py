@@ -63,12 +63,12 @@ def ohem_cross_entropy(
     # Ignored pixels sort last: with fewer than K valid ones the K-th is infinite, and everything is kept.
     prob = torch.exp(-losses.detach()).masked_fill(~valid, torch.inf)
     if min_kept > prob.numel():
-        limit = prob.new_tensor(torch.inf)
+        limit = prob.new_full((), torch.inf)
     elif min_kept > 0:
         # Not kthvalue, which on GPUs torch 2.6 refuses as non-deterministic (of equal values it names any).
         limit = prob.topk(min_kept, largest=False, sorted=False).values.max().clamp(min=threshold)
     else:
-        limit = prob.new_tensor(threshold)
+        limit = prob.new_full((), threshold)
     kept = valid & (prob <= limit)
     return (losses * kept).sum() / kept.sum().clamp(min=1)
 

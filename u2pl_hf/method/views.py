@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from u2pl_hf.constants import IMAGE_MEAN, IMAGE_STD
+from u2pl_hf.pixels import statistics
 
 JITTER_PROBABILITY, GREY_PROBABILITY, BLUR_PROBABILITY = 0.8, 0.2, 0.5
 # Brightness, contrast and saturation are multiplied by U(0.5, 1.5); hue is turned by U(-0.25, 0.25) of the circle.
@@ -30,7 +30,7 @@ def strong_view(images: Tensor, generator: torch.Generator | None = None) -> Ten
 
     Padding, 0 everywhere, does not stay 0: mask it again where that matters.
     """
-    mean, std = (images.new_tensor(values, dtype=torch.float32).view(1, 3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
+    mean, std = statistics(images.device)
     chosen = torch.rand(3, len(images), generator=generator) < torch.tensor(
         [[JITTER_PROBABILITY], [GREY_PROBABILITY], [BLUR_PROBABILITY]]
     )
@@ -112,8 +112,10 @@ def gaussian_blur(pixels: Tensor, sigma: Tensor) -> Tensor:
     kernel = kernel.repeat_interleave(3, dim=0)
     planes = pixels.flatten(0, 1).unsqueeze(0)
     padded = F.pad(planes, [BLUR_RADIUS] * 4, mode="replicate")
-    across = F.conv2d(padded, kernel[:, None, None, :], groups=len(kernel))
-    return F.conv2d(across, kernel[:, None, :, None], groups=len(kernel)).view_as(pixels)
+    # Autocast would round the photograph itself to 8 bits of mantissa.
+    with torch.autocast(pixels.device.type, enabled=False):
+        across = F.conv2d(padded, kernel[:, None, None, :], groups=len(kernel))
+        return F.conv2d(across, kernel[:, None, :, None], groups=len(kernel)).view_as(pixels)
 
 
 def cutmix_boxes(
