@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import torch
-from transformers import ConvNextConfig
+from transformers import ConvNextConfig, Dinov2Config
 
 from tests.model.test_modeling import images, narrow_model
 from u2pl_hf import U2PLImageProcessor
@@ -36,13 +36,14 @@ for folder in sys.argv[1:]:
 print(json.dumps([type(model).__module__, "u2pl_hf" in sys.modules]))
 """
 FILES = {"config.json", "model.safetensors", "preprocessor_config.json", "configuration_u2pl.py", "modeling_u2pl.py",
-         "backbone_u2pl.py",
-         "image_processing_u2pl.py"}  # fmt: skip
+         "backbone_u2pl.py", "dpt_u2pl.py", "image_processing_u2pl.py"}  # fmt: skip
 
 
 def test_loads_without_the_package(tmp_path):
     backbone = ConvNextConfig(depths=[1, 1, 1, 1], hidden_sizes=[8, 8, 8, 8])
-    for name, fields in {"resnet": {}, "convnext": {"backbone": backbone}}.items():
+    dinov2 = Dinov2Config(hidden_size=16, num_hidden_layers=4, num_attention_heads=2, image_size=56, patch_size=14)
+    networks = {"resnet": {}, "convnext": {"backbone": backbone}, "dpt": {"backbone": dinov2, "head": "dpt"}}
+    for name, fields in networks.items():
         model = narrow_model(**fields).eval()
         model.save_pretrained(tmp_path / name)
         U2PLImageProcessor().save_pretrained(tmp_path / name)
@@ -52,7 +53,7 @@ def test_loads_without_the_package(tmp_path):
             torch.save(model(images()).logits, tmp_path / name / "expected.pt")
 
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(tmp_path / "resnet"), str(tmp_path / "convnext")],
+        [sys.executable, "-c", PROGRAM, *(str(tmp_path / name) for name in networks)],
         env=os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
         cwd=tmp_path,
         capture_output=True,
@@ -62,7 +63,7 @@ def test_loads_without_the_package(tmp_path):
     assert "not supported for image-segmentation" not in done.stderr
     module, imported = json.loads(done.stdout.splitlines()[-1])
     assert module.startswith("transformers_modules.") and not imported
-    for name in ("resnet", "convnext"):
+    for name in networks:
         expected = torch.load(tmp_path / name / "expected.pt", weights_only=True)
         for auto in ("AutoModelForSemanticSegmentation", "AutoModel"):
             got = torch.load(tmp_path / name / f"{auto}.pt", weights_only=True)

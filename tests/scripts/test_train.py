@@ -25,7 +25,7 @@ SMALL = {"base_width": 8, "head_channels": 8, "crop_size": 65, "batch_size": 2, 
 QUICK = {"cpu_threads": 1, "num_workers": 0, "logging_steps": 1, "picture_samples": 2}
 TINY = [str(part) for name, value in (SMALL | QUICK).items() for part in (f"--{name}", value)]
 LAUNCHER = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "training_scripts" / "launch" / "cpu.yaml")]
-CODE = ["configuration_u2pl.py", "backbone_u2pl.py", "modeling_u2pl.py", "image_processing_u2pl.py"]
+CODE = ["configuration_u2pl.py", "backbone_u2pl.py", "dpt_u2pl.py", "modeling_u2pl.py", "image_processing_u2pl.py"]
 EXPORTED = ["config.json", "model.safetensors", "preprocessor_config.json", "README.md", *CODE]
 RECIPES = ROOT / "training_scripts" / "recipes"
 

@@ -59,12 +59,12 @@ def complementary_scales(images: int, channels: Sequence[int], device: torch.dev
     """Factors on the features of two views: (2 images, D) for each stage's number D of channels, the first view first.
 
     The first view's are 0 or 2 with equal probability, the second's what is missing to 2: what one loses, the other
-    has. Half of the images, drawn anew, keep all in both views. Stages draw apart.
+    has. Half of the images, drawn anew, keep all in both views. Stages of one width share a draw, as the taps of a
+    transformer do in the published code; others draw apart.
     """
-    kept = torch.rand(images, device=device).argsort() < images // 2
-    scales = []
-    for number in channels:
+    kept, scales = torch.rand(images, device=device).argsort() < images // 2, {}
+    for number in dict.fromkeys(channels):
         mask = 2.0 * torch.randint(0, 2, (images, number), device=device)
         mask = torch.where(kept.unsqueeze(1), torch.ones_like(mask), mask)
-        scales.append(torch.cat([mask, 2.0 - mask]))
-    return tuple(scales)
+        scales[number] = torch.cat([mask, 2.0 - mask])
+    return tuple(scales[number] for number in channels)

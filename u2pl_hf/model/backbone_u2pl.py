@@ -2,6 +2,7 @@
 
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from types import MethodType
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,7 @@ from torch import nn
 from transformers import AutoBackbone
 
 from .configuration_u2pl import U2PLConfig
+from .dpt_u2pl import TAPS, positions_as_published, resize
 from .image_processing_u2pl import IMAGE_MEAN, IMAGE_STD
 
 
@@ -135,9 +137,7 @@ class U2PLBackbone(nn.Module):
                 stage.append(block(channels, planes, stride if j == 0 else 1, dilation))
                 channels = planes * block.expansion
             self.add_module(f"layer{i + 1}", nn.Sequential(*stage))
-        self.low_level_channels = width * block.expansion
-        self.auxiliary_channels = 4 * width * block.expansion
-        self.out_channels = channels
+        self.channels = width * block.expansion, 4 * width * block.expansion, channels
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(B, 3, H, W) -> features of the first, the last but one and the last stage."""
@@ -162,31 +162,39 @@ class U2PLAutoBackbone(nn.Module):
 
     Images are padded at the right and at the bottom, with the mean colour, to whole patches or whole cells of the last
     stage, and the features that see nothing but padding are cut off: many backbones would leave out the image's last
-    rows and columns, and each stage others.
+    rows and columns, and each stage others. DPT on a plain vision transformer has them resized to the nearest number
+    of patches instead, as published.
     """
 
     def __init__(self, config: U2PLConfig):
         super().__init__()
         self.image_scale = self.image_shift = None
         self.features = AutoBackbone.from_config(config.backbone_config, trust_remote_code=False)
-        self.low_level_channels, self.auxiliary_channels, self.out_channels = (
-            self.features.channels[i] for i in (0, -2, -1)
-        )
+        # Of DeepLabv3+: low-level, auxiliary head, ASPP.
+        self.taps = tuple(range(TAPS)) if config.head == "dpt" else (0, -2, -1)
+        self.channels = tuple(self.features.channels[i] for i in self.taps)
         self._normalise_as(config)
-        patch = getattr(config.backbone_config, "patch_size", None)
-        # Plain vision transformers have large patches and keep their size; all others come to 1/32 in small steps.
-        self.multiple = patch if isinstance(patch, int) and patch >= 8 else 32
+        self.patch, self.resizes = config.patch, config.head == "dpt" and config.patch is not None
+        # Backbones that are no plain transformers come to 1/32 in small steps.
+        self.multiple = self.patch or 32
+        if config.head == "dpt" and config.backbone == "dinov2":
+            embeddings = self.features.embeddings
+            embeddings.interpolate_pos_encoding = MethodType(positions_as_published, embeddings)
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(B, 3, H, W) -> features of the first, the last but one and the last of the chosen stages."""
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """(B, 3, H, W) -> features of the first, the last but one and the last of the chosen stages; DPT: of all."""
         height, width = x.shape[-2:]
         if self.image_scale is not None:
             x = x * self.image_scale + self.image_shift
+        if self.resizes:
+            m = self.multiple
+            maps = self.features(resize(x, [(2 * side + m) // (2 * m) * m for side in (height, width)])).feature_maps
+            return tuple(maps[i] for i in self.taps)
         # No negative numbers: ONNX divides and takes remainders of these in another way than Python.
         right, bottom = (self.multiple - (side - 1) % self.multiple - 1 for side in (width, height))
         x = F.pad(x, (0, right, 0, bottom))
         maps = self.features(x).feature_maps
-        return tuple(_cut(maps[i], x.shape[-2:], height, width) for i in (0, -2, -1))
+        return tuple(_cut(maps[i], x.shape[-2:], height, width) for i in self.taps)
 
     def _normalise_as(self, config: U2PLConfig) -> None:
         """Keep how ImageNet's normalisation becomes the backbone's: (x std + mean - mean_b) / std_b."""

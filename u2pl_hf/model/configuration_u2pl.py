@@ -8,6 +8,9 @@ from transformers import AutoConfig, PreTrainedConfig
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101")
 OUTPUT_STRIDES = (8, 16)
 STEMS = ("deep", "plain")
+HEADS = ("deeplabv3plus", "dpt")
+# Stages that UniMatch V2's published code reads with DPT where they are not spread evenly, by their number.
+DPT_STAGES = {24: (5, 12, 18, 24)}
 # Where people without this package find the classes: in the files that lie beside the weights.
 AUTO_MAP = {
     "AutoConfig": "configuration_u2pl.U2PLConfig",
@@ -19,7 +22,7 @@ AUTO_MAP = {
 
 @strict
 class U2PLConfig(PreTrainedConfig):
-    r"""Architecture of a [`U2PLForSemanticSegmentation`]: DeepLabv3+ with a representation head.
+    r"""Architecture of a [`U2PLForSemanticSegmentation`]: DeepLabv3+ or DPT, with a representation head.
 
     The defaults are the published network on a dilated ResNet-101. Classes are given as usual, by `num_labels` or
     `id2label`.
@@ -30,8 +33,11 @@ class U2PLConfig(PreTrainedConfig):
         its model type.
     backbone_config (`PreTrainedConfig` or `dict`, *optional*):
         Configuration of a backbone for `AutoBackbone`. The first of its `out_features` is the low-level branch, the
-        last goes to ASPP, the last but one to the auxiliary head. Where it names a single stage, as they do by default,
-        four are taken, spread over the depth.
+        last goes to ASPP, the last but one to the auxiliary head; DPT reads four. Where it names a single stage, as
+        they do by default, four are taken, spread over the depth.
+    head (`str`, *optional*, defaults to `"deeplabv3plus"`):
+        What stands on the backbone. `"dpt"` goes with a `backbone_config`: a plain vision transformer, whose maps
+        become a pyramid, or a backbone that has one.
     backbone_image_mean, backbone_image_std (`list[float]`, *optional*):
         What the weights of that backbone were trained with, for pixels in [0, 1], where it is not ImageNet's. The
         model's input stays normalised with ImageNet's; the backbone's own is made of it inside.
@@ -42,15 +48,15 @@ class U2PLConfig(PreTrainedConfig):
     base_width (`int`, *optional*, defaults to 64):
         Channels of a built-in ResNet's first 3x3 convolutions. The later stages have 2, 4 and 8 times as many.
     aspp_dilations (`list[int]`, *optional*, defaults to `(12, 24, 36)`):
-        Dilations of the 3x3 branches of the spatial pyramid.
+        Dilations of the 3x3 branches of DeepLabv3+'s spatial pyramid.
     head_channels (`int`, *optional*, defaults to 256):
-        Channels inside the pyramid and every head.
+        Channels inside the pyramid and every head. Published with DPT: 64, 128, 256 and 384 for DINOv2 S, B, L and g.
     representation_channels (`int`, *optional*, defaults to 256):
         Channels of the representation; 0 builds no representation head (a supervised-only network).
     auxiliary_head (`bool`, *optional*, defaults to `False`):
         Whether a second classifier sits on the last but one backbone stage.
     dropout (`float`, *optional*, defaults to 0.1):
-        Probability of dropping a channel after each 3x3 convolution of the heads.
+        Probability of dropping a channel after each 3x3 convolution of DeepLabv3+ and its heads.
     semantic_loss_ignore_index (`int`, *optional*, defaults to 255):
         Label of pixels that count in no loss.
     palette (`list[list[int]]`, *optional*):
@@ -63,6 +69,7 @@ class U2PLConfig(PreTrainedConfig):
     backbone_config: PreTrainedConfig | dict | None = None
     backbone_image_mean: list[float] | None = None
     backbone_image_std: list[float] | None = None
+    head: str = "deeplabv3plus"
     output_stride: int = 8
     stem: str = "deep"
     base_width: int = 64
@@ -81,10 +88,16 @@ class U2PLConfig(PreTrainedConfig):
         if isinstance(self.backbone, PreTrainedConfig):
             self.backbone_config = self.backbone
         if self.backbone_config is not None:
-            self.backbone_config = _with_several_stages(self.backbone_config)
+            self.backbone_config = _with_several_stages(self.backbone_config, self.head)
             self.backbone = self.backbone_config.model_type
         # Called here as well as by the base class, which would wrap the ValueError into an error of another type.
         self.validate_architecture()
+
+    @property
+    def patch(self) -> int | None:
+        """Side of the patches of a plain vision transformer, which keeps their size; None for other backbones."""
+        size = getattr(self.backbone_config, "patch_size", None)
+        return size if isinstance(size, int) and size >= 8 else None
 
     def validate_architecture(self):
         """Raise a ValueError, in one line, for an architecture that cannot be built."""
@@ -93,7 +106,9 @@ class U2PLConfig(PreTrainedConfig):
             raise ValueError(
                 f"backbone must be one of {known}, or a configuration for AutoBackbone, got {self.backbone!r}"
             )
-        for name, choices in (("output_stride", OUTPUT_STRIDES), ("stem", STEMS)):
+        if self.head == "dpt" and (self.backbone_config is None or len(self.backbone_config.out_indices) != 4):
+            raise ValueError("head dpt needs a backbone of transformers or timm, and four of its stages")
+        for name, choices in (("output_stride", OUTPUT_STRIDES), ("stem", STEMS), ("head", HEADS)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {getattr(self, name)!r}")
         for name in ("backbone_image_mean", "backbone_image_std"):
@@ -111,7 +126,7 @@ class U2PLConfig(PreTrainedConfig):
             raise ValueError("palette must hold one [red, green, blue] of 0 to 255 for each class")
 
 
-def _with_several_stages(config: PreTrainedConfig | dict) -> PreTrainedConfig:
+def _with_several_stages(config: PreTrainedConfig | dict, head: str) -> PreTrainedConfig:
     """A configuration for AutoBackbone, with two or more `out_features`.
 
     Raises a ValueError where it is of no backbone, or of one without several stages.
@@ -135,7 +150,9 @@ def _with_several_stages(config: PreTrainedConfig | dict) -> PreTrainedConfig:
     wanted = min(4, len(stages))
     if wanted < 2:
         raise ValueError(f"backbone_config has stages {', '.join(config.stage_names)}: two besides the stem are needed")
-    config.out_features = [stages[len(stages) * (i + 1) // wanted - 1] for i in range(wanted)]
+    chosen = [len(stages) * (i + 1) // wanted for i in range(wanted)]
+    chosen = DPT_STAGES.get(len(stages), chosen) if head == "dpt" else chosen
+    config.out_features = [stages[number - 1] for number in chosen]
     return config
 
 

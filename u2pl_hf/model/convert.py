@@ -1,9 +1,10 @@
-"""Weights of others in the terms of this model: published U2PL checkpoints, and ResNets of timm or torchvision."""
+"""Weights of others in the terms of this model: published checkpoints of U2PL and UniMatch V2, DINOv2, ResNets."""
 
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from transformers import AutoBackbone, Dinov2Config
 
 from .configuration_u2pl import U2PLConfig
 from .modeling_u2pl import U2PLForSemanticSegmentation
@@ -19,6 +20,18 @@ _PREFIXES = {
     "decoder.representation.": "representation_head.",
     "auxor.aux.": "auxiliary_head.",
 }
+# UniMatch V2's heads.
+_DPT_PREFIXES = {
+    "head.projects.": "dpt.projects.",
+    "head.resize_layers.": "dpt.resizes.",
+    **{f"head.scratch.layer{i + 1}_rn.": f"dpt.inputs.{i}." for i in range(4)},
+    **{f"head.scratch.refinenet{i + 1}.out_conv.": f"dpt.fusions.{i}.project." for i in range(4)},
+    **{f"head.scratch.refinenet{i + 1}.resConfUnit1.": f"dpt.fusions.{i}.skip." for i in range(4)},
+    **{f"head.scratch.refinenet{i + 1}.resConfUnit2.": f"dpt.fusions.{i}.unit." for i in range(4)},
+    "head.scratch.output_conv.": "classifier.",
+}
+# Built by the published code and never used: the deepest level has nothing to add to.
+_UNUSED = "dpt.fusions.3.skip."
 # (blocks of the third stage, bottleneck?) names the depth.
 _BACKBONES = {(2, False): "resnet18", (6, False): "resnet34", (6, True): "resnet50", (23, True): "resnet101"}
 
@@ -28,19 +41,87 @@ def rename_published(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 
     Raises a ValueError naming what is not part of the published network.
     """
+    bare = {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
+    if len(bare) < len(state_dict):
+        twice = next(name for name in state_dict if f"module.{name}" in state_dict)
+        raise ValueError(f"{twice} is there with and without the prefix module.")
+    is_dpt = any(name.startswith("head.scratch.") for name in bare)
     renamed, unknown = {}, []
-    for name, tensor in state_dict.items():
-        bare = name.removeprefix("module.")
-        ours = next((to + bare.removeprefix(start) for start, to in _PREFIXES.items() if bare.startswith(start)), None)
-        if ours in renamed:
-            raise ValueError(f"{name} is there with and without the prefix module.")
-        if ours is None:
-            unknown.append(name)
-        else:
+    for said in state_dict:
+        name = said.removeprefix("module.")
+        tensor = bare[name]
+        prefixes = _DPT_PREFIXES if is_dpt else _PREFIXES
+        ours = next((to + name.removeprefix(start) for start, to in prefixes.items() if name.startswith(start)), None)
+        if ours is not None:
             renamed[ours] = tensor
+        elif not (is_dpt and name.startswith("backbone.")):
+            unknown.append(said)
     if unknown:
-        raise ValueError(f"not parameters of a published U2PL network: {_first(unknown)}")
+        network = "UniMatch V2" if is_dpt else "U2PL"
+        raise ValueError(f"not parameters of a published {network} network: {_first(unknown)}")
+    if not is_dpt:
+        return renamed
+    backbone = {name.removeprefix("backbone."): t for name, t in bare.items() if name.startswith("backbone.")}
+    features = {f"backbone.features.{name}": tensor for name, tensor in rename_dinov2(backbone).items()}
+    return features | {name: tensor for name, tensor in renamed.items() if not name.startswith(_UNUSED)}
+
+
+def rename_dinov2(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """DINOv2's tensors (facebook's code) by the names of the installed transformers' Dinov2Backbone.
+
+    Raises a ValueError naming what is not there, or not part of it.
+    """
+    config = dinov2_architecture(weights)
+    with torch.device("meta"):
+        needed = AutoBackbone.from_config(config).state_dict()
+    # Its versions differ in the attention's names.
+    own = {"q": ("q_proj", "attention.query"), "k": ("k_proj", "attention.key"), "v": ("v_proj", "attention.value")}
+    own["proj"] = ("o_proj", "output.dense")
+    attention = {
+        part: next(name for name in names if f"encoder.layer.0.attention.{name}.weight" in needed)
+        for part, names in own.items()
+    }
+    renamed = {}
+    for name, tensor in weights.items():
+        ours = name.replace("patch_embed.proj.", "embeddings.patch_embeddings.projection.")
+        ours = ours.replace("cls_token", "embeddings.cls_token").replace("mask_token", "embeddings.mask_token")
+        ours = ours.replace("pos_embed", "embeddings.position_embeddings")
+        ours = ours.replace("blocks.", "encoder.layer.").replace(".gamma", ".lambda1").replace(".ls", ".layer_scale")
+        ours = ours.replace(".mlp.w12.", ".mlp.weights_in.").replace(".mlp.w3.", ".mlp.weights_out.")
+        ours = f"layernorm.{ours.removeprefix('norm.')}" if ours.startswith("norm.") else ours
+        if ".attn.qkv." in ours and tensor.ndim and tensor.shape[0] % 3 == 0:
+            for part, third in zip("qkv", tensor.chunk(3), strict=True):
+                renamed[ours.replace(".attn.qkv.", f".attention.{attention[part]}.")] = third
+        else:
+            renamed[ours.replace(".attn.proj.", f".attention.{attention['proj']}.")] = tensor
+    if wrong := mismatch(renamed, needed):
+        raise ValueError(f"not a whole DINOv2 network: {wrong}")
     return renamed
+
+
+def dinov2_architecture(weights: Mapping[str, Tensor]) -> Dinov2Config:
+    """The configuration of a DINOv2 with the names of facebook's code, without registers.
+
+    Raises a ValueError where sizes say that it is none.
+    """
+    patches, positions = weights.get("patch_embed.proj.weight"), weights.get("pos_embed")
+    if patches is None or patches.ndim != 4 or positions is None or positions.ndim != 3:
+        raise ValueError(f"no DINOv2 in the names of its authors, but {_first(sorted(weights)) or 'nothing'}")
+    if "register_tokens" in weights:
+        raise ValueError("a DINOv2 with registers: name its folder or Hub id in transformers' form instead")
+    width, patch = patches.shape[0], patches.shape[-1]
+    return Dinov2Config(
+        hidden_size=width,
+        num_hidden_layers=len({name.split(".")[1] for name in weights if name.startswith("blocks.")}),
+        # Heads leave no trace in the weights; all four published sizes have 64 channels in each.
+        num_attention_heads=max(1, width // 64),
+        use_swiglu_ffn=any(".mlp.w12." in name for name in weights),
+        patch_size=patch,
+        image_size=patch * round((positions.shape[1] - 1) ** 0.5),
+        # As transformers has them on the Hub.
+        layerscale_value=1.0,
+        reshape_hidden_states=True,
+    )
 
 
 def _first(names: list[str]) -> str:
@@ -61,6 +142,8 @@ def published_config(state_dict: dict[str, Tensor], **fields) -> U2PLConfig:
     if unknown := [name for name in fields if not hasattr(U2PLConfig(), name)]:
         raise TypeError(f"{', '.join(unknown)}: no field of U2PLConfig")
     weights = rename_published(state_dict)
+    if "dpt.inputs.0.weight" in weights:
+        return _unimatch_config(state_dict, weights, fields)
     ends = {"num_labels": "classifier.8.weight", "head_channels": "aspp.project.0.weight"}
     if missing := [name for name in ends.values() if name not in weights]:
         raise ValueError(f"not a whole published U2PL network: nothing there becomes {', '.join(missing)}")
@@ -72,6 +155,18 @@ def published_config(state_dict: dict[str, Tensor], **fields) -> U2PLConfig:
     found |= {field: weights[name].shape[0] for field, name in ends.items()}
     backbone = {name.removeprefix("backbone."): t for name, t in weights.items() if name.startswith("backbone.")}
     return U2PLConfig(**(found | resnet_architecture(backbone) | fields))
+
+
+def _unimatch_config(state_dict: dict[str, Tensor], weights: dict[str, Tensor], fields: dict) -> U2PLConfig:
+    last = weights.get("classifier.2.weight")
+    if last is None or last.ndim != 4:
+        raise ValueError("not a whole published UniMatch V2 network: nothing there becomes classifier.2.weight")
+    bare = {name.removeprefix("module.").removeprefix("backbone."): t for name, t in state_dict.items()}
+    backbone = dinov2_architecture({name: t for name, t in bare.items() if not name.startswith("head.")})
+    found = {"head": "dpt", "num_labels": last.shape[0], "head_channels": last.shape[1], "representation_channels": 0}
+    # A DeepLabv3+ has these.
+    fields = {name: value for name, value in fields.items() if name not in ("output_stride", "aspp_dilations")}
+    return U2PLConfig(backbone=backbone, **(found | fields))
 
 
 def load_published(state_dict: dict[str, Tensor], **fields) -> U2PLForSemanticSegmentation:
@@ -89,7 +184,7 @@ def load_published(state_dict: dict[str, Tensor], **fields) -> U2PLForSemanticSe
     with torch.device("meta"):
         model = U2PLForSemanticSegmentation(config)
     if wrong := mismatch(weights, model.state_dict()):
-        raise ValueError(f"not a whole published U2PL network: {wrong}")
+        raise ValueError(f"not a whole published network: {wrong}")
     for name, tensor in model.state_dict().items():
         # A counter that nothing reads.
         weights.setdefault(name, torch.zeros(tensor.shape, dtype=tensor.dtype))

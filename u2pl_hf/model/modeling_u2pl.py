@@ -1,7 +1,8 @@
-"""The U2PL network: DeepLabv3+ with a representation head beside the classifier.
+"""The U2PL network: DeepLabv3+ or DPT, with a representation head beside the classifier.
 
-Shapes: B images, C classes, D representation channels, H x W input, h x w size of the low-level features: stride 4 for
-ResNets and most others, the patch size for plain vision transformers.
+Shapes: B images, C classes, D representation channels, H x W input, h x w size of the features that the heads read. Of
+DeepLabv3+ that is stride 4 for ResNets and most others, the patch size for plain vision transformers; of DPT stride 4
+as well, but 1/8 of the patch size for those.
 """
 
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from .backbone_u2pl import ClosingNorm, U2PLAutoBackbone, U2PLBackbone, conv_bn_relu
 from .configuration_u2pl import U2PLConfig
+from .dpt_u2pl import U2PLDPT, OutputConv, PlainConv, dpt_classifier, resize
 
 
 @dataclass
@@ -32,13 +34,6 @@ class U2PLOutput(ModelOutput):
     logits: torch.Tensor | None = None
     representation: torch.Tensor | None = None
     aux_logits: torch.Tensor | None = None
-
-
-class OutputConv(nn.Conv2d):
-    """The 1x1 convolution that ends a head; a class of its own because it is initialised in another way."""
-
-    def __init__(self, in_channels: int, out_channels: int):
-        super().__init__(in_channels, out_channels, 1)
 
 
 def _head(in_channels: int, out_channels: int, convs: int, config: U2PLConfig) -> nn.Sequential:
@@ -71,10 +66,6 @@ class U2PLASPP(nn.Module):
         return self.project(torch.cat([pooled, *(branch(x) for branch in self.branches)], dim=1))
 
 
-def _resize(x: torch.Tensor, size: torch.Size) -> torch.Tensor:
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
-
-
 class U2PLPreTrainedModel(PreTrainedModel):
     """What [`U2PLForSemanticSegmentation`] needs for loading, initialisation and checkpointing."""
 
@@ -86,11 +77,12 @@ class U2PLPreTrainedModel(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module):
         # Through transformers' `init`, which leaves alone what from_pretrained has loaded.
-        if isinstance(module, OutputConv):
+        if isinstance(module, PlainConv | nn.ConvTranspose2d):
             # No BN follows, so fan-out would make the first logits larger the fewer classes there are: with two
             # their standard deviation would be 11. This is torch's default for a convolution.
             init.kaiming_uniform_(module.weight, a=5**0.5)
-            init.zeros_(module.bias)
+            if module.bias is not None:
+                init.zeros_(module.bias)
         elif isinstance(module, nn.Conv2d):
             init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:
@@ -104,24 +96,36 @@ class U2PLPreTrainedModel(PreTrainedModel):
 
 
 class U2PLForSemanticSegmentation(U2PLPreTrainedModel):
-    """DeepLabv3+ with, beside the classifier, a head for the representation that the contrastive loss compares."""
+    """DeepLabv3+ or DPT, with a representation head for the contrastive loss beside the classifier."""
 
     def __init__(self, config: U2PLConfig):
         super().__init__(config)
         # from_pretrained(..., output_stride=32) sets the field after the configuration was checked.
         config.validate_architecture()
-        channels = config.head_channels
         self.backbone = (U2PLBackbone if config.backbone_config is None else U2PLAutoBackbone)(config)
-        self.aspp = U2PLASPP(self.backbone.out_channels, config)
-        self.low_level = nn.Sequential(*conv_bn_relu(self.backbone.low_level_channels, channels, 1, bias=True))
+        self.representation_head = self.auxiliary_head = None
+        (self._build_dpt if config.head == "dpt" else self._build_deeplab)(config)
+        self.post_init()
+
+    def _build_deeplab(self, config: U2PLConfig) -> None:
+        low, auxiliary, high = self.backbone.channels
+        channels = config.head_channels
+        self.aspp = U2PLASPP(high, config)
+        self.low_level = nn.Sequential(*conv_bn_relu(low, channels, 1, bias=True))
         self.classifier = _head(2 * channels, config.num_labels, 2, config)
-        self.representation_head = None
         if config.representation_channels:
             self.representation_head = _head(2 * channels, config.representation_channels, 2, config)
-        self.auxiliary_head = None
         if config.auxiliary_head:
-            self.auxiliary_head = _head(self.backbone.auxiliary_channels, config.num_labels, 1, config)
-        self.post_init()
+            self.auxiliary_head = _head(auxiliary, config.num_labels, 1, config)
+
+    def _build_dpt(self, config: U2PLConfig) -> None:
+        width = config.head_channels
+        self.dpt = U2PLDPT(self.backbone.channels, width, from_patches=config.patch is not None)
+        self.classifier = dpt_classifier(width, width, config.num_labels)
+        if config.representation_channels:
+            self.representation_head = dpt_classifier(width, width, config.representation_channels)
+        if config.auxiliary_head:
+            self.auxiliary_head = dpt_classifier(self.backbone.channels[-2], width, config.num_labels)
 
     @can_return_tuple
     def forward(
@@ -142,32 +146,34 @@ class U2PLForSemanticSegmentation(U2PLPreTrainedModel):
         stages = self.backbone(pixel_values)
         if feature_scales is not None:
             stages = [stage * scale[:, :, None, None] for stage, scale in zip(stages, feature_scales, strict=True)]
-        low, third, high = stages
-        low = self.low_level(low)
-        # Low-level features come first: the order of the published weights.
-        features = torch.cat([low, _resize(self.aspp(high), low.shape[-2:])], dim=1)
+        features = self.dpt(stages) if self.config.head == "dpt" else self._deeplab_features(*stages)
         logits = self.classifier(features)
         representation = aux_logits = loss = None
         if output_representation and self.representation_head is not None:
             representation = self.representation_head(features)
         if output_auxiliary and self.auxiliary_head is not None:
-            aux_logits = self.auxiliary_head(third)
+            aux_logits = self.auxiliary_head(stages[-2])
         if labels is not None:
             loss = self._cross_entropy(logits, labels)
         return U2PLOutput(loss=loss, logits=logits, representation=representation, aux_logits=aux_logits)
 
+    def _deeplab_features(self, low: torch.Tensor, _: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+        low = self.low_level(low)
+        # Low-level features come first: the order of the published weights.
+        return torch.cat([low, resize(self.aspp(high), low.shape[-2:])], dim=1)
+
     def _cross_entropy(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Mean over the pixels that count; 0, with a gradient of 0, where none does."""
         ignore = self.config.semantic_loss_ignore_index
-        upsampled = _resize(logits.float(), labels.shape[-2:])
+        upsampled = resize(logits.float(), labels.shape[-2:])
         # Summed apart: on GPUs, torch's own sum over maps depends on the order of threads.
         total = F.cross_entropy(upsampled, labels.long(), ignore_index=ignore, reduction="none").sum()
         return total / (labels != ignore).sum().clamp(min=1)
 
     @property
-    def feature_channels(self) -> tuple[int, int, int]:
-        """Channels of the stages that the heads read: the first, the last but one and the last of the backbone."""
-        return self.backbone.low_level_channels, self.backbone.auxiliary_channels, self.backbone.out_channels
+    def feature_channels(self) -> tuple[int, ...]:
+        """Channels of the stages that the heads read: the first, the last but one and the last; DPT: all four."""
+        return self.backbone.channels
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         """Parameters that learn at the base learning rate."""

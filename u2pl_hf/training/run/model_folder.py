@@ -12,7 +12,7 @@ from u2pl_hf.hub.model_card import render_model_card
 from u2pl_hf.training.run.run_folder import RunFolder
 
 # What an exported folder holds; the code is for people without this package.
-CODE = ("configuration_u2pl.py", "backbone_u2pl.py", "modeling_u2pl.py", "image_processing_u2pl.py")
+CODE = ("configuration_u2pl.py", "backbone_u2pl.py", "dpt_u2pl.py", "modeling_u2pl.py", "image_processing_u2pl.py")
 EXPORTED = ("config.json", "model.safetensors", "preprocessor_config.json", "README.md", *CODE)
 
 
