@@ -8,7 +8,15 @@ import pytest
 
 from u2pl_hf.data.source import published_splits
 from u2pl_hf.data.source.id_lists import read_ids
-from u2pl_hf.data.source.published_splits import COMMIT, PINS, SPLITS, fetch_list
+from u2pl_hf.data.source.published_splits import (
+    COMMIT,
+    ORIGINS,
+    PINS,
+    SPLITS,
+    UNIMATCH_V2,
+    UNIMATCH_V2_COMMIT,
+    fetch_list,
+)
 from u2pl_hf.data.source.splits import resolve_split
 from u2pl_hf.errors import InputError
 
@@ -19,6 +27,16 @@ LISTS = {
     "cityscapes_ael/372/unlabeled.txt": "leftImg8bit/train/aachen/aachen_0_leftImg8bit.png\n",
 }
 PATH = "pascal/92/labeled.txt"
+# UniMatch V2's, in its repository's folders: (split, list, an id of the data that it names, one that it does not).
+OF_UNIMATCH = [
+    ("ade20k/1_64", "images/training/ADE_train_00000002.jpg annotations/training/ADE_train_00000002.png",
+     "ADE_train_00000002", "ADE_train_00000001"),
+    ("coco/1_512", "train2017/000000000030.jpg masks/000000000030.png", "000000000030", "000000000009"),
+    ("cityscapes_unimatch/1_30", "leftImg8bit/train/ulm/ulm_0_1_leftImg8bit.png gtFine/train/ulm/ulm_0_1_gtFine.png",
+     "ulm_0_1", "aachen_0_1"),
+    ("voc_unimatch/92", "JPEGImages/2007_000032.jpg SegmentationClass/2007_000032.png", "2007_000032", "2007_000033"),
+]  # fmt: skip
+FOLDERS = {"voc_unimatch/92": "pascal/92", "cityscapes_unimatch/1_30": "cityscapes/1_30"}
 
 
 @pytest.fixture
@@ -57,6 +75,17 @@ def mirror(tree, tmp_path, monkeypatch):
     server.server_close()
 
 
+@pytest.fixture(params=OF_UNIMATCH, ids=lambda case: case[0])
+def unimatch(request, tmp_path, monkeypatch):
+    """A split of UniMatch V2, its list's file in a tree as published, an id that it names, and one that it does not."""
+    split, text, *ids = request.param
+    file = tmp_path / "unimatch" / FOLDERS.get(split, split) / "labeled.txt"
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    monkeypatch.setitem(PINS, f"{SPLITS[split]}/labeled.txt", hashlib.sha256(text.encode()).hexdigest())
+    return split, file, *ids
+
+
 @pytest.fixture
 def offline(monkeypatch):
     """No server listens there."""
@@ -64,10 +93,12 @@ def offline(monkeypatch):
 
 
 def test_every_published_split_is_pinned():
-    assert len(SPLITS) == 14 and len(PINS) == 28
+    assert len(SPLITS) == 35 and len(PINS) == 2 * 14 + 21
     for folder in SPLITS.values():
-        assert {f"{folder}/labeled.txt", f"{folder}/unlabeled.txt"} <= set(PINS)
-    assert all(len(digest) == 64 for digest in PINS.values())
+        repository, *_ = ORIGINS[folder.partition("/")[0]]
+        lists = ["labeled.txt"] if repository == UNIMATCH_V2 else ["labeled.txt", "unlabeled.txt"]
+        assert [file for file in ("labeled.txt", "unlabeled.txt") if f"{folder}/{file}" in PINS] == lists
+    assert all(len(digest) == 64 for digest in PINS.values()) and len(set(PINS.values())) == len(PINS)
 
 
 def test_fetched_once_then_cached(mirror, monkeypatch, tmp_path):
@@ -145,3 +176,42 @@ def test_unusable_cache_and_mirror(mirror, monkeypatch, tmp_path):
     monkeypatch.setenv("U2PL_SPLITS_URL", "no address")
     with pytest.raises(InputError, match="cannot fetch no address"):
         fetch_list(PATH)
+
+
+def test_splits_of_unimatch(unimatch, mirror, tmp_path, monkeypatch):
+    split, file, labelled, other = unimatch
+    web = tmp_path / "web" / "LiheYoung" / "UniMatch-V2" / UNIMATCH_V2_COMMIT
+    web.mkdir(parents=True)
+    (web / "splits").symlink_to(tmp_path / "unimatch")
+    assert resolve_split(split, [other, labelled], 0) == ([1], [0])
+    cache = tmp_path / "cache" / "splits" / UNIMATCH_V2_COMMIT
+    assert list(cache.rglob("*.txt")) == [cache / file.relative_to(tmp_path / "unimatch")]
+
+
+def test_tree_of_unimatch(unimatch, tree, offline, tmp_path):
+    split, file, labelled, other = unimatch
+    for root in (file.parents[2], cloned(tmp_path, file.parents[2])):
+        assert resolve_split(split, [other, labelled], 0, splits_dir=root) == ([1], [0])
+    file.write_text("another list")
+    with pytest.raises(InputError, match=r"labeled\.txt is not the published list .*; replace it, or leave"):
+        resolve_split(split, [other, labelled], 0, splits_dir=file.parents[2])
+
+
+def cloned(tmp_path, tree):
+    """The tree as it lies in a clone of the repository."""
+    (tmp_path / "clone").mkdir()
+    (tmp_path / "clone" / "splits").symlink_to(tree)
+    return tmp_path / "clone"
+
+
+def test_trees_of_two_works_are_told_apart(tree, mirror, tmp_path, monkeypatch):
+    # Both have pascal/92/labeled.txt: in the tree of the other work it is passed over, not called damaged.
+    text = "2007_000032"
+    monkeypatch.setitem(PINS, "pascal_unimatch/92/labeled.txt", hashlib.sha256(text.encode()).hexdigest())
+    with pytest.raises(InputError, match=f"cannot fetch .*/UniMatch-V2/{UNIMATCH_V2_COMMIT}/splits/pascal/92/labeled"):
+        resolve_split("voc_unimatch/92", ["a"], 0, splits_dir=tree)
+    own = tree / "pascal_unimatch" / "92" / "labeled.txt"
+    own.parent.mkdir(parents=True)
+    own.write_text(text)
+    assert fetch_list("pascal_unimatch/92/labeled.txt", splits_dir=tree) == own
+    assert fetch_list(PATH, splits_dir=tree) == tree / PATH

@@ -79,6 +79,7 @@ def test_lists_may_name_cityscapes_files(tmp_path):
 @pytest.mark.parametrize(
     ("split", "message"),
     [("voc_clasic/92", "did you mean voc_classic/92"), ("cityscapes/373", "did you mean cityscapes/37[2]"),
+     ("coco/1_51", r"no split coco/1_51: did you mean coco/1_512\? .*ade20k/1_64, 1_32, 1_16, .*coco/1_512,"),
      ("mine/5", r"no split mine/5: Published ones are voc_classic/92, .*cityscapes_ael/372; or pass a file")],
 )  # fmt: skip
 def test_unknown_names_list_the_known_ones(split, message):

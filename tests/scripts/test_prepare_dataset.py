@@ -101,6 +101,31 @@ def test_cityscapes_is_prepared_but_not_pushed(tmp_path, run, refused):
     assert datasets.load_dataset(str(tmp_path / "out"))["train"]["id"] == ["ulm_000000_000019"]
 
 
+def test_ade20k(tmp_path, run):
+    info = "".join(f"{n}\t0.1\t9\t1\tthing {n}, other\n" for n in range(1, 151)).encode()
+    name, labels = "training/ADE_train_00000001", ids(values=(0, 1, 150))
+    files = {"images/" + name + ".jpg": picture(kind="jpeg"), "annotations/" + name + ".png": grey_png(labels)}
+    archive = write_zip(
+        tmp_path / "ADEChallengeData2016.zip", {f"A/{n}": d for n, d in files.items()} | {"A/objectInfo150.txt": info}
+    )
+    result = json.loads(run("ade20k", "--archive", archive, "--output_dir", tmp_path / "out", "--workers", 1)[1][0])
+    pixels = result["subsets"]["train"]["pixels"]
+    assert [pixels[f"thing {n}"] for n in (1, 2, 150)] == [(labels == n).sum() for n in (1, 2, 150)]
+    assert result["subsets"]["train"]["ignored_pixels"] == (labels == 0).sum() and result["dataset"] == "ade20k"
+
+
+def test_coco_with_masks_from_elsewhere(tmp_path, run, refused):
+    labels = ids(values=(0, 15, 255))
+    images = write_zip(tmp_path / "train2017.zip", {"train2017/000000000009.jpg": picture(kind="jpeg")})
+    masks = write_folder(tmp_path / "drawn", {"000000000009.png": grey_png(labels)})
+    arguments = ["coco", "--archive", images, "--output_dir", tmp_path / "out", "--workers", 1]
+    assert "no labels found: looked for masks/*.png" in refused(*arguments)
+    assert "no such file" in refused(*arguments, "--masks", tmp_path / "nowhere")
+    result = json.loads(run(*arguments, "--masks", masks)[1][0])
+    assert result["subsets"]["train"]["pixels"]["bird"] == (labels == 15).sum()
+    assert datasets.load_dataset(str(tmp_path / "out"))["train"]["id"] == ["000000000009"]
+
+
 def test_push_uploads_the_finished_folder(tmp_path, run, refused, hub, monkeypatch):
     archives, _ = city_inputs(tmp_path)
     out = tmp_path / "out"
@@ -154,13 +179,15 @@ def test_refusals(tmp_path, refused):
     assert "is not a folder" in refused("voc", "--root", tmp_path / "text", *out)
     assert "looked for JPEGImages" in refused("voc", "--root", tmp_path / "empty", *out)
     assert "looked for leftImg8bit" in refused("cityscapes", "--root", tmp_path / "empty", *out)
+    assert "looked for images/{training,validation}" in refused("ade20k", "--root", tmp_path / "empty", *out)
+    assert "looked for train2017/*.jpg" in refused("coco", "--root", tmp_path / "empty", *out)
     assert "below images/ and masks/" in refused("folder", "--root", tmp_path / "empty", *out)
     assert "not empty" in refused("voc", "--root", tmp_path / "empty", "--output_dir", tmp_path / "full")
     assert "--shards is 0: it must be at least 1" in refused("voc", "--root", tmp_path / "empty", *out, "--shards", 0)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "full", "text"]
 
 
-@pytest.mark.parametrize("layout", [[], ["voc"], ["cityscapes"], ["folder"]])
+@pytest.mark.parametrize("layout", [[], ["voc"], ["cityscapes"], ["ade20k"], ["coco"], ["folder"]])
 def test_help_shows_an_example(layout):
     told = run_here("prepare_dataset.py", *layout, "--help").stdout
     assert "python training_scripts/prepare_dataset.py " + " ".join(layout) in told

@@ -2,13 +2,15 @@
 
     python training_scripts/prepare_dataset.py voc --archive VOCtrainval_11-May-2012.tar benchmark.tgz --output_dir voc
     python training_scripts/prepare_dataset.py cityscapes --root cityscapes_downloads --output_dir cityscapes
+    python training_scripts/prepare_dataset.py ade20k --archive ADEChallengeData2016.zip --output_dir ade20k
+    python training_scripts/prepare_dataset.py coco --root coco_downloads --output_dir coco
     python training_scripts/prepare_dataset.py folder --root my_images --classes classes.txt --output_dir my_data
 
 The result is a folder of parquet files that `datasets.load_dataset` reads, with columns id, image (the original file)
 and label (8-bit class ids, 255 = ignore), and a card. Every image and mask is checked; what cannot be used is listed.
 The folder appears when it is complete; after an interruption, the same command goes on. The last line of stdout,
 where that is no terminal, is one JSON object with the counts. `prepare_dataset.py voc --help` tells more, likewise for
-cityscapes and folder.
+the others.
 """
 
 import argparse
@@ -20,7 +22,9 @@ from u2pl_hf.command_line import ScriptParser, number, print_result
 from u2pl_hf.data.prepare.archives import Member, list_members
 from u2pl_hf.data.prepare.dataset import check_output, prepare
 from u2pl_hf.data.prepare.layouts import Layout
+from u2pl_hf.data.prepare.layouts.ade20k import ade20k_layout
 from u2pl_hf.data.prepare.layouts.cityscapes import cityscapes_layout
+from u2pl_hf.data.prepare.layouts.coco import coco_layout
 from u2pl_hf.data.prepare.layouts.folder import DEFAULT_VALIDATION, folder_layout
 from u2pl_hf.data.prepare.layouts.voc import voc_layout
 from u2pl_hf.data.source.class_list import read_class_list
@@ -52,6 +56,27 @@ def cityscapes(members: list[Member], args: argparse.Namespace) -> Layout:
     return cityscapes_layout(members)
 
 
+def ade20k(members: list[Member], args: argparse.Namespace) -> Layout:
+    """ADE20K, 150 classes, from ADEChallengeData2016.zip.
+
+    python training_scripts/prepare_dataset.py ade20k --archive ADEChallengeData2016.zip --output_dir ade20k
+    """
+    return ade20k_layout(members)
+
+
+def coco(members: list[Member], args: argparse.Namespace) -> Layout:
+    """COCO 2017, 80 kinds of things and background, from masks of class ids or from panoptic annotations.
+
+        python training_scripts/prepare_dataset.py coco --output_dir coco \\
+            --archive train2017.zip val2017.zip panoptic_annotations_trainval2017.zip
+        python training_scripts/prepare_dataset.py coco --output_dir coco \\
+            --archive train2017.zip val2017.zip --masks masks.zip
+
+    Masks hold 0 for background, 1 to 80 for things in the order of COCO's category ids, and 255 for pixels to ignore.
+    """
+    return coco_layout(members, list_members(args.masks) if args.masks else None)
+
+
 def folder(members: list[Member], args: argparse.Namespace) -> Layout:
     """Your own images: images/ and masks/ of the same names, and unlabelled/ if you have more images.
 
@@ -72,12 +97,14 @@ def folder(members: list[Member], args: argparse.Namespace) -> Layout:
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """The command line; the layout's function is `find`."""
     parser = ScriptParser(description=__doc__)
-    layouts = parser.add_subparsers(dest="layout", required=True, metavar="{voc,cityscapes,folder}")
-    for find in (voc, cityscapes, folder):
+    layouts = parser.add_subparsers(dest="layout", required=True, metavar="{voc,cityscapes,ade20k,coco,folder}")
+    for find in (voc, cityscapes, ade20k, coco, folder):
         text = inspect.getdoc(find)
         layout = layouts.add_parser(find.__name__, description=text, help=text.splitlines()[0])
         layout.set_defaults(find=find)
         add_layout_arguments(layout)
+    told = "masks of class ids, where they are not in folders called masks of the other files"
+    layouts.choices["coco"].add_argument("--masks", type=Path, metavar="FILE|DIR", help=told)
     layout.add_argument("--classes", type=Path, metavar="FILE", help="class list (default: class_0, class_1 ...)")
     told = (
         "labelled images to validate on, where no folder is called val: a share, a count, a file of ids, or 0 for none"

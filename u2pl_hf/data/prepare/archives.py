@@ -2,12 +2,16 @@
 
 import contextlib
 import functools
+import io
 import itertools
 import logging
 import lzma
 import operator
 import os
+import shutil
+import struct
 import tarfile
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -34,6 +38,7 @@ class Member:
         kind: folder; file (bytes from `offset` of the container, as in a plain tar); zip; stream (compressed tar).
         name: path inside the container, as stored.
         size: bytes when unpacked.
+        inner: the zip in the container that holds it, where it is not the container itself.
     """
 
     container: str
@@ -42,6 +47,7 @@ class Member:
     name: str
     size: int
     offset: int = 0
+    inner: str = ""
 
     @property
     def path(self) -> PurePosixPath:
@@ -56,7 +62,7 @@ class Member:
     def read(self) -> bytes:
         """All bytes. A member of a compressed tar is slow: everything before it is unpacked on the way."""
         if self.kind == "zip":
-            return _zip(self.container).read(self.name)
+            return _zip(self.container, self.inner).read(self.name)
         if self.kind == "stream":
             with _open_tar(self.container) as archive:
                 return archive.extractfile(self.name).read()
@@ -66,7 +72,7 @@ class Member:
             return file.read(self.size if self.kind == "file" else -1)
 
     def __str__(self) -> str:
-        return f"{self.container}: {self.name}"
+        return ": ".join(filter(None, (self.container, self.inner, self.name)))
 
 
 class _Header(tarfile.TarInfo):
@@ -97,20 +103,63 @@ def _open_tar(path: str | os.PathLike) -> tarfile.TarFile:
     return tarfile.open(path, tarinfo=_Header, ignore_zeros=True)
 
 
+class _Part(io.RawIOBase):
+    """The bytes from `start` of a file, `size` of them, as a file to read."""
+
+    def __init__(self, path: str, start: int, size: int):
+        self._file, self._start, self._size, self._at = open(path, "rb"), start, size, 0  # noqa: SIM115
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + (0, self._at, self._size)[whence]
+        return self._at
+
+    def readinto(self, buffer) -> int:
+        self._file.seek(self._start + self._at)
+        count = self._file.readinto(memoryview(buffer)[: max(0, self._size - self._at)])
+        self._at += count
+        return count
+
+
 # Kept open: reading the table of contents again for each member would take longer than the member.
-_zip = functools.lru_cache(maxsize=8)(zipfile.ZipFile)
+@functools.lru_cache(maxsize=8)
+def _zip(path: str, inner: str = "") -> zipfile.ZipFile:
+    """A zip, or the zip `inner` in it: read where it is, or, where that was compressed again, from a temporary copy."""
+    archive = zipfile.ZipFile(path)
+    if not inner:
+        return archive
+    info = archive.getinfo(inner)
+    if info.compress_type == zipfile.ZIP_STORED:
+        with open(path, "rb") as file:
+            file.seek(info.header_offset)
+            lengths = struct.unpack("<26x2H", file.read(30))  # of the name and of what follows it
+        start = info.header_offset + 30 + sum(lengths)
+        return zipfile.ZipFile(io.BufferedReader(_Part(path, start, info.file_size)))
+    copy = tempfile.TemporaryFile()  # noqa: SIM115
+    with archive.open(info) as file:
+        shutil.copyfileobj(file, copy)
+    return zipfile.ZipFile(copy)
 
 
-def list_members(path: Path) -> list[Member]:
+def list_members(path: Path, inner: str = "") -> list[Member]:
     """The files in a folder or archive, sorted by name. Hidden files are left out.
+
+    Args:
+        inner: of a zip, the zip in it of which the files are meant.
 
     Raises:
         InputError: no such file, not an archive, a damaged, encrypted or empty one, or names that lead out of it.
     """
     require(path.exists(), f"{path}: no such file or folder")
-    with refusing(DAMAGED, f"{path} is damaged or not complete"):
+    listed = functools.partial(_list_zip, inner=inner) if inner else _list_folder if path.is_dir() else _list_archive
+    with refusing(DAMAGED, f"{path}{inner and f': {inner}'} is damaged or not complete"):
         # In an archive that was added to, a later member replaces an earlier one of its name.
-        by_name = {member.name: member for member in (_list_folder if path.is_dir() else _list_archive)(path)}
+        by_name = {member.name: member for member in listed(path)}
     hidden = set()
     for name, member in by_name.items():
         stays = member.path.parts and member.path.parts[0] != "/" and ".." not in member.path.parts
@@ -119,6 +168,18 @@ def list_members(path: Path) -> list[Member]:
             hidden.add(name)
     require(by_name.keys() - hidden or path.is_dir(), f"{path} holds no files: is the download complete?")
     return [by_name[name] for name in sorted(by_name.keys() - hidden)]
+
+
+def list_nested(archive: Member) -> list[Member]:
+    """The files in an archive that lies in a folder or a zip, see `list_members`; it is not unpacked.
+
+    Raises:
+        InputError: as `list_members`; or it lies in a tar.
+    """
+    if archive.kind == "folder":
+        return list_members(Path(archive.container, archive.name))
+    require(archive.kind == "zip", f"{archive} is an archive in a tar: unpack the tar and pass --root")
+    return list_members(Path(archive.container), archive.name)
 
 
 def _list_folder(path: Path) -> Iterator[Member]:
@@ -153,15 +214,16 @@ def _list_tar(path: Path, kind: str) -> Iterator[Member]:
         logger.warning(told, path, len(links), links[0])
 
 
-def _list_zip(path: Path) -> Iterator[Member]:
+def _list_zip(path: Path, inner: str = "") -> Iterator[Member]:
+    place = (str(path.resolve()), path.stat().st_mtime_ns, "zip")
     with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
         first = min((info.header_offset for info in archive.infolist()), default=0)
         is_one = not first or file.read(4) != b"PK\3\4"  # else another zip begins there
         require(is_one, f"{path} is damaged, or several zip files end to end: unzip it and pass --root")
-        for info in archive.infolist():
+        for info in (_zip(place[0], inner) if inner else archive).infolist():
             require(not info.flag_bits & 1, f"{path} is encrypted: unpack it and pass --root")
             if not info.is_dir():
-                yield Member(str(path.resolve()), path.stat().st_mtime_ns, "zip", info.filename, info.file_size)
+                yield Member(*place, info.filename, info.file_size, inner=inner)
 
 
 def unpack_streams(members: Iterable[Member], folder: Path) -> dict[Member, Member]:

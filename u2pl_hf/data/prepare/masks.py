@@ -3,7 +3,7 @@
 import importlib.util
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -72,12 +72,14 @@ class _Stored:
         return [colour[0] for colour in self.colours] if all(len({*colour}) == 1 for colour in self.colours) else None
 
 
-def decode_mask(data: bytes, coding: str, classes: ClassList) -> Mask:
+def decode_mask(data: bytes, coding: str, classes: ClassList, segments: Mapping[int, int] | None = None) -> Mask:
     """Decode a mask file, turned as its own EXIF orientation says.
 
     Args:
-        coding: ids (class ids in an image of one channel or with a palette), cityscapes (label ids), colours (as
-            `classes` says) or sbd (a Matlab file of the Semantic Boundaries Dataset).
+        coding: ids (class ids in an image of one channel or with a palette), cityscapes (label ids), ade20k (0 for
+            others, then the classes from 1), panoptic (COCO's: (r, g, b) is the segment r + 256 g + 65536 b), colours
+            (as `classes` says) or sbd (a Matlab file of the Semantic Boundaries Dataset).
+        segments: of a panoptic mask, the class id of each segment.
 
     Raises:
         InputError: wrong kind of image, values that are no class, or a damaged file.
@@ -87,6 +89,17 @@ def decode_mask(data: bytes, coding: str, classes: ClassList) -> Mask:
         # Label ids end at 33; the licence plate, -1, is stored as 255.
         train_ids = {label_id: train_id for train_id, label_id in enumerate(CITYSCAPES_LABEL_IDS)}
         ids = [train_ids.get(i, IGNORE) for i in _known(_numbers(stored, classes), CITYSCAPES_LABEL_IDS[-1] + 1)]
+    elif coding == "ade20k":
+        numbers, most = _numbers(stored, classes), len(classes.names)
+        unknown = [number for number in numbers if number > most]
+        rule = f"annotations of ADE20K hold 0 for others and the classes 1 to {most}"
+        require(not unknown, f"the mask holds {_listed(unknown)}, but {rule}")
+        ids = [number - 1 if number else IGNORE for number in numbers]
+    elif coding == "panoptic":
+        used = [red + 256 * green + 65536 * blue for red, green, blue in stored.colours]
+        unknown = [segment for segment in used if segment not in segments]
+        require(not unknown, f"the mask holds {_listed(unknown)}, but the JSON file names no such segment of the image")
+        ids = [segments[segment] for segment in used]
     elif coding in ("ids", "sbd"):
         numbers = _numbers(stored, classes)
         # A list with colours is that of a data set that is known here: nobody can change it.

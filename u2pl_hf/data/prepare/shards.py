@@ -170,7 +170,7 @@ def _checked_label(row: ImageRow, classes: ClassList) -> tuple[np.ndarray | None
     if row.mask is None:
         return None, []
     with refusing(Exception, "the mask cannot be read"):
-        mask = decode_mask(row.mask.read(), row.coding, classes)
+        mask = decode_mask(row.mask.read(), row.coding, classes, row.segments)
     (height, width), is_sideways, hint = mask.ids.shape, mask.ids.shape == shape[::-1], ""
     if is_sideways and mask.orientation:
         hint = ", because the mask's own EXIF orientation turns it: draw it upright and without one"

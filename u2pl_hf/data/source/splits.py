@@ -1,7 +1,9 @@
 """Which images are labelled."""
 
 import difflib
+import itertools
 import logging
+import operator
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -11,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from u2pl_hf.data.source.id_lists import match_ids, read_ids, require_match
-from u2pl_hf.data.source.published_splits import SPLITS, fetch_list
+from u2pl_hf.data.source.published_splits import PINS, SPLITS, fetch_list
 from u2pl_hf.errors import InputError, require
 
 log = logging.getLogger(__name__)
@@ -36,7 +38,8 @@ def resolve_split(
 ) -> tuple[list[int], list[int]]:
     """Places of the labelled and of the unlabelled images among `ids`, both in the data's order.
 
-    A file, or a folder without unlabeled.txt, makes all other images unlabelled; so do fractions, counts and "all".
+    A file, a folder without unlabeled.txt and UniMatch V2's lists make all other images unlabelled; so do fractions,
+    counts and "all".
 
     Args:
         split: a list file, a folder of lists, a published name, a fraction, a count or "all".
@@ -105,11 +108,14 @@ def _lists(
     if path.is_file():
         return {"labelled": read_ids(path)}
     if split in SPLITS:
-        files = {kind: fetch_list(f"{SPLITS[split]}/{name}", splits_dir=splits_dir) for kind, name in LISTS.items()}
-        return {kind: read_ids(file) for kind, file in files.items()}
+        paths = {kind: f"{SPLITS[split]}/{name}" for kind, name in LISTS.items()}
+        pinned = {kind: path for kind, path in paths.items() if path in PINS}
+        return {kind: read_ids(fetch_list(path, splits_dir=splits_dir)) for kind, path in pinned.items()}
     near = [f"did you mean {name}? " for name in difflib.get_close_matches(split, SPLITS, n=1)]
-    is_name = re.fullmatch(r"[A-Za-z][\w-]*/\d+", split) and not path.exists()
-    published = f"{''.join(near)}Published ones are {', '.join(SPLITS)}; or pass {FORMS}"
+    is_name = re.fullmatch(r"[A-Za-z][\w-]*/(1_)?\d+", split) and not path.exists()
+    families = itertools.groupby((name.split("/") for name in SPLITS), operator.itemgetter(0))
+    listed = ", ".join(f"{family}/{', '.join(number for _, number in group)}" for family, group in families)
+    published = f"{''.join(near)}Published ones are {listed}; or pass {FORMS}"
     raise InputError(f"no split {split}: {published}" if is_name else f"split {split} is not a file; pass {FORMS}")
 
 

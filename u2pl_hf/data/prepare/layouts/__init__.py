@@ -1,10 +1,11 @@
 """What lies where in known data sets: files → rows to prepare. Here is what every layout gives."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from u2pl_hf.data.prepare.archives import Member
 from u2pl_hf.data.source.class_list import ClassList
+from u2pl_hf.errors import require
 
 SUBSETS = ("train", "validation")
 
@@ -18,6 +19,7 @@ class ImageRow:
         subset: train or validation.
         mask: None for an unlabelled image.
         coding: how the mask holds classes, see `masks.decode_mask`.
+        segments: of a panoptic mask, the class id of each segment.
     """
 
     id: str
@@ -25,6 +27,7 @@ class ImageRow:
     image: Member
     mask: Member | None
     coding: str = "ids"
+    segments: Mapping[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Layout:
     """A data set, found but not yet read.
 
     Attributes:
-        name: voc, cityscapes or folder.
+        name: of the layout: voc, folder ...
         bad: (id, reason) of what cannot be used and is in no row.
         splits: lists of labelled ids by their path below `splits/`.
         notes: what the user should know of files that were listed or found but are not used.
@@ -74,3 +77,30 @@ def unique_by(keyed: Iterable[tuple[str, Member]], what: str, bad: list[tuple[st
             names = " and ".join(sorted(member.name for member in group)[:2])
             bad.append((key, f"the id is there {len(group)} times: {what} {names}"))
     return {key: group[0] for key, group in groups.items() if len(group) == 1}
+
+
+def paired(
+    images: Mapping[str, Member],
+    masks: Mapping[str, tuple],
+    subset: Callable[[Member], str],
+    bad: list[tuple[str, str]],
+) -> tuple[list[ImageRow], list[str]]:
+    """Rows of images and of the masks of their ids, and notes; training images without a mask are unlabelled.
+
+    Args:
+        images, masks: by id; of a mask (member, coding ...), the last fields of its row.
+        subset: of an image.
+        bad: its ids are in no row; gets validation images without mask, and masks without image.
+
+    Raises:
+        InputError: no image has a mask.
+    """
+    require(images.keys() & masks.keys(), "no image has a label of its name: images and labels share no id")
+    unclear = {key for key, _ in bad}
+    keys = sorted(images.keys() - unclear)
+    rows = [ImageRow(key, subset(images[key]), images[key], *masks.get(key, (None,))) for key in keys]
+    bad += [(row.id, "the validation image has no label") for row in rows if not row.mask and row.subset != "train"]
+    bad += [(key, "the mask has no image") for key in sorted(masks.keys() - images.keys() - unclear)]
+    rows = [row for row in rows if row.mask or row.subset == "train"]
+    unlabelled = sum(row.mask is None for row in rows)
+    return rows, [f"{unlabelled} train images have no label: they are unlabelled rows"] * bool(unlabelled)

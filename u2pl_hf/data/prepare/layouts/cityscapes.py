@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from u2pl_hf.data.prepare.archives import Member
-from u2pl_hf.data.prepare.layouts import About, ImageRow, Layout, unique_by
+from u2pl_hf.data.prepare.layouts import About, Layout, paired, unique_by
 from u2pl_hf.data.source.class_list import ClassList
 from u2pl_hf.errors import require
 
@@ -56,20 +56,11 @@ def cityscapes_layout(members: Sequence[Member]) -> Layout:
     )
     require(images, f"no images found: looked for leftImg8bit/{{train,val}}/CITY/*{IMAGE}")
     require(masks | train_ids, f"no labels found: looked for gtFine/{{train,val}}/CITY/*{LABEL_IDS} or *{TRAIN_IDS}")
-    rows = []
-    for key, image in sorted(images.items()):
-        mask, coding = (train_ids[key], "ids") if key in train_ids else (masks.get(key), "cityscapes")
-        if mask is None and _subset(image) == "validation":
-            bad.append((key, "the validation image has no label"))
-        else:
-            rows.append(ImageRow(key, _subset(image), image, mask, coding))
-    require([row for row in rows if row.mask], "no image has a label of its name: the two archives share no id")
-    lonely = sorted((masks.keys() | train_ids.keys()) - images.keys() - {key for key, _ in bad})
-    bad += [(key, "the mask has no image") for key in lonely]
+    labels = {key: (mask, "cityscapes") for key, mask in masks.items()}
+    labels |= {key: (mask, "ids") for key, mask in train_ids.items()}
+    rows, notes = paired(images, labels, _subset, bad)
     others = [member for member in _ending(members, IMAGE) if not _subset(member)]
-    unlabelled = sum(row.mask is None for row in rows)
-    notes = [f"{len(others)} images outside train and val are left out"] if others else []
-    notes += [f"{unlabelled} train images have no label: they are unlabelled rows"] if unlabelled else []
+    notes = [f"{len(others)} images outside train and val are left out"] * bool(others) + notes
     return Layout("cityscapes", rows, CLASSES, ABOUT, bad, notes=notes)
 
 
