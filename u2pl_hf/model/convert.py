@@ -30,8 +30,6 @@ _DPT_PREFIXES = {
     **{f"head.scratch.refinenet{i + 1}.resConfUnit2.": f"dpt.fusions.{i}.unit." for i in range(4)},
     "head.scratch.output_conv.": "classifier.",
 }
-# Built by the published code and never used: the deepest level has nothing to add to.
-_UNUSED = "dpt.fusions.3.skip."
 # (blocks of the third stage, bottleneck?) names the depth.
 _BACKBONES = {(2, False): "resnet18", (6, False): "resnet34", (6, True): "resnet50", (23, True): "resnet101"}
 
@@ -63,7 +61,7 @@ def rename_published(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         return renamed
     backbone = {name.removeprefix("backbone."): t for name, t in bare.items() if name.startswith("backbone.")}
     features = {f"backbone.features.{name}": tensor for name, tensor in rename_dinov2(backbone).items()}
-    return features | {name: tensor for name, tensor in renamed.items() if not name.startswith(_UNUSED)}
+    return features | renamed
 
 
 def rename_dinov2(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -44,11 +44,14 @@ class ResidualUnit(nn.Module):
 
 
 class Fusion(nn.Module):
-    """One level: what came from below, if anything, plus its own map."""
+    """One level: what came from below, if anything, plus its own map.
 
-    def __init__(self, channels: int, is_deepest: bool):
+    The deepest level has nothing to add its map to: as published, it has a `skip` all the same, which nothing uses.
+    """
+
+    def __init__(self, channels: int):
         super().__init__()
-        self.skip = None if is_deepest else ResidualUnit(channels)
+        self.skip = ResidualUnit(channels)
         self.unit = ResidualUnit(channels)
         self.project = PlainConv(channels, channels, 1)
 
@@ -79,7 +82,7 @@ class U2PLDPT(nn.Module):
                 ]
             )
         self.inputs = nn.ModuleList(PlainConv(n, width, 3, bias=False) for n in channels)
-        self.fusions = nn.ModuleList(Fusion(width, level == TAPS - 1) for level in range(TAPS))
+        self.fusions = nn.ModuleList(Fusion(width) for _ in range(TAPS))
 
     def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
         """Maps (B, c_i, h_i, w_i), the first of the backbone first -> (B, F, h, w)."""
@@ -115,7 +118,8 @@ def positions_as_published(self: nn.Module, embeddings: torch.Tensor, height: in
     offset = 0.1 * torch.sym_min(1, (rows - side) ** 2 + (columns - side) ** 2)
     vertical, horizontal = (_bicubic(n, side, offset, table.device) for n in (rows, columns))
     grid = table[0, 1:].view(side, side, -1).float()
-    with torch.autocast(table.device.type, enabled=False):
+    # "meta", where a plan counts, has no autocast.
+    with torch.autocast("cpu" if table.is_meta else table.device.type, enabled=False):
         grid = torch.einsum("ri,cj,ijd->rcd", vertical, horizontal, grid)
     return torch.cat([table[:, :1], grid.flatten(0, 1).unsqueeze(0).to(table.dtype)], dim=1)
 

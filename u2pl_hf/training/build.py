@@ -38,7 +38,7 @@ from u2pl_hf.training.run.checkpoint import first_step
 from u2pl_hf.training.run.run_folder import RunFolder
 from u2pl_hf.training.run.tracking import choose_trackers
 from u2pl_hf.training.run.upload import check_push
-from u2pl_hf.training.weights.backbones import backbone_config, backbone_normalisation
+from u2pl_hf.training.weights.backbones import backbone_config, backbone_normalisation, check_crop
 from u2pl_hf.training.weights.initialize import find_starting_point
 
 logger = logging.getLogger(__name__)
@@ -172,6 +172,7 @@ def build_student(
         stem=args.stem,
         base_width=args.base_width,
         **({"output_stride": args.output_stride} if other is None else backbone_normalisation(args)),
+        head=args.head,
         head_channels=args.head_channels,
         representation_channels=args.representation_channels if args.step_class.uses_representation else 0,
         aspp_dilations=args.aspp_dilations,
@@ -181,6 +182,7 @@ def build_student(
         label2id={name: i for i, name in enumerate(class_names)},
         palette=palette or default_palette(len(class_names)),
     )
+    check_crop(args, config)
     return freeze(U2PLForSemanticSegmentation(config), args.freeze)
 
 

@@ -67,10 +67,17 @@ class RunArguments:
     output_stride: int | None = setting(
         None, "of the last stage: 8 or 16 for a ResNet (default 8); 8, 16, 32 for timm's"
     )
-    head_channels: int = setting(256, "channels of ASPP, decoder and heads", at_least=1, at_most=8192)
+    head: str = setting(
+        "deeplabv3plus",
+        "what stands on the backbone: DeepLabv3+, or DPT, as published with DINOv2",
+        choices=("deeplabv3plus", "dpt"),
+    )
+    head_channels: int = setting(
+        256, "channels of --head; published with DPT: 64, 128, 256 for DINOv2 S, B, L", at_least=1, at_most=8192
+    )
     representation_channels: int = setting(256, "D, channels of the representation", at_most=8192)
-    aspp_dilations: list[int] = setting([12, 24, 36], "dilations of the three ASPP branches", at_most=4096)
-    dropout: float = setting(0.1, "Dropout2d in ASPP and heads", below=1)
+    aspp_dilations: list[int] = setting([12, 24, 36], "dilations of DeepLabv3+'s three ASPP branches", at_most=4096)
+    dropout: float = setting(0.1, "Dropout2d in DeepLabv3+ and its heads", below=1)
     auxiliary_head: bool = setting(False, "second classifier on the last but one stage (Cityscapes)")
     backbone_weights: str | None = setting(
         None,
@@ -225,6 +232,9 @@ class RunArguments:
         stride = f"--output_stride {self.output_stride} must be 8"
         yield resnet and self.output_stride not in (8, 16), f"{stride} or 16 for a ResNet"
         yield self.output_stride not in (None, 8, 16, 32), f"{stride}, 16 or, for timm's, 32"
+        yield self.head == "dpt" and resnet, "--head dpt needs another backbone: pass --backbone facebook/dinov2-small"
+        stages = f"--backbone_stages {' '.join(self.backbone_stages)}: --head dpt reads four, pass four or none"
+        yield self.head == "dpt" and len(self.backbone_stages) not in (0, 4), stages
         for name in ("backbone_weights", "initial_model"):
             value, revision = getattr(self, name), getattr(self, f"{name}_revision")
             yield value == "", f"--{name} is empty: pass a Hub id, a folder or a file"

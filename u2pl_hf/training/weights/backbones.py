@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedConfig, TimmBackboneConfig
+from transformers import AutoConfig, Dinov2Config, PreTrainedConfig, TimmBackboneConfig
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
@@ -15,10 +15,15 @@ from u2pl_hf.errors import InputError, refuse, refusing
 from u2pl_hf.evaluation.loading import check_downloads, first_not_finite
 from u2pl_hf.hub_cache import is_reachable
 from u2pl_hf.model.configuration_u2pl import U2PLConfig
+from u2pl_hf.model.convert import rename_dinov2
 from u2pl_hf.model.modeling_u2pl import U2PLForSemanticSegmentation
 from u2pl_hf.training.recipe.arguments import BACKBONES, FRESH, TIMM, RunArguments
+from u2pl_hf.training.weights.weights_file import read_weights_file
 
 logger = logging.getLogger(__name__)
+
+# Hidden size and layers of what DINOv2's authors published, so that a plan, or weights from a file, need no Hub.
+DINOV2 = {"small": (384, 12), "base": (768, 12), "large": (1024, 24), "giant": (1536, 40)}
 
 
 def backbone_config(args: RunArguments) -> PreTrainedConfig | None:
@@ -41,7 +46,7 @@ def backbone_config(args: RunArguments) -> PreTrainedConfig | None:
         return _timm_config(args)
     # transformers and huggingface_hub raise their own types for wrong fields.
     with refusing(Exception, option, f"; {known}"):
-        config = AutoConfig.from_pretrained(
+        config = _published_dinov2(args.backbone) or AutoConfig.from_pretrained(
             args.backbone, revision=args.backbone_revision, trust_remote_code=False, **_where(args.backbone)
         )
     if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
@@ -52,6 +57,35 @@ def backbone_config(args: RunArguments) -> PreTrainedConfig | None:
     # The checkpoint's own classes mean nothing here, and may be thousands.
     config.num_labels = 2
     return config
+
+
+def _published_dinov2(name: str) -> Dinov2Config | None:
+    owner, _, size = name.partition("/dinov2-")
+    if owner != "facebook" or size not in DINOV2 or Path(name).exists():
+        return None
+    width, layers = DINOV2[size]
+    return Dinov2Config(
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 64,
+        image_size=518,
+        patch_size=14,
+        use_swiglu_ffn=size == "giant",
+    )
+
+
+def check_crop(args: RunArguments, config: U2PLConfig) -> None:
+    """Refuse crops that DPT would resize to whole patches.
+
+    Raises:
+        InputError: names the nearest sizes.
+    """
+    if args.head == "dpt" and config.patch and args.crop_size % config.patch:
+        below = args.crop_size // config.patch * config.patch
+        raise InputError(
+            f"--crop_size {args.crop_size} is no multiple of {config.patch}, the patches of {args.backbone}: "
+            f"pass {below} or {below + config.patch}"
+        )
 
 
 def _timm_config(args: RunArguments) -> TimmBackboneConfig:
@@ -65,7 +99,8 @@ def _timm_config(args: RunArguments) -> TimmBackboneConfig:
     what = f"{option} cannot be used{f' with --output_stride {stride}' if stride else ''}"
     hint = f": pass {'--output_stride 32, or ' if stride else ''}another network, such as timm/mobilenetv2_100"
     with refusing(Exception, what, hint), torch.device("meta"):
-        network = U2PLForSemanticSegmentation(U2PLConfig(backbone=config, representation_channels=0)).eval()
+        fields = {"head": args.head, "representation_channels": 0}
+        network = U2PLForSemanticSegmentation(U2PLConfig(backbone=config, **fields)).eval()
         network(torch.empty(1, 3, args.crop_size, args.crop_size))
     return config
 
@@ -93,6 +128,8 @@ def backbone_normalisation(args: RunArguments) -> dict[str, list[float]]:
     if args.backbone.startswith(TIMM):
         found = _timm(args).get_pretrained_cfg(args.backbone.removeprefix(TIMM))
         said = {"image_mean": list(found.mean), "image_std": list(found.std)} if found else {}
+    elif Path(name).is_file():
+        return {}
     else:
         try:
             said, _ = ImageProcessingMixin.get_image_processor_dict(name, revision=revision, **_where(name))
@@ -115,6 +152,8 @@ def load_backbone(student: U2PLForSemanticSegmentation, args: RunArguments) -> N
     with refusing(Exception, where, f"; pass {fresh}"), refusing(RuntimeError, another, f"; pass its own, or {fresh}"):
         if args.backbone.startswith(TIMM):
             trained, missing = _timm_weights(args, features.config), []
+        elif Path(name).suffix in (".pth", ".pt"):
+            trained, missing = rename_dinov2(read_weights_file(Path(name))), []
         else:
             model, report = type(features).from_pretrained(
                 name, config=features.config, revision=revision, output_loading_info=True

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 # What must be equal for weights of one model to mean the same in another. Strides and dilations may differ: they are in
 # no weight.
-ARCHITECTURE = ("backbone", "stem", "base_width", "head_channels")
+ARCHITECTURE = ("backbone", "stem", "base_width", "head", "head_channels")
 # What may be no Hub id.
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 HEADS = ("classifier", "representation_head", "auxiliary_head")

@@ -22,7 +22,8 @@ from u2pl_hf.training.weights.weights_file import is_state_dict, read_weights_fi
 
 logger = logging.getLogger(__name__)
 
-NETWORKS = {"teacher": "teacher_state", "student": "model_state"}
+# Entries of U2PL's checkpoints, and of UniMatch V2's.
+NETWORKS = {"teacher": ("teacher_state", "model_ema"), "student": ("model_state", "model")}
 DATASETS = {"voc": voc.CLASSES, "cityscapes": cityscapes.CLASSES}
 
 
@@ -108,15 +109,18 @@ def read_published(path: Path, weights: str = "auto") -> tuple[dict[str, Tensor]
     content = read_weights_file(path)
     refuse([(not isinstance(content, dict), f"{path} holds a {type(content).__name__}, not a checkpoint")])
     # Files without nesting have `teacher_state.` and `model_state.` in front of their names.
-    for key in NETWORKS.values():
+    keys = [key for entries in NETWORKS.values() for key in entries]
+    for key in keys:
         inside = {str(n).removeprefix(f"{key}."): v for n, v in content.items() if str(n).startswith(f"{key}.")}
         content = content | ({key: inside} if inside else {})
-    networks = {name: content[key] for name, key in NETWORKS.items() if content.get(key) is not None}
+    networks = {
+        name: content[key] for name, entries in NETWORKS.items() for key in entries if content.get(key) is not None
+    }
     if not networks and is_state_dict(content):
         networks = {"unnamed": content}
     entries = ", ".join(map(str, list(content)[:5])) or "nothing"
     refuse([
-        (not networks, f"{path} is no published checkpoint: no {' or '.join(NETWORKS.values())}, but {entries}"),
+        (not networks, f"{path} is no published checkpoint: no {' or '.join(keys)}, but {entries}"),
         *((not is_state_dict(n), f"{path}: its {name} is no state dict of tensors") for name, n in networks.items()),
     ])  # fmt: skip
     classes = {name: _count_classes(network) for name, network in networks.items()}
@@ -128,12 +132,14 @@ def read_published(path: Path, weights: str = "auto") -> tuple[dict[str, Tensor]
         (differ, f"{path} holds two networks with different classes, {told}: choose one with --weights"),
     ])  # fmt: skip
     chosen = weights if asked else next(iter(networks))
-    numbers = {"epoch": _number(content.get("epoch"), int), "best_miou": _number(content.get("best_miou"), float)}
+    best = content.get("best_miou", content.get("previous_best_ema" if chosen == "teacher" else "previous_best"))
+    numbers = {"epoch": _number(content.get("epoch"), int), "best_miou": _number(best, float)}
     return networks[chosen], {"weights": chosen} | numbers
 
 
 def _count_classes(network: dict[str, Tensor]) -> int | None:
-    last = [tensor for name, tensor in network.items() if name.endswith("decoder.classifier.8.weight") and tensor.ndim]
+    ends = ("decoder.classifier.8.weight", "head.scratch.output_conv.2.weight")
+    last = [tensor for name, tensor in network.items() if name.endswith(ends) and tensor.ndim]
     return len(last[0]) if last else None
 
 
