@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import Dinov2Config
 
 from tests.in_process import run_here
 from tests.model.test_modeling import narrow_model, scramble
@@ -61,3 +62,11 @@ def test_another_result_is_not_left_behind(exported, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="differ by") as error:
         export_onnx(model, tmp_path / "model.onnx")
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
+
+
+def test_dpt_on_a_vision_transformer(tmp_path):
+    backbone = Dinov2Config(hidden_size=16, num_hidden_layers=4, num_attention_heads=2, image_size=56, patch_size=14)
+    model = narrow_model(backbone=backbone, head="dpt", representation_channels=0).eval()
+    scramble(model)
+    assert export_onnx(model, tmp_path / "model.onnx")["difference"] <= 1e-4
+    assert model.backbone.features.config._attn_implementation == "sdpa"

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from u2pl_hf.hub.paper import PUBLISHED
 from u2pl_hf.method.losses import cross_entropy
@@ -156,9 +158,21 @@ def kept_bytes(compute: Callable[[], Tensor]) -> int:
             leaves.add(storage._cdata)
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), FusedAttention():
         compute()
     return sum(storage.nbytes() for place, storage in kept.items() if place not in leaves)
+
+
+class FusedAttention(TorchFunctionMode):
+    """Attention of tensors without values keeps what fused kernels keep, which have none of a device: no products."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if function is not F.scaled_dot_product_attention or not args[0].is_meta:
+            return function(*args, **kwargs)
+        # Not of this one kernel.
+        kwargs.pop("enable_gqa", None)
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*args, **kwargs)[0]
 
 
 def disk(args: RunArguments, sizes: dict[str, int]) -> int:
