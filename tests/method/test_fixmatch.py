@@ -169,6 +169,11 @@ def test_what_one_view_loses_the_other_has():
     assert not torch.equal(masks[0], masks[1]) and not torch.equal(masks[0][0], masks[0][1])
 
 
+def test_stages_of_one_width_lose_the_same_channels():
+    first, second, other, third = complementary_scales(5, (16, 16, 8, 16), torch.device("cpu"))
+    assert torch.equal(first, second) and torch.equal(first, third) and other.shape == (10, 8)
+
+
 def test_each_image_keeps_all_equally_often():
     torch.manual_seed(4)
     kept = sum((complementary_scales(5, (8,), torch.device("cpu"))[0][:5] == 1).all(1).int() for _ in range(1000))
