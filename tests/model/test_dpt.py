@@ -14,8 +14,8 @@ from tests.golden import load_golden
 from tests.model.test_backbones import TINY
 from tests.model.test_modeling import narrow_config, narrow_model
 from tests.published import recipe_tensor
-from u2pl_hf import U2PLConfig
-from u2pl_hf.model.convert import load_published
+from u2pl_hf import U2PLConfig, U2PLForSemanticSegmentation
+from u2pl_hf.model.convert import load_published, mismatch, published_config, rename_published
 from u2pl_hf.model.dpt_u2pl import U2PLDPT, positions_as_published, resize
 
 VIT = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "patch_size": 16, "image_size": 64}
@@ -148,6 +148,54 @@ def test_large_transformers_are_read_where_the_published_code_reads_them():
 def test_refusals(fields, told):
     with pytest.raises(ValueError, match=told):
         narrow_config(**fields)
+
+
+def published_shapes(hidden: int, layers: int, width: int, neck: tuple[int, ...], classes: int) -> dict[str, list[int]]:
+    """Names and shapes of any size; of the largest, the two layers of each block's MLP are another kind."""
+    shapes = json.loads(load_golden("model_unimatch_v2_small")[1]["state_dict"])
+    block = {name: shape for name, shape in shapes.items() if ".blocks.0." in name}
+    if layers == 40:
+        block = {name: shape for name, shape in block.items() if ".mlp." not in name}
+        for name, rows, columns in (("w12", 8192, hidden), ("w3", hidden, 4096)):
+            block |= {
+                f"backbone.blocks.0.mlp.{name}.weight": [rows, columns],
+                f"backbone.blocks.0.mlp.{name}.bias": [rows],
+            }
+    sizes = {
+        48: neck[0],
+        96: neck[1],
+        192: neck[2],
+        64: width,
+        21: classes,
+        384: hidden,
+        1152: 3 * hidden,
+        1536: 4 * hidden,
+    }
+    rest = {name: shape for name, shape in shapes.items() if ".blocks." not in name}
+    blocks = {name.replace(".0.", f".{i}.", 1): shape for i in range(layers) for name, shape in block.items()}
+    # The neck's last level is as wide as the transformer in all sizes.
+    scaled = {name: [sizes.get(n, n) for n in shape] for name, shape in (rest | blocks).items()}
+    return {name: shapes_of if ".mlp.w" not in name else (rest | blocks)[name] for name, shapes_of in scaled.items()}
+
+
+@pytest.mark.parametrize(
+    "hidden, layers, width, neck, millions",
+    [
+        (384, 12, 64, (48, 96, 192), 24.8),
+        (768, 12, 128, (96, 192, 384), 97.5),
+        (1024, 24, 256, (256, 512, 1024), 335.6),
+        (1536, 40, 384, (1536, 1536, 1536), 1258.7),
+    ],
+)
+def test_checkpoints_of_all_sizes_fit(hidden, layers, width, neck, millions):
+    shapes = published_shapes(hidden, layers, width, neck, classes=81)
+    weights = {f"module.{name}": torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    config = published_config(weights)
+    with torch.device("meta"):
+        model = U2PLForSemanticSegmentation(config)
+    assert mismatch(rename_published(weights), model.state_dict()) is None
+    assert (config.num_labels, config.head_channels) == (81, width)
+    assert round(model.num_parameters() / 1e6, 1) == pytest.approx(millions, abs=0.15)
 
 
 def test_half_a_checkpoint_is_refused():

@@ -30,6 +30,26 @@ _DPT_PREFIXES = {
     **{f"head.scratch.refinenet{i + 1}.resConfUnit2.": f"dpt.fusions.{i}.unit." for i in range(4)},
     "head.scratch.output_conv.": "classifier.",
 }
+# DINOv2's names, and what transformers says.
+_DINOV2 = (
+    ("patch_embed.proj.", "embeddings.patch_embeddings.projection."),
+    ("cls_token", "embeddings.cls_token"),
+    ("mask_token", "embeddings.mask_token"),
+    ("pos_embed", "embeddings.position_embeddings"),
+    ("blocks.", "encoder.layer."),
+    (".gamma", ".lambda1"),
+    (".ls", ".layer_scale"),
+)
+# What stands for one tensor there, by version.
+_DINOV2_PARTS = {
+    "attn.qkv": (
+        ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
+        ("attention.attention.query", "attention.attention.key", "attention.attention.value"),
+    ),
+    "attn.proj": (("attention.o_proj",), ("attention.output.dense",)),
+    "mlp.w12": (("mlp.gate_proj", "mlp.up_proj"), ("mlp.weights_in",)),
+    "mlp.w3": (("mlp.down_proj",), ("mlp.weights_out",)),
+}
 # (blocks of the third stage, bottleneck?) names the depth.
 _BACKBONES = {(2, False): "resnet18", (6, False): "resnet34", (6, True): "resnet50", (23, True): "resnet101"}
 
@@ -72,26 +92,20 @@ def rename_dinov2(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     config = dinov2_architecture(weights)
     with torch.device("meta"):
         needed = AutoBackbone.from_config(config).state_dict()
-    # Its versions differ in the attention's names.
-    own = {"q": ("q_proj", "attention.query"), "k": ("k_proj", "attention.key"), "v": ("v_proj", "attention.value")}
-    own["proj"] = ("o_proj", "output.dense")
-    attention = {
-        part: next(name for name in names if f"encoder.layer.0.attention.{name}.weight" in needed)
-        for part, names in own.items()
-    }
     renamed = {}
     for name, tensor in weights.items():
-        ours = name.replace("patch_embed.proj.", "embeddings.patch_embeddings.projection.")
-        ours = ours.replace("cls_token", "embeddings.cls_token").replace("mask_token", "embeddings.mask_token")
-        ours = ours.replace("pos_embed", "embeddings.position_embeddings")
-        ours = ours.replace("blocks.", "encoder.layer.").replace(".gamma", ".lambda1").replace(".ls", ".layer_scale")
-        ours = ours.replace(".mlp.w12.", ".mlp.weights_in.").replace(".mlp.w3.", ".mlp.weights_out.")
-        ours = f"layernorm.{ours.removeprefix('norm.')}" if ours.startswith("norm.") else ours
-        if ".attn.qkv." in ours and tensor.ndim and tensor.shape[0] % 3 == 0:
-            for part, third in zip("qkv", tensor.chunk(3), strict=True):
-                renamed[ours.replace(".attn.qkv.", f".attention.{attention[part]}.")] = third
-        else:
-            renamed[ours.replace(".attn.proj.", f".attention.{attention['proj']}.")] = tensor
+        for theirs, ours in _DINOV2:
+            name = name.replace(theirs, ours)
+        name = f"layernorm.{name.removeprefix('norm.')}" if name.startswith("norm.") else name
+        kind = next((kind for kind in _DINOV2_PARTS if f".{kind}." in name), None)
+        if kind is None or not tensor.ndim:
+            renamed[name] = tensor
+            continue
+        # Versions of transformers differ in these names, and in whether projections are one tensor.
+        layer, _, rest = name.partition(f".{kind}.")
+        parts = next((own for own in _DINOV2_PARTS[kind] if f"{layer}.{own[0]}.{rest}" in needed), (kind,))
+        for part, piece in zip(parts, tensor.chunk(len(parts)), strict=False):
+            renamed[f"{layer}.{part}.{rest}"] = piece
     if wrong := mismatch(renamed, needed):
         raise ValueError(f"not a whole DINOv2 network: {wrong}")
     return renamed
