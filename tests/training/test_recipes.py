@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import asdict
@@ -12,11 +13,13 @@ import torch
 
 from tests.training.test_trainer import make_trainer
 from u2pl_hf.command_line import readable
+from u2pl_hf.data.source.published_splits import SPLITS
 from u2pl_hf.errors import InputError
 from u2pl_hf.training.build import build_student
 from u2pl_hf.training.plan import (
     _losses,
     kept_bytes,
+    memory,
     plan_run,
     plan_without_data,
     published_counts,
@@ -35,6 +38,16 @@ PUBLISHED = {
     "cityscapes_u2pl": (8, 2, 2, 769, 200, 0.01, 1, 5e-4, "ohem", 0),
     "cityscapes_u2pl_ael": (8, 2, 1, 769, 100, 0.01, 10, 1e-4, "ohem", 0),
 }
+# UniMatch V2's: unlabelled images of a process of four, crop, epochs, steps of SupOnly (its list of labelled images is
+# repeated to 3,000, 3,000, 6,000, 30,000; 93, 187, 375, 937 steps an epoch), and at the smallest split the steps
+# worked out by hand here and those of the published code, which leaves out an epoch's last, partial one.
+DINOV2 = {
+    "voc": (4, 518, 60, 5_580, "voc_unimatch/92", 39_360, 39_300),  # 10,582 - 92 = 10,490; / 16 = 655.6
+    "cityscapes": (2, 798, 180, 33_660, "cityscapes_unimatch/1_16", 62_820, 62_640),  # 2,975 - 186; / 8 = 348.6
+    "ade20k": (2, 518, 60, 22_500, "ade20k/1_64", 149_220, 149_160),  # 20,210 - 316 = 19,894; / 8 = 2,486.8
+    "coco": (4, 518, 20, 18_740, "coco/1_512", 147_580, 147_560),  # 118,287 - 232 = 118,055; / 16 = 7,378.4
+}
+CLASSES = {"voc": 21, "cityscapes": 19, "ade20k": 150, "coco": 81}
 # What all of them say of the method, or leave to the defaults.
 METHOD = {
     "unreliable_share": 0.2, "unsupervised_weight": 1.0, "ema_decay": 0.99, "strong_augmentation": "cutmix",
@@ -83,6 +96,51 @@ def test_on_one_gpu_the_step_has_the_same_images(name):
     assert single.batch_size * passes == 16
     if args.method != "suponly":
         assert single.unlabelled_batch_size * passes == args.unlabelled_batch_size * 16 // args.batch_size
+
+
+@pytest.mark.parametrize("method", ["suponly", "fixmatch", "unimatch_v2", "u2pl"])
+@pytest.mark.parametrize("family", DINOV2)
+def test_published_settings_with_dinov2(family, method):
+    images, crop, epochs, steps_suponly, split, steps, published = DINOV2[family]
+    args = recipe(name := f"{family}_dinov2_{method}")
+    # Published: twice the labelled images where there are no others.
+    images *= 1 + (method == "suponly")
+    assert (args.batch_size, args.unlabelled_batch_size, args.reference_batch_size) == (images, images, 4 * images)
+    assert (args.crop_size, args.split, args.dataset) == (crop, split, f"data/{family}")
+    assert (args.backbone, args.head, args.head_channels) == ("facebook/dinov2-base", "dpt", 128)
+    assert (args.optimizer, args.learning_rate, args.head_lr_factor) == ("adamw", 5e-6, 40)
+    assert (args.weight_decay, args.mixed_precision, args.freeze) == (0.01, "no", "none")
+    ohem = ("ohem", 0.7, 200_000) if family == "cityscapes" else ("ce", 0.7, 100_000)
+    assert (args.supervised_loss, args.ohem_threshold, args.ohem_min_kept) == ohem
+    assert (args.eval_mode, args.eval_window) == (("slide", 798) if family == "cityscapes" else ("whole", 769))
+    if method in ("fixmatch", "unimatch_v2"):
+        assert (args.confidence_threshold, args.ema_decay, args.cutmix_probability) == (0.95, 0.996, 0.5)
+    text = (RECIPES / f"{name}.yaml").read_text()
+    assert "--num_processes 4 " in text
+    small = recipe(name, *re.search(r"(--backbone \S+ --head_channels \d+)", text)[1].split())
+    assert (small.backbone, small.head_channels) == ("facebook/dinov2-small", 64)
+    if method in ("suponly", "u2pl"):  # the others have U2PL's steps, test_arguments.py says
+        plan = plan_of(name, split, 4)
+        assert plan["steps"] == (steps_suponly if method == "suponly" else steps) and 0 <= steps - published <= epochs
+        assert plan["warmup_steps"] == (steps // epochs if method == "u2pl" else 0)
+        assert 97e6 < plan["parameters"] < 98e6 and plan["classes"] == CLASSES[family]
+
+
+@pytest.mark.parametrize(
+    ("split", "labelled", "unlabelled"),
+    [
+        ("ade20k/1_32", 631, 19_579), ("ade20k/1_2", 10_105, 10_105), ("coco/1_32", 3_697, 114_590),
+        ("cityscapes_unimatch/1_30", 100, 2_875), ("voc_unimatch/1464", 1_464, 9_118),
+        ("cityscapes_ael/372", 372, 2_603),
+    ],
+)  # fmt: skip
+def test_counts_of_published_splits(split, labelled, unlabelled):
+    counts = published_counts(recipe("voc_u2pl", "--split", split))
+    assert (counts.labelled, counts.unlabelled) == (labelled, unlabelled)
+
+
+def test_every_published_split_is_counted():
+    assert all(published_counts(recipe("voc_suponly", "--split", split)).labelled for split in SPLITS)
 
 
 def test_own_data_differ_in_the_method_only():
@@ -171,6 +229,21 @@ def test_activations_are_counted_without_values_as_with_them():
     assert 0.45 < kept_bytes(lambda: _losses(half, meta_student(half), 4)) / counted < 0.75
     again = args.changed(gradient_checkpointing=True)
     assert kept_bytes(lambda: _losses(again, meta_student(again), 4)) < 0.8 * counted
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_attention_is_counted_as_it_is_computed(precision):
+    """Without a matrix of its weights, which tensors without values would keep."""
+    args = run_arguments(
+        method="suponly", backbone="facebook/dinov2-small", head="dpt", head_channels=8, crop_size=98, batch_size=2,
+        mixed_precision=precision,
+    )  # fmt: skip
+    counted = memory(args, meta_student(args), 5)["activations"]
+    real = meta_student(args).to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in (*real.parameters(), *real.buffers()):
+            tensor.fill_(0.01)
+    assert counted == round(kept_bytes(lambda: _losses(args, real, 2)) / 1e6) > 40
 
 
 def test_kept_bytes_closed_form():

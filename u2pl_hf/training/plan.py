@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from u2pl_hf.data.source.published_splits import SPLITS
 from u2pl_hf.hub.paper import PUBLISHED
 from u2pl_hf.method.losses import cross_entropy
 from u2pl_hf.method.pseudo_labels import resize_logits
@@ -17,8 +18,6 @@ from u2pl_hf.system.precision import checkpoint_gradients
 from u2pl_hf.training.build import Run, build_student
 from u2pl_hf.training.recipe.arguments import RunArguments
 from u2pl_hf.training.recipe.schedule import StepSize, scaled_learning_rate, with_steps
-
-PUBLISHED_CLASSES = {"voc": 21, "cityscapes": 19}
 
 
 @dataclass(frozen=True)
@@ -34,15 +33,15 @@ class Counts:
 
 def published_counts(args: RunArguments) -> Counts | None:
     """The counts of a published split whose data set is not there to be counted; None for any other."""
-    name, _, labelled = args.split.partition("/")
     elsewhere = args.dataset != "demo" and not Path(args.dataset).exists() and not args.unlabelled_dataset
-    if labelled not in PUBLISHED["mean_iou_per_cent"].get(name, {}) or not elsewhere:
+    if args.split not in SPLITS or not elsewhere:
         return None
-    family = name.partition("_")[0]
-    data = PUBLISHED["datasets"][family]
-    unlabelled = data["training_images"] - int(labelled)
-    classes = args.num_labels or PUBLISHED_CLASSES[family]
-    return Counts(int(labelled), unlabelled, data["evaluation_images"], classes, "published")
+    name, _, share = args.split.partition("/")
+    data = PUBLISHED["datasets"][name.partition("_")[0]]
+    # Most lists are called after their number of images.
+    labelled = PUBLISHED["labelled_images"].get(name, {}).get(share) or int(share)
+    unlabelled = data["training_images"] - labelled
+    return Counts(labelled, unlabelled, data["evaluation_images"], args.num_labels or data["classes"], "published")
 
 
 def plan_without_data(args: RunArguments, counts: Counts, processes: int) -> dict:
@@ -125,7 +124,8 @@ def memory(args: RunArguments, student: nn.Module, classes: int) -> dict[str, in
     parts = {"weights": weights, "gradients": learning} | state
     parts |= method.state_bytes(args.settings, weights, classes, student.config.representation_channels)
     images = method.student_images(args.batch_size, args.unlabelled_batch_size)
-    parts["activations"] = kept_bytes(lambda: _losses(args, student, images))
+    with _FusedAttention():
+        parts["activations"] = kept_bytes(lambda: _losses(args, student, images))
     return {name: round(size / 1e6) for name, size in (parts | {"all": sum(parts.values())}).items()}
 
 
@@ -143,6 +143,17 @@ def _losses(args: RunArguments, student: nn.Module, images: int) -> Tensor:
     if output.aux_logits is not None:
         loss = loss + cross_entropy(resize_logits(output.aux_logits, (side, side)), labels)
     return loss
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attention as GPUs and CPUs compute it, without keeping the matrix of its weights, which "meta" would count."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function is not nn.functional.scaled_dot_product_attention or len(args) != 3:
+            return function(*args, **kwargs)
+        known = {name: kwargs[name] for name in ("attn_mask", "dropout_p", "is_causal", "scale") if name in kwargs}
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*args, **known)[0]
 
 
 def kept_bytes(compute: Callable[[], Tensor]) -> int:
