@@ -124,8 +124,7 @@ def memory(args: RunArguments, student: nn.Module, classes: int) -> dict[str, in
     parts = {"weights": weights, "gradients": learning} | state
     parts |= method.state_bytes(args.settings, weights, classes, student.config.representation_channels)
     images = method.student_images(args.batch_size, args.unlabelled_batch_size)
-    with _FusedAttention():
-        parts["activations"] = kept_bytes(lambda: _losses(args, student, images))
+    parts["activations"] = kept_bytes(lambda: _losses(args, student, images))
     return {name: round(size / 1e6) for name, size in (parts | {"all": sum(parts.values())}).items()}
 
 
@@ -143,17 +142,6 @@ def _losses(args: RunArguments, student: nn.Module, images: int) -> Tensor:
     if output.aux_logits is not None:
         loss = loss + cross_entropy(resize_logits(output.aux_logits, (side, side)), labels)
     return loss
-
-
-class _FusedAttention(TorchFunctionMode):
-    """Attention as GPUs and CPUs compute it, without keeping the matrix of its weights, which "meta" would count."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if function is not nn.functional.scaled_dot_product_attention or len(args) != 3:
-            return function(*args, **kwargs)
-        known = {name: kwargs[name] for name in ("attn_mask", "dropout_p", "is_causal", "scale") if name in kwargs}
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*args, **known)[0]
 
 
 def kept_bytes(compute: Callable[[], Tensor]) -> int:
