@@ -243,7 +243,7 @@ def damaged_files(folder: Path, state_dict: dict) -> dict[Path, str]:
         "code.pth": ({"teacher_state": _Harmful()}, "posix.system, and loading that would run code"),
         "module.pth": (torch.nn.Conv2d(1, 1, 1), "torch.nn.modules.conv.Conv2d, and loading that would run code"),
         "tensor.pth": (torch.zeros(3), "holds a Tensor, not a checkpoint"),
-        "other.pth": ({"epoch": 3, "net": {}}, "no teacher_state or model_state, but epoch, net"),
+        "other.pth": ({"epoch": 3, "net": {}}, "no teacher_state or model_ema or model_state or model, but epoch, net"),
         "nothing.pth": ({}, "but nothing"),
         "text_inside.pth": ({"teacher_state": "x"}, "its teacher is no state dict of tensors"),
     }
