@@ -85,11 +85,15 @@ def test_mistakes_are_told_in_one_line(tiny_data, folders, tmp_path, options, to
 
 
 def train_on_this_process(data: str, backbone: str, output: str):
-    make_trainer(data, output, backbone=backbone, num_workers=0, max_steps=4, warmup_steps=2).train()
+    dpt = {"head": "dpt", "crop_size": 70}
+    make_trainer(data, output, backbone=backbone, num_workers=0, max_steps=4, warmup_steps=2, **dpt).train()
 
 
 def test_two_processes_with_parameters_that_nothing_uses(tiny_data, folders, tmp_path):
-    """DINOv2's mask token: without telling DistributedDataParallel, it would wait for its gradient for ever."""
+    """DINOv2's mask token: without telling DistributedDataParallel, it would wait for its gradient for ever.
+
+    Nor has that network any BatchNorm whose statistics could be averaged.
+    """
     token = next(n for n, _ in AutoBackbone.from_config(TINY["dinov2"]).named_parameters() if "mask_token" in n)
     on_two_processes(train_on_this_process, str(tiny_data), str(folders / "dinov2"), str(tmp_path / "run"))
     assert f"backbone.features.{token}" in load_file(tmp_path / "run" / "model.safetensors")

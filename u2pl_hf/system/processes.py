@@ -152,6 +152,9 @@ def average_running_statistics(accelerator: Accelerator, models: Iterable[nn.Mod
     if accelerator.num_processes == 1 or accelerator.distributed_type == DistributedType.MULTI_GPU:
         return
     statistics = [buffer for model in models for buffer in _running_statistics(model)]
+    if not statistics:
+        # A vision transformer under DPT has no BatchNorm.
+        return
     flat = torch.cat([buffer.flatten() for buffer in statistics])
     torch.distributed.all_reduce(flat)
     flat /= accelerator.num_processes
