@@ -4,7 +4,7 @@ Shapes: ids are class ids (H,W) uint8 with 255 = ignore; images are RGB (H,W,3) 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import cv2
 import numpy as np
@@ -20,6 +20,7 @@ ENTROPY_COLOURS = np.array([(24, 20, 72), (34, 86, 140), (38, 146, 132), (130, 2
 COLUMNS = ("image", "ground truth", "prediction", "pseudo-label", "entropy")
 LINE_SHARE = 600  # pixels of the longest side for each pixel of a contour
 GAP, TITLE_HEIGHT, FONT_SIZE = 6, 22, 13
+SHEET_COLUMNS = 6
 
 
 def colour_table(palette: Sequence[Sequence[int]]) -> np.ndarray:
@@ -113,6 +114,25 @@ def picture_grid(
     entries = [*zip(class_names, palette, strict=False), ("ignored or unreliable", IGNORE_COLOUR)]
     note = "entropy: dark = certain, yellow = log C; red line = border of the unreliable pixels (entropy >= gamma)"
     return Image.fromarray(_below(np.asarray(titles), *rows, _legend(entries, width, [note])))
+
+
+def contact_sheet(
+    pictures: Iterable[np.ndarray], palette: Sequence[Sequence[int]], class_names: Sequence[str], cell_side: int = 240
+) -> Image.Image:
+    """Pictures (H,W,3) in rows of six, each shrunk into a square cell; the colours' names below."""
+    cells = []
+    for picture in pictures:
+        height, width = picture.shape[:2]
+        scale = cell_side / max(height, width)
+        fitted = _fit(picture, (max(1, round(width * scale)), max(1, round(height * scale))))
+        cells.append(Image.new("RGB", (cell_side + GAP, cell_side + GAP), PAPER))
+        cells[-1].paste(fitted, (GAP, GAP))
+    rows = [
+        np.hstack([np.asarray(cell) for cell in cells[i : i + SHEET_COLUMNS]])
+        for i in range(0, len(cells), SHEET_COLUMNS)
+    ]
+    legend = _legend([*zip(class_names, palette, strict=True)], rows[0].shape[1])
+    return Image.fromarray(_below(*rows, legend))
 
 
 def _row(sample: dict, palette: Sequence[Sequence[int]], num_labels: int, cell_width: int) -> np.ndarray:
