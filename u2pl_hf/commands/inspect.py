@@ -36,7 +36,9 @@ ALIKE = {
 # Of a run's options, those that say what the data are.
 OPTIONS = ("dataset_revision", "train_subset", "eval_subset", "id_column", "image_column", "label_column", "split",
            "splits_dir", "seed", "unlabelled_dataset", "unlabelled_subset", "num_labels", "class_names")  # fmt: skip
-SHOWN, IN_SHEET, SMALLEST_CROP = 20, 24, 33
+# A method that takes unlabelled images, and the smallest crop; no other field counts where data are read.
+ANY_RUN = {"method": "fixmatch", "crop_size": 33}
+SHOWN, IN_SHEET = 20, 24
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -61,10 +63,7 @@ def load(args: argparse.Namespace, faults: dict[str, list[str]]) -> TrainingData
     told = {name: value for name, value in vars(args).items() if value is not None}
     told = {"split": "all"} | {name: told[name] for name in told if name not in ("json", "output_dir")}
     try:
-        # A method that takes unlabelled images; no other field counts here.
-        return load_training_data(
-            recipe_arguments(None, told | {"method": "fixmatch", "crop_size": SMALLEST_CROP}), faults
-        )
+        return load_training_data(recipe_arguments(None, told | ANY_RUN), faults)
     except InputError:
         for line in fault_lines(faults):
             print(line, file=sys.stderr)
@@ -75,11 +74,8 @@ def look(data: TrainingData) -> dict[str, Looks]:
     """Read all images once, with a progress bar."""
     good = set(data.evaluation_labels.ids)
     scored = [row for row, name in enumerate(data.evaluation.ids) if name in good]
-    places = (
-        (data.labelled_source, data.labelled),
-        (data.unlabelled_source, data.unlabelled),
-        (data.evaluation, scored),
-    )
+    train, further = (data.labelled_source, data.labelled), (data.unlabelled_source, data.unlabelled)
+    places = (train, further, (data.evaluation, scored))
     with tqdm(total=sum(len(rows) for _, rows in places), desc="inspect", unit="image", leave=False) as bar:
         return {name: look_at(*place, bar.update) for name, place in zip(SUBSETS, places, strict=True)}
 
@@ -121,27 +117,22 @@ def facts_of(data: TrainingData, looks: dict[str, Looks], faults: dict[str, list
 
 def fault_lines(faults: dict[str, list[str]]) -> list[str]:
     """What training would do about each bad image."""
-    ends = {"unlabelled": "is skipped"}
-    return [f"{subset}, {ends.get(subset, 'ends training')}: {line}" for subset in faults for line in faults[subset]]
+    does = {"labelled": "does not start", "unlabelled": "skips it", "validation": "does not start"}
+    return [f"{subset}, training {does[subset]}: {line}" for subset in faults for line in faults[subset]]
 
 
 def words(facts: dict) -> str:
     """Tables and lines for people."""
     subsets = [("", "images", "ignored", "smallest", "median", "largest")]
-    for name, found in facts["subsets"].items():
-        sizes = (
-            f"{found[size][1]}x{found[size][0]}" if found[size] else "-" for size in ("smallest", "median", "largest")
-        )
-        subsets.append((name, f"{found['images']:,}", _share(found["ignored"]), *sizes))
+    for name, (images, ignored, *sizes) in ((name, found.values()) for name, found in facts["subsets"].items()):
+        sides = (f"{size[1]}x{size[0]}" if size else "-" for size in sizes)
+        subsets.append((name, f"{images:,}", _share(ignored), *sides))
     classes = [("class", "labelled images", "pixels", "validation images", "pixels")]
     for row in facts["classes"]:
         cells = ((f"{row[f'{s}_images']:,}", _share(row[f"{s}_share"])) for s in ("labelled", "validation"))
         classes.append((row["name"], *(cell for pair in cells for cell in pair)))
-    pairs = [
-        f"{a} {i} looks like {b} {j} ({pair['distance']} of 64 signs differ)"
-        for pair in facts["alike_pairs"]
-        for (a, b), (i, j) in [(pair["subsets"], pair["images"])]
-    ]
+    alike = [(map(" ".join, zip(pair["subsets"], pair["images"], strict=True)), pair) for pair in facts["alike_pairs"]]
+    pairs = [f"{' looks like '.join(both)} ({pair['distance']} of 64 signs differ)" for both, pair in alike]
     parts = [aligned(subsets), aligned(classes), "\n".join(fault_lines(facts["faults"])), "\n".join(pairs)]
     parts.append("\n".join(f"warning: {line}" for line in facts["warnings"]) or "nothing to warn of")
     return "\n\n".join(filter(None, parts))
@@ -155,7 +146,7 @@ def write_sheet(data: TrainingData, path: Path) -> None:
     """Up to 24 labelled images under their masks, each class at least once where so many can show it."""
     source, palette = data.labelled_source, data.palette or default_palette(len(data.class_names))
     rows = [data.labelled[place] for place in overview.rows_with_every_class(data.labels.counts, IN_SHEET)]
-    drawn = (overlay(source.read_image(row), source.read_label(row), palette) for row in rows)
+    drawn = ((source.ids[row], overlay(source.read_image(row), source.read_label(row), palette)) for row in rows)
     write_atomically(path, functools.partial(contact_sheet(drawn, palette, data.class_names).save, format="PNG"))
 
 

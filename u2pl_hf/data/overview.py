@@ -38,38 +38,26 @@ def class_warnings(names: Sequence[str], labelled: np.ndarray, validation: np.nd
     """What is wrong with the classes, given the counts of labelled and of validation images."""
     images, _, share = class_facts(labelled)
     scored = validation.any(0)
-    rules = (
-        (scored & (images == 0), "in validation, but in no labelled image, so it cannot be learned: label some"),
-        (
-            ~scored & (images > 0),
-            "in labelled images, but in no validation image, so its IoU is unknown: move one there",
-        ),
-        (~scored & (images == 0), "in no image: leave it out of the class list, or label some"),
-        (images == 1, "in a single labelled image: label more"),
-        ((images > 0) & (share < RARE), f"less than {RARE:.1%} of the labelled pixels: label more of it"),
-        (share > DOMINANT, f"more than {DOMINANT:.0%} of the labelled pixels: label images that show the others"),
-    )
-    return [
-        f"{'class' if which.sum() == 1 else 'classes'} {_some(names, which)}: {rule}"
-        for which, rule in rules
-        if which.any()
-    ]
+    rules = {
+        "are in validation, but in no labelled image, and cannot be learned: label some": scored & (images == 0),
+        "are in labelled images, but in no validation image, and get no IoU: move some there": ~scored & (images > 0),
+        "are in no image: leave them out of the class list, or label some": ~scored & (images == 0),
+        "are in a single labelled image: label more": images == 1,
+        f"have less than {RARE:.1%} of the labelled pixels: label more": (images > 0) & (share < RARE),
+        f"have more than {DOMINANT:.0%} of the labelled pixels: label images that show others": share > DOMINANT,
+    }
+    return _lines("classes", names, rules)
 
 
-def mask_warnings(ids: Sequence[str], counts: np.ndarray, ignored: np.ndarray, what: str) -> list[str]:
-    """What is odd about masks, given their counts and `ignored_shares`; `what` are labelled or validation."""
+def mask_warnings(ids: Sequence[str], counts: np.ndarray, ignored: np.ndarray, subset: str) -> list[str]:
+    """What is odd about masks, given their counts and `ignored_shares`."""
     classes = (counts > 0).sum(1)
-    rules = (
-        (classes == 0, "are ignored (255) altogether and teach nothing: label them, or leave them out"),
-        (
-            (ignored > MOSTLY) & (classes > 0),
-            f"are ignored (255) in more than {MOSTLY:.0%} of their pixels: is that meant?",
-        ),
-        (classes == 1, "hold a single class: is there nothing else?"),
-    )
-    return [
-        f"{which.sum()} of {len(ids)} {what} masks {rule} ({_some(ids, which)})" for which, rule in rules if which.any()
-    ]
+    rules = {
+        "are ignored (255) altogether and teach nothing: label them, or leave them out": classes == 0,
+        f"are ignored (255) in more than {MOSTLY:.0%} of their pixels: see whether that is meant": ignored > MOSTLY,
+        "hold a single class: see whether there is nothing else": classes == 1,
+    }
+    return _lines(f"{subset} masks", ids, rules)
 
 
 def size_warnings(labelled: np.ndarray, unlabelled: np.ndarray, crop: int) -> list[str]:
@@ -83,9 +71,7 @@ def size_warnings(labelled: np.ndarray, unlabelled: np.ndarray, crop: int) -> li
         sides = [np.median(np.sqrt(sizes.prod(1))) for sizes in (labelled, unlabelled)]
         ratio = sides[1] / sides[0]
         if max(ratio, 1 / ratio) > SIDE_RATIO:
-            told = (
-                f"unlabelled photographs have sides of {sides[1]:.0f} pixels, labelled ones of {sides[0]:.0f} (median)"
-            )
+            told = f"labelled images have sides of {sides[0]:.0f} pixels, unlabelled ones of {sides[1]:.0f} (median)"
             warnings.append(f"{told}, so crops show things at other scales: shrink the larger ones")
     return warnings
 
@@ -101,6 +87,11 @@ def rows_with_every_class(counts: np.ndarray, most: int) -> list[int]:
     return sorted([*chosen, *others[spread].tolist()])
 
 
-def _some(names: Sequence[str], which: np.ndarray) -> str:
-    found = [names[place] for place in np.flatnonzero(which)]
-    return ", ".join(found[:NAMED]) + (f" and {len(found) - NAMED} more" if len(found) > NAMED else "")
+def _lines(kind: str, names: Sequence[str], rules: dict[str, np.ndarray]) -> list[str]:
+    """A line for each rule that holds for some, bool (names,); it names a few."""
+    lines = []
+    for rule, which in rules.items():
+        found = [names[place] for place in np.flatnonzero(which)]
+        more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
+        lines += [f"{len(found)} of {len(names)} {kind} {rule} ({', '.join(found[:NAMED])}{more})"] if found else []
+    return lines

@@ -117,22 +117,18 @@ def picture_grid(
 
 
 def contact_sheet(
-    pictures: Iterable[np.ndarray], palette: Sequence[Sequence[int]], class_names: Sequence[str], cell_side: int = 240
+    pictures: Iterable[tuple[str, np.ndarray]], palette: Sequence[Sequence[int]], class_names: Sequence[str], side=240
 ) -> Image.Image:
-    """Pictures (H,W,3) in rows of six, each shrunk into a square cell; the colours' names below."""
+    """Named pictures (H,W,3) in rows of six, each shrunk into a square of `side`; the colours' names below."""
     cells = []
-    for picture in pictures:
-        height, width = picture.shape[:2]
-        scale = cell_side / max(height, width)
-        fitted = _fit(picture, (max(1, round(width * scale)), max(1, round(height * scale))))
-        cells.append(Image.new("RGB", (cell_side + GAP, cell_side + GAP), PAPER))
-        cells[-1].paste(fitted, (GAP, GAP))
-    rows = [
-        np.hstack([np.asarray(cell) for cell in cells[i : i + SHEET_COLUMNS]])
-        for i in range(0, len(cells), SHEET_COLUMNS)
-    ]
-    legend = _legend([*zip(class_names, palette, strict=True)], rows[0].shape[1])
-    return Image.fromarray(_below(*rows, legend))
+    for name, picture in pictures:
+        height, width = (max(1, round(length * side / max(picture.shape[:2]))) for length in picture.shape[:2])
+        cell = Image.new("RGB", (side + GAP, side + TITLE_HEIGHT), PAPER)
+        cell.paste(_fit(picture, (width, height)), (GAP, TITLE_HEIGHT))
+        ImageDraw.Draw(cell).text((GAP, 3), name[-side // 8 :], fill=INK, font=ImageFont.load_default(FONT_SIZE))
+        cells.append(np.asarray(cell))
+    rows = [np.hstack(cells[start : start + SHEET_COLUMNS]) for start in range(0, len(cells), SHEET_COLUMNS)]
+    return Image.fromarray(_below(*rows, _legend([*zip(class_names, palette, strict=True)], rows[0].shape[1])))
 
 
 def _row(sample: dict, palette: Sequence[Sequence[int]], num_labels: int, cell_width: int) -> np.ndarray:
