@@ -70,7 +70,7 @@ def load(args: argparse.Namespace, faults: dict[str, list[str]]) -> TrainingData
         raise
 
 
-def look(data: TrainingData) -> dict[str, Looks]:
+def look_at_all(data: TrainingData) -> dict[str, Looks]:
     """Read all images once, with a progress bar."""
     good = set(data.evaluation_labels.ids)
     scored = [row for row, name in enumerate(data.evaluation.ids) if name in good]
@@ -131,8 +131,8 @@ def words(facts: dict) -> str:
     for row in facts["classes"]:
         cells = ((f"{row[f'{s}_images']:,}", _share(row[f"{s}_share"])) for s in ("labelled", "validation"))
         classes.append((row["name"], *(cell for pair in cells for cell in pair)))
-    alike = [(map(" ".join, zip(pair["subsets"], pair["images"], strict=True)), pair) for pair in facts["alike_pairs"]]
-    pairs = [f"{' looks like '.join(both)} ({pair['distance']} of 64 signs differ)" for both, pair in alike]
+    named = [(map(" ".join, zip(pair["subsets"], pair["images"], strict=True)), pair) for pair in facts["alike_pairs"]]
+    pairs = [f"{' looks like '.join(both)} ({pair['distance']} of 64 signs differ)" for both, pair in named]
     parts = [aligned(subsets), aligned(classes), "\n".join(fault_lines(facts["faults"])), "\n".join(pairs)]
     parts.append("\n".join(f"warning: {line}" for line in facts["warnings"]) or "nothing to warn of")
     return "\n\n".join(filter(None, parts))
@@ -158,7 +158,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.output_dir:
         check_writable(args.output_dir, "--output_dir")
     data = load(args, faults)
-    looks = look(data)
+    looks = look_at_all(data)
     for name, seen in looks.items():
         faults[name] += seen.faults
     sheet = Path(args.output_dir, "inspect.png") if args.output_dir else None
