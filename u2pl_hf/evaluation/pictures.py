@@ -4,7 +4,7 @@ Shapes: ids are class ids (H,W) uint8 with 255 = ignore; images are RGB (H,W,3) 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import cv2
 import numpy as np
@@ -20,6 +20,7 @@ ENTROPY_COLOURS = np.array([(24, 20, 72), (34, 86, 140), (38, 146, 132), (130, 2
 COLUMNS = ("image", "ground truth", "prediction", "pseudo-label", "entropy")
 LINE_SHARE = 600  # pixels of the longest side for each pixel of a contour
 GAP, TITLE_HEIGHT, FONT_SIZE = 6, 22, 13
+SHEET_COLUMNS = 6
 
 
 def colour_table(palette: Sequence[Sequence[int]]) -> np.ndarray:
@@ -113,6 +114,21 @@ def picture_grid(
     entries = [*zip(class_names, palette, strict=False), ("ignored or unreliable", IGNORE_COLOUR)]
     note = "entropy: dark = certain, yellow = log C; red line = border of the unreliable pixels (entropy >= gamma)"
     return Image.fromarray(_below(np.asarray(titles), *rows, _legend(entries, width, [note])))
+
+
+def contact_sheet(
+    pictures: Iterable[tuple[str, np.ndarray]], palette: Sequence[Sequence[int]], class_names: Sequence[str], side=240
+) -> Image.Image:
+    """Named pictures (H,W,3) in rows of six, each shrunk into a square of `side`; the colours' names below."""
+    cells = []
+    for name, picture in pictures:
+        height, width = (max(1, round(length * side / max(picture.shape[:2]))) for length in picture.shape[:2])
+        cell = Image.new("RGB", (side + GAP, side + TITLE_HEIGHT), PAPER)
+        cell.paste(_fit(picture, (width, height)), (GAP, TITLE_HEIGHT))
+        ImageDraw.Draw(cell).text((GAP, 3), name[-side // 8 :], fill=INK, font=ImageFont.load_default(FONT_SIZE))
+        cells.append(np.asarray(cell))
+    rows = [np.hstack(cells[start : start + SHEET_COLUMNS]) for start in range(0, len(cells), SHEET_COLUMNS)]
+    return Image.fromarray(_below(*rows, _legend([*zip(class_names, palette, strict=True)], rows[0].shape[1])))
 
 
 def _row(sample: dict, palette: Sequence[Sequence[int]], num_labels: int, cell_width: int) -> np.ndarray:

@@ -68,8 +68,12 @@ class TrainingData:
         return {kind: hashlib.sha256("\n".join(names).encode()).hexdigest() for kind, names in kinds.items()}
 
 
-def load_training_data(args: RunArguments) -> TrainingData:
+def load_training_data(args: RunArguments, faults: dict[str, list[str]] | None = None) -> TrainingData:
     """Load and check data set, split, labels and crop size.
+
+    Args:
+        faults: to look at the data: "labelled" and "validation" get a line for each bad image, which is left out (but
+            for `evaluation`, which has all rows), and there need be no unlabelled images, nor readable ones.
 
     Raises:
         InputError: one line that names what is wrong.
@@ -90,17 +94,24 @@ def load_training_data(args: RunArguments) -> TrainingData:
     if train.streamed:
         labelled_source, labelled = materialised(train, labelled), list(range(len(labelled)))
         evaluation = materialised(evaluation, list(range(len(evaluation.ids))))
-    labels = check_labelled(labelled_source, labelled, len(class_names), what="training")
+    bad = faults or {}
+    labels = check_labelled(labelled_source, labelled, len(class_names), what="training", faults=bad.get("labelled"))
+    if faults:
+        kept = set(labels.ids)
+        labelled = [row for row in labelled if labelled_source.ids[row] in kept]
     every = range(len(evaluation.ids))
-    evaluation_labels = check_labelled(evaluation, every, len(class_names), what="evaluation")
+    evaluation_labels = check_labelled(
+        evaluation, every, len(class_names), what="evaluation", faults=bad.get("validation")
+    )
     check_classes(labels.counts, class_names, what="labelled", at_least=2)
     check_classes(evaluation_labels.counts, class_names, what="evaluation", at_least=1)
     _check_crop(args, labelled_source, labelled)
     warn_of_scored_training(labels, evaluation_labels)
     unlabelled_source, left_out = train, 0
-    if args.step_class.uses_unlabelled:
+    if args.step_class.uses_unlabelled and (unlabelled or args.unlabelled_dataset or not faults):
         unlabelled_source, unlabelled, left_out = _all_unlabelled(args, train, unlabelled, labels, evaluation_labels)
-        check_some_readable(unlabelled_source, unlabelled)
+        if not faults:
+            check_some_readable(unlabelled_source, unlabelled)
     # The data set's colours go with its own names only.
     palette = train.palette if class_names == train.class_names else None
     unlabelled = (unlabelled_source, unlabelled)

@@ -37,8 +37,13 @@ class Labelled:
     labels: list[bytes]
 
 
-def check_labelled(source: Source, indices: Iterable[int], num_labels: int, *, what: str) -> Labelled:
+def check_labelled(
+    source: Source, indices: Iterable[int], num_labels: int, *, what: str, faults: list[str] | None = None
+) -> Labelled:
     """Decode these rows once and refuse any that cannot be trained or evaluated on.
+
+    Args:
+        faults: where given, a line for each bad row goes there, and the others are told of as long as there are any.
 
     Raises:
         InputError: names the first bad id and how many more there are.
@@ -46,11 +51,15 @@ def check_labelled(source: Source, indices: Iterable[int], num_labels: int, *, w
     indices = list(indices)
     with ThreadPoolExecutor() as pool:
         found = list(pool.map(lambda i: _checked(source, i, num_labels), indices))
-    if problems := [problem for problem in found if isinstance(problem, str)]:
+    good = [(index, row) for index, row in zip(indices, found, strict=True) if not isinstance(row, str)]
+    problems = [problem for problem in found if isinstance(problem, str)]
+    if faults is not None:
+        faults += problems
+    if problems and (faults is None or not good):
         more = f" (and {len(problems) - 1} more {what} images have problems)" if len(problems) > 1 else ""
         raise InputError(problems[0] + more)
-    counts, *others = map(list, zip(*found, strict=True))
-    return Labelled([source.ids[i] for i in indices], np.stack(counts), *others)
+    counts, *others = map(list, zip(*(row for _, row in good), strict=True))
+    return Labelled([source.ids[i] for i, _ in good], np.stack(counts), *others)
 
 
 def _checked(source: Source, index: int, num_labels: int) -> str | tuple[np.ndarray, int, bytes, bytes]:

@@ -1,0 +1,97 @@
+"""What a data set looks like before training: classes and sizes in numbers, and what to mend.
+
+Counts are int (images,C), pixels of each class as in `Labelled`; sizes are int (images,2), height and width.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+# Shares: of a class among the labelled pixels, too few to learn or nearly all; of ignored pixels in a mask.
+RARE, DOMINANT, MOSTLY = 0.001, 0.99, 0.5
+# How often longer the sides of unlabelled photographs may be than those of labelled ones, or shorter.
+SIDE_RATIO = 2
+# Of DINOv2, in pixels: a crop is a multiple.
+PATCHES = 14
+NAMED = 8
+
+
+def size_facts(sizes: np.ndarray) -> dict:
+    """The sizes (height, width) of the smallest, the median and the largest image, by area; None without images."""
+    order = np.argsort(sizes.prod(1), kind="stable")
+    places = {"smallest": 0, "median": (len(order) - 1) // 2, "largest": -1}
+    return {name: sizes[order[place]].tolist() if len(order) else None for name, place in places.items()}
+
+
+def ignored_shares(counts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """The share of each image's pixels that are of no class, float (images,)."""
+    return 1 - counts.sum(1) / sizes.prod(1)
+
+
+def class_facts(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each class, (C,): the images that show it, its pixels, and their share of the pixels that are not ignored."""
+    pixels = counts.sum(0)
+    return (counts > 0).sum(0), pixels, pixels / max(pixels.sum(), 1)
+
+
+def class_warnings(names: Sequence[str], labelled: np.ndarray, validation: np.ndarray) -> list[str]:
+    """What is wrong with the classes, given the counts of labelled and of validation images."""
+    images, _, share = class_facts(labelled)
+    scored = validation.any(0)
+    rules = {
+        "are in validation, but in no labelled image, and cannot be learned: label some": scored & (images == 0),
+        "are in labelled images, but in no validation image, and get no IoU: move some there": ~scored & (images > 0),
+        "are in no image: leave them out of the class list, or label some": ~scored & (images == 0),
+        "are in a single labelled image: label more": images == 1,
+        f"have less than {RARE:.1%} of the labelled pixels: label more": (images > 0) & (share < RARE),
+        f"have more than {DOMINANT:.0%} of the labelled pixels: label images that show others": share > DOMINANT,
+    }
+    return _lines("classes", names, rules)
+
+
+def mask_warnings(ids: Sequence[str], counts: np.ndarray, ignored: np.ndarray, subset: str) -> list[str]:
+    """What is odd about masks, given their counts and `ignored_shares`."""
+    classes = (counts > 0).sum(1)
+    rules = {
+        "are ignored (255) altogether and teach nothing: label them, or leave them out": classes == 0,
+        f"are ignored (255) in more than {MOSTLY:.0%} of their pixels: see whether that is meant": ignored > MOSTLY,
+        "hold a single class: see whether there is nothing else": classes == 1,
+    }
+    return _lines(f"{subset} masks", ids, rules)
+
+
+def size_warnings(labelled: np.ndarray, unlabelled: np.ndarray, crop: int) -> list[str]:
+    """What is odd about sizes, where crops are squares of side `crop` unless told otherwise."""
+    warnings, is_small = [], 2 * labelled.max(1) < crop
+    if is_small.any():
+        told = f"{is_small.sum()} of {len(labelled)} labelled images have no side of half a crop ({crop} pixels)"
+        fits = max(PATCHES * 3, int(np.median(labelled.max(1))) // PATCHES * PATCHES)
+        warnings.append(f"{told}, so crops would be mostly padding: pass training --crop_size {fits}")
+    if len(unlabelled):
+        sides = [np.median(np.sqrt(sizes.prod(1))) for sizes in (labelled, unlabelled)]
+        ratio = sides[1] / sides[0]
+        if max(ratio, 1 / ratio) > SIDE_RATIO:
+            told = f"labelled images have sides of {sides[0]:.0f} pixels, unlabelled ones of {sides[1]:.0f} (median)"
+            warnings.append(f"{told}, so crops show things at other scales: shrink the larger ones")
+    return warnings
+
+
+def rows_with_every_class(counts: np.ndarray, most: int) -> list[int]:
+    """Up to `most` rows, sorted, that show each class where so many can: the most of the rarest first; then others."""
+    chosen: list[int] = []
+    for class_id in np.argsort((counts > 0).sum(0), kind="stable"):
+        if counts[:, class_id].any() and not counts[chosen, class_id].any() and len(chosen) < most:
+            chosen.append(int(counts[:, class_id].argmax()))
+    others = np.setdiff1d(np.arange(len(counts)), chosen)
+    spread = np.linspace(0, len(others) - 1, min(most - len(chosen), len(others))).astype(int)
+    return sorted([*chosen, *others[spread].tolist()])
+
+
+def _lines(kind: str, names: Sequence[str], rules: dict[str, np.ndarray]) -> list[str]:
+    """A line for each rule that holds for some, bool (names,); it names a few."""
+    lines = []
+    for rule, which in rules.items():
+        found = [names[place] for place in np.flatnonzero(which)]
+        more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
+        lines += [f"{len(found)} of {len(names)} {kind} {rule} ({', '.join(found[:NAMED])}{more})"] if found else []
+    return lines
