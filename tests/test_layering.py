@@ -92,7 +92,7 @@ def test_no_two_modules_share_a_name():
 
 def test_model_folder_is_copied_to_the_hub_as_it_is():
     """Modelling, configuration and image processor import only each other, and by relative names."""
-    names = {f"{part}_u2pl" for part in ("configuration", "backbone", "modeling", "image_processing")}
+    names = {f"{part}_u2pl" for part in ("configuration", "backbone", "dpt", "modeling", "image_processing")}
     for name in names:
         imports = imported_modules(PACKAGE / "model" / f"{name}.py")
         own = [i for i in imports if i.startswith("u2pl_hf")]
