@@ -4,7 +4,7 @@ from torch import nn
 from transformers import Dinov2Config
 
 from tests.model.test_modeling import images, narrow_model, scramble
-from u2pl_hf.evaluation.folding import folded
+from u2pl_hf.evaluation.folding import TrimmedConv, folded
 
 
 def norms(model: nn.Module) -> int:
@@ -36,6 +36,19 @@ def test_computes_the_same_without_a_batchnorm(fields, dtype):
         worst = (got[name] - tensor).abs().max() / tensor.abs().max()
         assert worst < (1e-5 if dtype == torch.float32 else 1e-13), name
     assert expected.logits.std() > 0
+
+
+@pytest.mark.parametrize("size", [(2, 9), (9, 2), (3, 3), (4, 4), (3, 4)])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_what_sees_padding_alone_is_left_out(size, groups):
+    conv = nn.Conv2d(4, 4, 3, padding=3, dilation=3, groups=groups).double()
+    x, kernels = torch.randn(2, 4, *size, dtype=torch.float64), []
+    expected = conv(x)
+    with pytest.MonkeyPatch.context() as patch:
+        plain = nn.functional.conv2d
+        patch.setattr(nn.functional, "conv2d", lambda x, w, *rest: kernels.append(w.shape[2:]) or plain(x, w, *rest))
+        torch.testing.assert_close(TrimmedConv(conv)(x), expected)
+    assert kernels == [tuple(3 if side > 3 else 1 for side in size)]
 
 
 def test_only_what_is_a_convolution_and_its_batchnorm():
