@@ -19,6 +19,7 @@ from u2pl_hf.command_line import ScriptParser, number, print_result
 from u2pl_hf.commands.options import add_device, add_model, add_page
 from u2pl_hf.data.sources import load_source
 from u2pl_hf.errors import exits_on_input_error, refusing
+from u2pl_hf.evaluation.folding import folded
 from u2pl_hf.evaluation.loading import load_model
 
 
@@ -49,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
             examples += write_examples(args.dataset, args.subset, args.num_examples, Path(folder))
         model = load_model(args.model, device=args.device, revision=args.model_revision)
         facts = [describe_model(model), *card_scores(args.model, args.model_revision)]
-        blocks = build_page(model, args.title or model_title(args.model), facts, examples, args.longest_side)
+        blocks = build_page(folded(model), args.title or model_title(args.model), facts, examples, args.longest_side)
         url = launch_page(blocks, server_name=args.host, server_port=port, share=args.share)
         told = f"{args.model} is at {url} until Ctrl-C"
         print_result({"model": args.model, "url": url}, told, as_json=args.json)

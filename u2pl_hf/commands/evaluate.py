@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from u2pl_hf.command_line import ScriptParser, print_result
-from u2pl_hf.commands.options import add_model, add_segmentation, model_to_use, segmentation_options
+from u2pl_hf.commands.options import add_model, add_segmentation, compiled, model_to_use, segmentation_options
 from u2pl_hf.data.sources import Source, load_source
 from u2pl_hf.errors import exits_on_input_error, require
 from u2pl_hf.evaluation.inference import class_colours, class_names, count_pixels, describe_protocol, named_scores
@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def prepare(args: argparse.Namespace):
     """Model and data; everything that can be refused is refused here."""
-    model = model_to_use(args)
+    model = compiled(args, model_to_use(args))
     columns = {name: getattr(args, name) for name in ("id_column", "image_column", "label_column")}
     source = load_source(args.dataset, args.subset, **columns, revision=args.dataset_revision, streaming=args.streaming)
     check_classes(class_names(model), source.class_names, args.dataset)

@@ -55,7 +55,7 @@ def segmentation_options(args: argparse.Namespace) -> dict:
 
 
 def model_to_use(args: argparse.Namespace):
-    """The model that was asked for, on its device, compiled if it is to be.
+    """The model that was asked for, on its device, not `compiled` yet.
 
     Raises:
         InputError: it cannot be loaded, or the device is not there or cannot do what else was asked for.
@@ -64,7 +64,11 @@ def model_to_use(args: argparse.Namespace):
     check_number_type(args.precision, device, "--precision")
     if args.compile:
         check_compiler(device, "install it or leave out --compile")
-    model = load_model(args.model, device=args.device, revision=args.model_revision)
+    return load_model(args.model, device=args.device, revision=args.model_revision)
+
+
+def compiled(args: argparse.Namespace, model):
+    """The same model, which compiles itself when it is called first, where --compile says so."""
     if args.compile:
         compile_networks([model], dynamic=True)
     return model

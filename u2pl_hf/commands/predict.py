@@ -15,8 +15,9 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from u2pl_hf.command_line import ScriptParser, number, print_result
-from u2pl_hf.commands.options import add_model, add_segmentation, model_to_use, segmentation_options
+from u2pl_hf.commands.options import add_model, add_segmentation, compiled, model_to_use, segmentation_options
 from u2pl_hf.errors import InputError, exits_on_input_error, refuse
+from u2pl_hf.evaluation.folding import folded
 from u2pl_hf.evaluation.inference import as_bytes, describe_protocol, predict_all, same_size_batches
 from u2pl_hf.evaluation.loading import model_digest
 from u2pl_hf.evaluation.outputs import check_replaceable, check_writable, is_of, save_png
@@ -68,6 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     if todo:
         # The last of the checks, since it makes the folder.
         check_writable(args.output_dir, "--output_dir")
+        model = compiled(args, folded(model))
         try:
             with computing(args.precision, model.device):
                 written.extend(predict_files(model, todo, files, args, origin))

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from u2pl_hf.constants import IGNORE, default_palette
 from u2pl_hf.errors import InputError, refusing, require
+from u2pl_hf.evaluation.folding import folded
 from u2pl_hf.evaluation.loading import load_model
 from u2pl_hf.evaluation.mean_iou import MeanIoU
 from u2pl_hf.evaluation.photographs import read_photograph
@@ -92,7 +93,7 @@ def predict(
 
     Args:
         model: U2PLForSemanticSegmentation, which computes where it is, or the name of one: an exported folder or a Hub
-            id. Load it once for many photographs.
+            id. Load it once for many photographs, and pass `evaluation.folding.folded` of it, as is done here.
         image: file, PIL image, or RGB array (H,W,3) uint8.
         device: where a model that is loaded by name computes.
         revision: branch, tag or commit of a model on the Hub.
@@ -104,7 +105,7 @@ def predict(
         InputError: no such model or image, one that cannot be used, or an option out of range.
     """
     if isinstance(model, str | os.PathLike):
-        model = load_model(os.fspath(model), device=device, revision=revision)
+        model = folded(load_model(os.fspath(model), device=device, revision=revision))
     if isinstance(image, str | os.PathLike):
         image = read_photograph(image)
     elif isinstance(image, Image.Image):

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoBackbone
 
 from .configuration_u2pl import U2PLConfig
-from .dpt_u2pl import TAPS, positions_as_published, resize
+from .dpt_u2pl import TAPS, PlainConv, positions_as_published, resize
 from .image_processing_u2pl import IMAGE_MEAN, IMAGE_STD
 
 
@@ -24,6 +24,12 @@ def conv_bn_relu(
         nn.BatchNorm2d(out_channels),
         nn.ReLU(inplace=True),
     ]
+
+
+def separable_conv_bn_relu(in_channels: int, out_channels: int, dilation: int = 1) -> list[nn.Module]:
+    """A 3x3 convolution of each channel alone, and a 1x1 over all of them; size is kept."""
+    depthwise = PlainConv(in_channels, in_channels, 3, dilation=dilation, groups=in_channels, bias=False)
+    return [depthwise, *conv_bn_relu(in_channels, out_channels, 1)]
 
 
 class ClosingNorm(nn.BatchNorm2d):

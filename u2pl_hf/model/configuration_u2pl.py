@@ -8,7 +8,7 @@ from transformers import AutoConfig, PreTrainedConfig
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101")
 OUTPUT_STRIDES = (8, 16)
 STEMS = ("deep", "plain")
-HEADS = ("deeplabv3plus", "dpt")
+HEADS = ("deeplabv3plus", "deeplabv3plus_light", "dpt")
 # Stages that UniMatch V2's published code reads with DPT where they are not spread evenly, by their number.
 DPT_STAGES = {24: (5, 12, 18, 24)}
 # Where people without this package find the classes: in the files that lie beside the weights.
@@ -36,7 +36,9 @@ class U2PLConfig(PreTrainedConfig):
         last goes to ASPP, the last but one to the auxiliary head; DPT reads four. Where it names a single stage, as
         they do by default, four are taken, spread over the depth.
     head (`str`, *optional*, defaults to `"deeplabv3plus"`):
-        What stands on the backbone. `"dpt"` goes with a `backbone_config`: a plain vision transformer, whose maps
+        What stands on the backbone. `"deeplabv3plus_light"` is DeepLabv3+ of its own paper (Chen et al., ECCV 2018),
+        with depthwise separable convolutions and 48 low-level channels; the published network of U2PL has full
+        convolutions and `head_channels`. `"dpt"` goes with a `backbone_config`: a plain vision transformer, whose maps
         become a pyramid, or a backbone that has one.
     backbone_image_mean, backbone_image_std (`list[float]`, *optional*):
         What the weights of that backbone were trained with, for pixels in [0, 1], where it is not ImageNet's. The

@@ -19,8 +19,18 @@ NECKS = {1024: (256, 512, 1024, 1024), 1536: (1536, 1536, 1536, 1536)}
 class PlainConv(nn.Conv2d):
     """A convolution that no BatchNorm follows; known by its type, because it is initialised in another way."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, bias: bool = True):
-        super().__init__(in_channels, out_channels, kernel, stride, kernel // 2, bias=bias)
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        bias: bool = True,
+    ):
+        padding = dilation * (kernel // 2)
+        super().__init__(in_channels, out_channels, kernel, stride, padding, dilation, groups, bias)
 
 
 class OutputConv(PlainConv):

@@ -5,7 +5,9 @@ DeepLabv3+ that is stride 4 for ResNets and most others, the patch size for plai
 as well, but 1/8 of the patch size for those.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +17,13 @@ from transformers import initialization as init
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .backbone_u2pl import ClosingNorm, U2PLAutoBackbone, U2PLBackbone, conv_bn_relu
+from .backbone_u2pl import ClosingNorm, U2PLAutoBackbone, U2PLBackbone, conv_bn_relu, separable_conv_bn_relu
 from .configuration_u2pl import U2PLConfig
 from .dpt_u2pl import U2PLDPT, OutputConv, PlainConv, dpt_classifier, resize
+
+LIGHT = "deeplabv3plus_light"
+# Channels of its low-level branch, as in DeepLabv3+'s paper; the published network of U2PL has `head_channels` there.
+LIGHT_LOW_LEVEL = 48
 
 
 @dataclass
@@ -36,11 +42,16 @@ class U2PLOutput(ModelOutput):
     aux_logits: torch.Tensor | None = None
 
 
+def _conv3x3(config: U2PLConfig, bias: bool = False) -> Callable[..., list[nn.Module]]:
+    """What makes the layers of a 3x3 convolution, of (in_channels, out_channels, dilation=1)."""
+    return separable_conv_bn_relu if config.head == LIGHT else partial(conv_bn_relu, kernel=3, bias=bias)
+
+
 def _head(in_channels: int, out_channels: int, convs: int, config: U2PLConfig) -> nn.Sequential:
     """`convs` times 3x3 convolution, BN, ReLU and Dropout, then a 1x1 convolution."""
     layers: list[nn.Module] = []
     for _ in range(convs):
-        layers += conv_bn_relu(in_channels, config.head_channels, 3, bias=True)
+        layers += _conv3x3(config, bias=True)(in_channels, config.head_channels)
         layers.append(nn.Dropout2d(config.dropout))
         in_channels = config.head_channels
     return nn.Sequential(*layers, OutputConv(in_channels, out_channels))
@@ -51,13 +62,16 @@ class U2PLASPP(nn.Module):
 
     def __init__(self, in_channels: int, config: U2PLConfig):
         super().__init__()
-        channels = config.head_channels
+        channels, light = config.head_channels, config.head == LIGHT
         self.image_pooling = nn.Sequential(nn.AdaptiveAvgPool2d(1), *conv_bn_relu(in_channels, channels, 1))
         self.branches = nn.ModuleList([nn.Sequential(*conv_bn_relu(in_channels, channels, 1))])
         for dilation in config.aspp_dilations:
-            self.branches.append(nn.Sequential(*conv_bn_relu(in_channels, channels, 3, dilation=dilation)))
+            self.branches.append(nn.Sequential(*_conv3x3(config)(in_channels, channels, dilation=dilation)))
+        together = channels * (1 + len(self.branches))
         self.project = nn.Sequential(
-            *conv_bn_relu(channels * (1 + len(self.branches)), channels, 3), nn.Dropout2d(config.dropout)
+            *conv_bn_relu(together, channels, 1 if light else 3),
+            nn.Dropout2d(config.dropout),
+            *(_conv3x3(config)(channels, channels) if light else ()),
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -111,10 +125,12 @@ class U2PLForSemanticSegmentation(U2PLPreTrainedModel):
         low, auxiliary, high = self.backbone.channels
         channels = config.head_channels
         self.aspp = U2PLASPP(high, config)
-        self.low_level = nn.Sequential(*conv_bn_relu(low, channels, 1, bias=True))
-        self.classifier = _head(2 * channels, config.num_labels, 2, config)
+        # The paper's classifier has one 3x3 convolution, the published network of U2PL two.
+        branch, convs = (LIGHT_LOW_LEVEL, 1) if config.head == LIGHT else (channels, 2)
+        self.low_level = nn.Sequential(*conv_bn_relu(low, branch, 1, bias=True))
+        self.classifier = _head(branch + channels, config.num_labels, convs, config)
         if config.representation_channels:
-            self.representation_head = _head(2 * channels, config.representation_channels, 2, config)
+            self.representation_head = _head(branch + channels, config.representation_channels, convs, config)
         if config.auxiliary_head:
             self.auxiliary_head = _head(auxiliary, config.num_labels, 1, config)
 

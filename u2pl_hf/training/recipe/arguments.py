@@ -69,8 +69,8 @@ class RunArguments:
     )
     head: str = setting(
         "deeplabv3plus",
-        "what stands on the backbone: DeepLabv3+, or DPT, as published with DINOv2",
-        choices=("deeplabv3plus", "dpt"),
+        "what stands on the backbone: DeepLabv3+, a light one of separable convolutions, or DPT, published with DINOv2",
+        choices=("deeplabv3plus", "deeplabv3plus_light", "dpt"),
     )
     head_channels: int = setting(
         256, "channels of --head; published with DPT: 64, 128, 256 for DINOv2 S, B, L", at_least=1, at_most=8192
