@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from tests.in_process import ROOT, run_here
+from tests.model.test_dpt import published as published_dpt
 from tests.published import assert_outputs, load_case, narrow_state_dict
 from tests.scripts.test_train import EXPORTED
 from u2pl_hf import U2PLImageProcessor
@@ -338,3 +339,18 @@ def test_a_failed_write_leaves_nothing(tmp_path, narrow, monkeypatch):
     with pytest.raises(InputError, match="No space left on device"):
         convert_checkpoint(tmp_path / "ckpt.pth", tmp_path / "out")
     assert [entry.name for entry in tmp_path.iterdir()] == ["ckpt.pth"]
+
+
+def test_unimatch_v2_is_converted_from_its_average(tmp_path):
+    weights = published_dpt()[0]
+    average = {f"module.{name}": tensor for name, tensor in weights.items()}
+    content = {"model": {name: 0 * tensor for name, tensor in average.items()}, "model_ema": average, "epoch": 59}
+    torch.save(content | {"previous_best": 79.1, "previous_best_ema": 79.5}, tmp_path / "best.pth")
+    done = run_here("convert_checkpoint.py", tmp_path / "best.pth", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert (facts["weights"], facts["epoch"], facts["best_miou"]) == ("teacher", 59, 79.5)
+    loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "out")
+    assert torch.equal(loaded.classifier[2].weight, weights["head.scratch.output_conv.2.weight"])
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "(head dpt)" in card and "published UniMatch V2 code: its teacher" in card and "ASPP" not in card

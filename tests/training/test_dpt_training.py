@@ -32,6 +32,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tiny_data, dinov2, tmp_path, met
         options["confidence_threshold"] = 0.14
     whole, _ = assert_goes_on(tiny_data, tmp_path, 2, **options)
     exported = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "whole")
+    assert whole.run.results["architecture"] == {"head": "dpt"}
     trained = whole.run.method.model_to_evaluate(whole.run.student, 3).state_dict()
     assert all(torch.equal(value, trained[key]) for key, value in exported.state_dict().items())
     if method == "unimatch_v2":

@@ -157,6 +157,8 @@ def _backbone(config: PreTrainedConfig) -> dict:
         chosen = {field: getattr(config, field) for field in ("stem", "base_width", "output_stride")}
     elif own.model_type == "timm_backbone":
         name, chosen = f"timm/{own.backbone}", {"output_stride": own.output_stride} if own.output_stride else None
+    if config.head != "deeplabv3plus":
+        chosen = {"head": config.head} | (chosen or {})
     return {"backbone": name, "architecture": chosen}
 
 

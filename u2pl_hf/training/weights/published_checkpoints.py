@@ -72,6 +72,9 @@ def convert_checkpoint(
     _name_classes(model.config, classes, option)
     facts = {"file": path.name, "sha256": sha256_of(path)} | said | {"class_names_of": whose}
     network = {"backbone": model.config.backbone, "parameters": model.num_parameters()}
+    if model.config.head != "deeplabv3plus":
+        # It has neither stride nor ASPP.
+        network["architecture"], fields = {"head": model.config.head}, {}
     card = {"model_name": f"u2pl-{model.config.backbone}", "class_names": list(classes.names)}
     with refusing((OSError, SafetensorError), f"cannot write {output_dir}"):
         output_dir.parent.mkdir(parents=True, exist_ok=True)
