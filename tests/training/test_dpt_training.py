@@ -87,7 +87,7 @@ def test_starts_from_the_file_of_dinov2s_authors(tiny_data, tmp_path):
         ({"crop_size": 65}, "--crop_size 65 is no multiple of 14, the patches of .*: pass 56 or 70"),
         ({"backbone_stages": ["stage1", "stage4"]}, "--head dpt reads four, pass four or none"),
         ({"backbone": "resnet18"}, "--head dpt needs another backbone"),
-        ({"head": "upernet"}, "must be one of deeplabv3plus, dpt"),
+        ({"head": "upernet"}, "must be one of deeplabv3plus, deeplabv3plus_light, dpt"),
     ],
 )
 def test_refusals(tiny_data, dinov2, tmp_path, options, told):
