@@ -124,6 +124,8 @@ def test_other_sizes_are_resized_to_whole_patches():
     with torch.no_grad():
         expected = model(F.interpolate(pixels, (70, 98), mode="bilinear", align_corners=True)).logits
         torch.testing.assert_close(model(pixels).logits, expected, rtol=0, atol=1e-6)
+        # One patch at least.
+        assert model(torch.randn(1, 3, 3, 30)).logits.shape == (1, 5, 8, 16)
 
 
 def test_large_transformers_are_read_where_the_published_code_reads_them():
@@ -200,6 +202,10 @@ def test_checkpoints_of_all_sizes_fit(hidden, layers, width, neck, millions):
 
 def test_half_a_checkpoint_is_refused():
     weights = published()[0]
+    for name, shape in {"patch_embed.proj.weight": (100, 3, 14, 14), "pos_embed": (1, 0, 384)}.items():
+        odd = weights | {f"backbone.{name}": torch.zeros(shape)}
+        with pytest.raises(ValueError, match=r"no DINOv2: patch_embed\.proj\.weight and pos_embed have the shapes"):
+            load_published(odd)
     for name, told in {
         "head.projects.2.bias": "there is nothing for dpt.projects.2.bias",
         "backbone.blocks.3.attn.qkv.weight": "no.* whole DINOv2 network: there is nothing for encoder.layer.3",

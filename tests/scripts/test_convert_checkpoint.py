@@ -346,6 +346,8 @@ def test_unimatch_v2_is_converted_from_its_average(tmp_path):
     average = {f"module.{name}": tensor for name, tensor in weights.items()}
     content = {"model": {name: 0 * tensor for name, tensor in average.items()}, "model_ema": average, "epoch": 59}
     torch.save(content | {"previous_best": 79.1, "previous_best_ema": 79.5}, tmp_path / "best.pth")
+    with pytest.raises(InputError, match=r"are of DeepLabv3.*best\.pth holds DPT: leave them out"):
+        convert_checkpoint(tmp_path / "best.pth", tmp_path / "out", output_stride=16)
     done = run_here("convert_checkpoint.py", tmp_path / "best.pth", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)

@@ -76,6 +76,12 @@ def test_starts_from_the_file_of_dinov2s_authors(tiny_data, tmp_path):
     found = run.student.backbone.features.state_dict()
     assert all(torch.equal(tensor, found[name]) for name, tensor in weights.items())
     assert run.initialised_with["backbone"] == "dinov2_vits14.pth"
+    with pytest.raises(InputError, match=r"of another network than --backbone facebook/dinov2-small.*pass its own"):
+        small = {"backbone": "facebook/dinov2-small"}
+        make_trainer(tiny_data, tmp_path / "two", **options | small)
+    torch.save({"model": {}, "epoch": 3}, tmp_path / "dinov2_vits14.pth")
+    with pytest.raises(InputError, match="no state dict; a checkpoint of a whole network is for u2pl convert"):
+        make_trainer(tiny_data, tmp_path / "two", **options)
     torch.save({"blocks.0.norm1.weight": torch.ones(64)}, tmp_path / "dinov2_vits14.pth")
     with pytest.raises(InputError, match=r"no DINOv2 in the names of its authors.*pass"):
         make_trainer(tiny_data, tmp_path / "two", **options)

@@ -1,11 +1,11 @@
-"""Make a model folder of a checkpoint that the published U2PL code wrote.
+"""Make a model folder of a checkpoint that the published code of U2PL or UniMatch V2 wrote.
 
     python training_scripts/convert_checkpoint.py ckpt_best.pth models/u2pl_voc --dataset voc
 
-FILE is a .pth with teacher_state or model_state, or a bare state dict; with or without the prefix of DDP; or a
-.safetensors of the same tensors. It is read without running anything in it. The folder is like those that training
-exports: `from_pretrained`, evaluate.py, predict.py and `train_u2pl.py --initial_model` take it. The last line of
-stdout, where that is no terminal, is one JSON object; epoch and best_miou are what the file says.
+FILE is a .pth with teacher_state or model_state (U2PL), model_ema or model (UniMatch V2), or a bare state dict; with or
+without the prefix of DDP; or a .safetensors of the same tensors. It is read without running anything in it. The folder
+is like those that training exports: `from_pretrained`, evaluate.py, predict.py and `train_u2pl.py --initial_model` take
+it. The last line of stdout, where that is no terminal, is one JSON object; epoch and best_miou are what the file says.
 """
 
 from pathlib import Path

@@ -194,7 +194,8 @@ class U2PLAutoBackbone(nn.Module):
             x = x * self.image_scale + self.image_shift
         if self.resizes:
             m = self.multiple
-            maps = self.features(resize(x, [(2 * side + m) // (2 * m) * m for side in (height, width)])).feature_maps
+            size = [torch.sym_max(m, (2 * side + m) // (2 * m) * m) for side in (height, width)]
+            maps = self.features(resize(x, size)).feature_maps
             return tuple(maps[i] for i in self.taps)
         # No negative numbers: ONNX divides and takes remainders of these in another way than Python.
         right, bottom = (self.multiple - (side - 1) % self.multiple - 1 for side in (width, height))

@@ -99,6 +99,8 @@ class U2PLConfig(PreTrainedConfig):
     def patch(self) -> int | None:
         """Side of the patches of a plain vision transformer, which keeps their size; None for other backbones."""
         size = getattr(self.backbone_config, "patch_size", None)
+        if isinstance(size, list | tuple) and len(set(size)) == 1:
+            size = size[0]
         return size if isinstance(size, int) and size >= 8 else None
 
     def validate_architecture(self):

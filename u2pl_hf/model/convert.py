@@ -122,6 +122,9 @@ def dinov2_architecture(weights: Mapping[str, Tensor]) -> Dinov2Config:
     if "register_tokens" in weights:
         raise ValueError("a DINOv2 with registers: name its folder or Hub id in transformers' form instead")
     width, patch = patches.shape[0], patches.shape[-1]
+    if not width or width % 64 or not patch or positions.shape[1] < 5:
+        sizes = f"{list(patches.shape)} and {list(positions.shape)}"
+        raise ValueError(f"no DINOv2: patch_embed.proj.weight and pos_embed have the shapes {sizes}")
     return Dinov2Config(
         hidden_size=width,
         num_hidden_layers=len({name.split(".")[1] for name in weights if name.startswith("blocks.")}),

@@ -15,14 +15,15 @@ from u2pl_hf.errors import InputError, refuse, refusing
 from u2pl_hf.evaluation.loading import check_downloads, first_not_finite
 from u2pl_hf.hub_cache import is_reachable
 from u2pl_hf.model.configuration_u2pl import U2PLConfig
-from u2pl_hf.model.convert import rename_dinov2
+from u2pl_hf.model.convert import mismatch, rename_dinov2
 from u2pl_hf.model.modeling_u2pl import U2PLForSemanticSegmentation
 from u2pl_hf.training.recipe.arguments import BACKBONES, FRESH, TIMM, RunArguments
-from u2pl_hf.training.weights.weights_file import read_weights_file
+from u2pl_hf.training.weights.weights_file import is_state_dict, read_weights_file
 
 logger = logging.getLogger(__name__)
 
-# Hidden size and layers of what DINOv2's authors published, so that a plan, or weights from a file, need no Hub.
+# Hidden size and layers of what DINOv2's authors published, so that a plan
+# without data, or weights from a file, need no Hub.
 DINOV2 = {"small": (384, 12), "base": (768, 12), "large": (1024, 24), "giant": (1536, 40)}
 
 
@@ -153,15 +154,16 @@ def load_backbone(student: U2PLForSemanticSegmentation, args: RunArguments) -> N
         if args.backbone.startswith(TIMM):
             trained, missing = _timm_weights(args, features.config), []
         elif Path(name).suffix in (".pth", ".pt"):
-            trained, missing = rename_dinov2(read_weights_file(Path(name))), []
+            trained, missing = _dinov2_file(Path(name)), []
         else:
             model, report = type(features).from_pretrained(
-                name, config=features.config, revision=revision, output_loading_info=True
+                name, config=features.config, revision=revision, output_loading_info=True, **_where(name)
             )
             check_downloads(where, name, revision)
             trained, missing = model.state_dict(), sorted(report["missing_keys"])
-    broken = first_not_finite(trained)
+    broken, wrong = first_not_finite(trained), mismatch(trained, features.state_dict())
     refuse([
+        (wrong, f"{another} ({wrong}); pass its own, or {fresh}"),
         (broken, f"{where}: {broken} is not finite; pass others"),
         (2 * len(missing) > len(trained), f"{where}: {len(missing)} of the backbone's tensors are not there"),
     ])  # fmt: skip
@@ -169,6 +171,13 @@ def load_backbone(student: U2PLForSemanticSegmentation, args: RunArguments) -> N
         # Such as the norms that backbones have and classifiers have not.
         logger.info("%s: fresh are %s tensors, such as %s", where, len(missing), missing[0])
     features.load_state_dict(trained)
+
+
+def _dinov2_file(path: Path) -> Mapping[str, Tensor]:
+    content = read_weights_file(path)
+    if not is_state_dict(content):
+        raise ValueError("it is no state dict; a checkpoint of a whole network is for u2pl convert and --initial_model")
+    return rename_dinov2(content)
 
 
 def _timm_weights(args: RunArguments, config: TimmBackboneConfig) -> Mapping[str, Tensor]:

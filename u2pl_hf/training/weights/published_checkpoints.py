@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from u2pl_hf.constants import default_palette
-from u2pl_hf.data.prepare.layouts import cityscapes, voc
+from u2pl_hf.data.prepare.layouts import cityscapes, coco, voc
 from u2pl_hf.data.source.class_list import ClassList, read_class_list
 from u2pl_hf.errors import refuse, refusing
 from u2pl_hf.files import sha256_of
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 # Entries of U2PL's checkpoints, and of UniMatch V2's.
 NETWORKS = {"teacher": ("teacher_state", "model_ema"), "student": ("model_state", "model")}
-DATASETS = {"voc": voc.CLASSES, "cityscapes": cityscapes.CLASSES}
+DATASETS = {"voc": voc.CLASSES, "cityscapes": cityscapes.CLASSES, "coco": ClassList(("background", *coco.NAMES))}
 
 
 def convert_checkpoint(
@@ -67,6 +67,9 @@ def convert_checkpoint(
     fields = {"output_stride": output_stride, "aspp_dilations": list(aspp_dilations)}
     with refusing(ValueError, f"{path} cannot be converted"):
         model = load_published(state_dict, **fields)
+    given = output_stride != 8 or list(aspp_dilations) != [12, 24, 36]
+    meant = f"--output_stride and --aspp_dilations are of DeepLabv3+, but {path.name} holds DPT: leave them out"
+    refuse([(given and model.config.head != "deeplabv3plus", meant)])
     if classes is None:
         classes, whose = known_classes(model.config.num_labels, dataset)
     _name_classes(model.config, classes, option)
