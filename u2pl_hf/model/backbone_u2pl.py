@@ -180,9 +180,9 @@ class U2PLAutoBackbone(nn.Module):
         self.taps = tuple(range(TAPS)) if config.head == "dpt" else (0, -2, -1)
         self.channels = tuple(self.features.channels[i] for i in self.taps)
         self._normalise_as(config)
-        self.patch, self.resizes = config.patch, config.head == "dpt" and config.patch is not None
         # Backbones that are no plain transformers come to 1/32 in small steps.
-        self.multiple = self.patch or 32
+        self.multiple = config.patch or 32
+        self.resizes = config.head == "dpt" and config.patch is not None
         if config.head == "dpt" and config.backbone == "dinov2":
             embeddings = self.features.embeddings
             embeddings.interpolate_pos_encoding = MethodType(positions_as_published, embeddings)

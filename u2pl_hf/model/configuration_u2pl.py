@@ -8,7 +8,7 @@ from transformers import AutoConfig, PreTrainedConfig
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101")
 OUTPUT_STRIDES = (8, 16)
 STEMS = ("deep", "plain")
-HEADS = ("deeplabv3plus", "deeplabv3plus_light", "dpt")
+HEAD_NAMES = ("deeplabv3plus", "deeplabv3plus_light", "dpt")
 # Stages that UniMatch V2's published code reads with DPT where they are not spread evenly, by their number.
 DPT_STAGES = {24: (5, 12, 18, 24)}
 # Where people without this package find the classes: in the files that lie beside the weights.
@@ -112,7 +112,7 @@ class U2PLConfig(PreTrainedConfig):
             )
         if self.head == "dpt" and (self.backbone_config is None or len(self.backbone_config.out_indices) != 4):
             raise ValueError("head dpt needs a backbone of transformers or timm, and four of its stages")
-        for name, choices in (("output_stride", OUTPUT_STRIDES), ("stem", STEMS), ("head", HEADS)):
+        for name, choices in (("output_stride", OUTPUT_STRIDES), ("stem", STEMS), ("head", HEAD_NAMES)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {getattr(self, name)!r}")
         for name in ("backbone_image_mean", "backbone_image_std"):

@@ -142,6 +142,5 @@ def _bicubic(number: int, side: int, offset: float, device: torch.device) -> tor
     near = (1.25 * x - 2.25) * x * x + 1
     far = -0.75 * (((x - 5) * x + 8) * x - 4)
     weights = torch.where(x <= 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
-    ends = (weights[:, part].sum(dim=1, keepdim=True) for part in (slice(3), slice(side + 1, None)))
-    first, last = ends
+    first, last = (weights[:, part].sum(dim=1, keepdim=True) for part in (slice(3), slice(side + 1, None)))
     return torch.cat([first, weights[:, 3 : side + 1], last], dim=1)
