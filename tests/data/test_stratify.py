@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from u2pl_hf.data.source.splits import stratified_draw
+from u2pl_hf.data.source.splits import parts_of, stratified_draw
 
 
 def drawn_rows(presence, number, seed=0):
@@ -54,3 +54,12 @@ def test_the_seed_alone_decides():
     presence = np.random.default_rng(2).random((50, 6)) < 0.2
     assert (drawn_rows(presence, 9, 4) == drawn_rows(presence, 9, 4)).all()
     assert set(drawn_rows(presence, 9, 4)) != set(drawn_rows(presence, 9, 5))
+
+
+def test_parts_hold_all_once_and_share_every_class():
+    presence = np.repeat(np.eye(4, dtype=bool), [30, 12, 9, 3], axis=0)
+    parts = parts_of(presence, 3, np.random.default_rng(0))
+    assert sorted(np.concatenate(parts)) == list(range(54))
+    assert [presence[part].sum(0).tolist() for part in parts] == [[10, 4, 3, 1]] * 3
+    sizes = [len(part) for part in parts_of(np.zeros((8, 2), bool), 3, np.random.default_rng(0))]
+    assert sorted(sizes) == [2, 3, 3]

@@ -177,6 +177,47 @@ def test_training_images_that_are_scored_are_told(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
+def test_each_labelled_image_is_held_out_by_one_fold(tmp_path, streaming, caplog):
+    """Held out means neither trained on, with its label or without, nor chosen by the seed."""
+    images = write_data(tmp_path / "data", [halves(i) for i in range(9)], validation=1)
+    (tmp_path / "photos").mkdir()
+    for number, image in enumerate(images):
+        (tmp_path / "photos" / f"photo{number}.png").write_bytes(image)
+    options = {"split": "3/4", "unlabelled_dataset": [str(tmp_path / "photos")], "streaming": streaming}
+    whole = make_trainer(tmp_path / "data", tmp_path / "run", **options, seed=1).run.data
+    held = []
+    for number in (1, 2, 3):
+        fold = make_trainer(tmp_path / "data", tmp_path / "run", fold=f"{number}/3", **options, seed=1).run.data
+        assert not {*fold.evaluation.ids} & {*fold.labelled_ids} and len(fold.evaluation.ids) == 2
+        assert {*fold.evaluation.ids} | {*fold.labelled_ids} == {*whole.labelled_ids}
+        if not streaming:
+            unlabelled = {fold.unlabelled_source.ids[i] for i in fold.unlabelled}
+            assert not unlabelled & {name.replace("im_", "photo") for name in fold.evaluation.ids}
+        masks = [fold.evaluation.read_label(row) for row in range(2)]
+        assert all((mask == halves(int(name[3:]))).all() for mask, name in zip(masks, fold.evaluation.ids, strict=True))
+        held += fold.evaluation.ids
+    assert sorted(held) == sorted(whole.labelled_ids)
+    run = make_trainer(tmp_path / "data", tmp_path / "run", fold="2/3", labelled_share=0.5, **options, seed=1)
+    half = run.run.data
+    assert half.evaluation.ids == held[2:4] and len(half.labelled_ids) == 2
+    if not streaming:
+        results = run.train()
+        assert (results["subset"], results["num_evaluation"]) == ("part 2/3 of the labelled train images", 2)
+    both = make_trainer(tmp_path / "data", tmp_path / "other", fold="all", **options, seed=1).run.data
+    assert both.evaluation.ids == both.labelled_ids == whole.labelled_ids
+    assert len(both.unlabelled) == 2 + 9
+
+
+def test_wrong_folds_are_told(tmp_path):
+    write_data(tmp_path / "data", [halves(i) for i in range(6)])
+    for fold in ("4/3", "0/3", "1/1", "a", "1/3/3", ""):
+        with pytest.raises(InputError, match="must be a part and their number, such as 1/3, or all"):
+            make_trainer(tmp_path / "data", tmp_path / "run", fold=fold)
+    with pytest.raises(InputError, match="--fold 1/5: the 4 labelled images are fewer than the parts; pass at most 4"):
+        make_trainer(tmp_path / "data", tmp_path / "run", fold="1/5", split="all", method="suponly")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
 def test_a_run_does_not_go_on_with_other_labels_or_images(tmp_path, streaming):
     """Corrected masks, other photographs of the same names: neither from a checkpoint nor as a finished run."""
     masks = [halves(i) for i in range(8)]

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
@@ -285,6 +285,13 @@ def materialised(source: Source, indices: list[int]) -> Source:
         options = {"features": features, "gen_kwargs": wanted, "fingerprint": fingerprint}
         table = datasets.Dataset.from_generator(_cells, **options)
     return Source(ArrowRows(table, roles), [source.ids[i] for i in indices], source.classes)
+
+
+def chosen(source: Source, indices: list[int]) -> Source:
+    """These rows of a source as one of their own."""
+    if source.streamed:
+        return materialised(source, indices)
+    return replace(source, rows=source.rows.chosen(indices), ids=[source.ids[i] for i in indices])
 
 
 def _cells(rows: Rows, indices: list[int]):

@@ -4,6 +4,8 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+
 from u2pl_hf.data.source.checks import (
     Labelled,
     check_classes,
@@ -12,10 +14,13 @@ from u2pl_hf.data.source.checks import (
     warn_of_scored_training,
     without_evaluation,
 )
-from u2pl_hf.data.source.splits import resolve_split
-from u2pl_hf.data.sources import Source, joined, load_source, materialised
-from u2pl_hf.errors import InputError
-from u2pl_hf.training.recipe.arguments import RunArguments
+from u2pl_hf.data.source.splits import parts_of, resolve_split, stratified_draw
+from u2pl_hf.data.sources import Source, chosen, joined, load_source, materialised
+from u2pl_hf.errors import InputError, require
+from u2pl_hf.training.recipe.arguments import ALL, RunArguments
+
+# Of the draw of parts: runs of all seeds share them.
+PARTS_SEED = 0
 
 
 @dataclass
@@ -78,7 +83,8 @@ def load_training_data(args: RunArguments, faults: dict[str, list[str]] | None =
     Raises:
         InputError: one line that names what is wrong.
     """
-    train, evaluation = (_load(args, option) for option in ("train_subset", "eval_subset"))
+    train = _load(args, "train_subset")
+    evaluation = None if args.fold else _load(args, "eval_subset")
     class_names = _class_names(args, train)
     labelled, unlabelled = resolve_split(
         args.split,
@@ -90,9 +96,11 @@ def load_training_data(args: RunArguments, faults: dict[str, list[str]] | None =
         splits_dir=args.splits_dir,
         dataset_dir=args.dataset,
     )
-    labelled_source = train
+    labelled, held = _parted(args, train, labelled)
+    labelled_source, evaluation = train, evaluation or chosen(train, held)
     if train.streamed:
         labelled_source, labelled = materialised(train, labelled), list(range(len(labelled)))
+    if not args.fold and evaluation.streamed:
         evaluation = materialised(evaluation, list(range(len(evaluation.ids))))
     bad = faults or {}
     labels = check_labelled(labelled_source, labelled, len(class_names), what="training", faults=bad.get("labelled"))
@@ -117,6 +125,31 @@ def load_training_data(args: RunArguments, faults: dict[str, list[str]] | None =
     unlabelled = (unlabelled_source, unlabelled)
     checked = (evaluation, labels, evaluation_labels)
     return TrainingData(labelled_source, labelled, *unlabelled, *checked, left_out, class_names, palette)
+
+
+def _parted(args: RunArguments, train: Source, labelled: list[int]) -> tuple[list[int], list[int]]:
+    """Rows that are trained on, and those that are held out, as --fold and --labelled_share say.
+
+    The parts follow from the images and their labels alone, not from the run's seed or the order of rows.
+
+    Raises:
+        InputError: there are fewer labelled images than parts.
+    """
+    if args.fold == ALL:
+        return labelled, labelled
+    rows, held = np.array(sorted(labelled, key=train.ids.__getitem__)), []
+    if args.fold is None and args.labelled_share == 1:
+        return labelled, held
+    presence, rng = train.class_presence()[rows], np.random.default_rng(PARTS_SEED)
+    if args.fold:
+        number, parts = map(int, args.fold.split("/"))
+        told = f"--fold {args.fold}: the {len(rows)} labelled images are fewer than the parts"
+        require(parts <= len(rows), f"{told}; pass at most {len(rows)} parts")
+        taken = parts_of(presence, parts, rng)[number - 1]
+        held = sorted(rows[taken].tolist())
+        rows, presence = np.delete(rows, taken), np.delete(presence, taken, axis=0)
+    kept = stratified_draw(presence, max(1, round(args.labelled_share * len(rows))), rng)
+    return sorted(rows[kept].tolist()), held
 
 
 def _load(args: RunArguments, option: str) -> Source:
@@ -157,7 +190,8 @@ def _all_unlabelled(
     for number, source in enumerate(sources):
         own = unlabelled if number == 0 else list(range(len(source.ids)))
         # Who evaluates on the training images knows it.
-        is_checked = number > 0 or args.train_subset != args.eval_subset
+        is_own = args.train_subset == args.eval_subset and args.fold is None
+        is_checked = args.fold != ALL and not (number == 0 and is_own)
         kept = without_evaluation(source, own, labels, evaluation) if is_checked else own
         rows += [start + row for row in kept]
         start, total = start + len(source.ids), total + len(own)

@@ -72,7 +72,7 @@ class ArrowRows(Rows):
     def __init__(self, table: datasets.Dataset, columns: dict[str, str]):
         # Selecting a column takes longer than reading a row, so it is done once.
         self.columns = {role: table.select_columns([name]) for role, name in columns.items()}
-        self.names = columns
+        self.table, self.names = table, columns
 
     def __len__(self) -> int:
         return len(self.columns["image"])
@@ -81,6 +81,10 @@ class ArrowRows(Rows):
         """Several cells by index."""
         column, name = self.columns[role], self.names[role]
         return {int(i): column[int(i)][name] for i in indices}
+
+    def chosen(self, indices: Sequence[int]) -> "ArrowRows":
+        """These rows alone."""
+        return ArrowRows(self.table.select(indices), self.names)
 
     @functools.cached_property
     def sizes(self) -> np.ndarray:

@@ -141,6 +141,22 @@ def _places(split: str, ids: list[str], lists: dict[str, list[str]], drop_absent
     return places
 
 
+def parts_of(presence: np.ndarray, number: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Rows of `number` parts that differ by one image at most, each with its share of every class.
+
+    Args:
+        presence: bool (N, C), which class occurs in which image.
+        number: 1 .. N.
+        rng: draws among equals.
+    """
+    left, parts = np.arange(len(presence)), []
+    for part in range(number, 0, -1):
+        drawn = stratified_draw(presence[left], len(left) // part, rng)
+        parts.append(left[drawn])
+        left = np.delete(left, drawn)
+    return parts
+
+
 def stratified_draw(presence: np.ndarray, number: int, rng: np.random.Generator) -> np.ndarray:
     """Rows of `number` images, by iterative stratification (Sechidis et al., 2011) into drawn and left-out ones.
 

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.util
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import InitVar, asdict, dataclass, fields, replace
@@ -18,6 +19,8 @@ BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101")
 TIMM = "timm/"
 # Of --backbone_weights: start from fresh ones.
 FRESH = "none"
+# Of --fold: the labelled images are evaluated on as well.
+ALL = "all"
 # Values of --freeze -> what does not learn, in words.
 FREEZE = {"none": None, "backbone": "backbone", "batchnorm": "BatchNorm of the backbone"}
 
@@ -43,6 +46,12 @@ class RunArguments:
         "which images are labelled: file of ids (one per line), folder with labeled.txt and unlabeled.txt, published "
         "list (voc_classic/732, voc_blender/1323, cityscapes/744 ...), a fraction, a count or 'all'",
     )
+    fold: str | None = setting(
+        None,
+        "K/N: the K-th of N parts of the labelled images is evaluated on, in place of --eval_subset, and not trained "
+        "on; all: they are trained and evaluated on",
+    )
+    labelled_share: float = setting(1.0, "of the split's labelled images; the others are left out", above=0, at_most=1)
     splits_dir: str | None = setting(None, "folder with the published lists, where they cannot be downloaded")
     drop_absent_ids: bool = setting(False, "use a list although the data lack some of its ids")
     unlabelled_dataset: list[str] = setting([], "further data sets or folders of images, used as unlabelled")
@@ -190,6 +199,17 @@ class RunArguments:
         return {epochs: steps for epochs, steps in counts.items() if getattr(self, epochs)}
 
     @property
+    def evaluated_on(self) -> str:
+        """The images of the scores, in words."""
+        if self.fold is None:
+            return self.eval_subset
+        return (
+            "its own labelled images"
+            if self.fold == ALL
+            else f"part {self.fold} of the labelled {self.train_subset} images"
+        )
+
+    @property
     def evaluation(self) -> dict:
         """How the run evaluates: keyword arguments of `inference.segment`."""
         return {"mode": self.eval_mode} | ({"window": self.eval_window} if self.eval_mode == "slide" else {})
@@ -227,6 +247,9 @@ class RunArguments:
     def _rules(self) -> Iterator[tuple[object, str]]:
         """What may not be, and what is then said."""
         method, resnet = self.step_class, self.backbone in BACKBONES
+        part = re.fullmatch(r"(\d{1,4})/(\d{1,4})", self.fold or "")
+        fits = self.fold in (None, ALL) or (part and 1 <= int(part[1]) <= int(part[2]) and int(part[2]) >= 2)
+        yield not fits, f"--fold {self.fold} must be a part and their number, such as 1/3, or {ALL}"
         three = len(self.aspp_dilations) == 3 and min(self.aspp_dilations) >= 1
         yield not three, f"--aspp_dilations {self.aspp_dilations} must be three positive numbers, such as 12 24 36"
         stride = f"--output_stride {self.output_stride} must be 8"

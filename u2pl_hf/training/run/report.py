@@ -80,12 +80,18 @@ def summary(args: RunArguments, results: dict) -> str:
 def _next_commands(args: RunArguments) -> list[str]:
     options = ("dataset_revision", "id_column", "image_column", "label_column")
     usual = RunArguments()
+    predict = ["predict", args.output_dir, "PHOTO.jpg", "--output_dir", "predictions"]
+    if args.fold:  # No subset holds its images.
+        return _lines(predict)
     evaluate = ["evaluate", args.output_dir, "--dataset", args.dataset, "--subset", args.eval_subset]
     evaluate += [w for o in options if (v := getattr(args, o)) != getattr(usual, o) for w in (f"--{o}", v)]
     evaluate += ["--streaming"] if args.streaming else []
     evaluate += ["--mode", "slide", "--window", str(args.eval_window)] if args.eval_mode == "slide" else []
-    predict = ["predict", args.output_dir, "PHOTO.jpg", "--output_dir", "predictions"]
-    return [f"  {shlex.join([*_started_like_this(name), *words])}" for name, *words in (evaluate, predict)]
+    return _lines(evaluate, predict)
+
+
+def _lines(*commands: list[str]) -> list[str]:
+    return [f"  {shlex.join([*_started_like_this(name), *words])}" for name, *words in commands]
 
 
 def _started_like_this(command: str) -> list[str]:
@@ -106,7 +112,7 @@ def gather_results(run: "Run", clock: Clock, best: dict, last: dict | None) -> d
         "settings": _changed_settings(args.settings),
         "dataset_on_hub": args.dataset != "demo" and not Path(args.dataset).exists(),
         "dataset_license": dataset_license(args.dataset, args.dataset_revision),
-        "subset": args.eval_subset,
+        "subset": args.evaluated_on,
         "num_labelled": len(data.labelled),
         "num_unlabelled": len(data.unlabelled) if run.size.unlabelled else 0,
         "left_out_unlabelled": data.left_out,
