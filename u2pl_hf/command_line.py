@@ -88,6 +88,13 @@ class ScriptParser(argparse.ArgumentParser):
         raise InputError(f"{message.replace(': is ', ' is ', 1)}; --help lists the options")
 
 
+def split_at_dashes(argv: list[str] | None) -> tuple[list[str], list[str]]:
+    """The words of a command line before and after "--", which argparse itself takes only at some places."""
+    words = sys.argv[1:] if argv is None else argv
+    end = words.index("--") if "--" in words else len(words)
+    return words[:end], words[end + 1 :]
+
+
 def print_result(result: dict, told: str | None = None, *, as_json: bool = False, file: TextIO | None = None) -> None:
     """End a script: for people on stderr, and as a line of JSON on stdout, on a terminal only with --json.
 

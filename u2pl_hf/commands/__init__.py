@@ -16,7 +16,7 @@ COMMANDS = {
     "evaluate": "score a model on a data set: mIoU, IoU and accuracy per class",
     "predict": "segment photographs",
     "app": "try a model in the browser",
-    "compare": "put finished runs side by side",
+    "compare": "find out whether unlabelled images pay on your data; put finished runs side by side",
     "push": "push a model to the Hub",
     "space": "make a Space on the Hub where anyone can try a model",
     "export": "write a model as an ONNX file",

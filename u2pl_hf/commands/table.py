@@ -14,7 +14,7 @@ import json
 import sys
 from pathlib import Path
 
-from u2pl_hf.command_line import ScriptParser, number, print_result
+from u2pl_hf.command_line import ScriptParser, number, print_result, split_at_dashes
 from u2pl_hf.errors import InputError, TrainingError, exits_on_input_error, refusing, require
 from u2pl_hf.measure.collection import add_run, write_collection
 from u2pl_hf.measure.queue import option_words, run_all
@@ -35,10 +35,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--only", nargs="+", default=[], metavar="ID", help="rows to run (default: all)")
     add("--list", action="store_true", help="start nothing: show what is finished and say what is left")
     add("--model_cards", type=Path, metavar="DIR", help="collection to add finished runs to")
-    # argparse itself takes what follows -- only where no option stands between it and the table.
-    words = sys.argv[1:] if argv is None else argv
-    end = words.index("--") if "--" in words else len(words)
-    return parser.parse_args(words[:end], argparse.Namespace(options=words[end + 1 :]))
+    words, options = split_at_dashes(argv)
+    return parser.parse_args(words, argparse.Namespace(options=options))
 
 
 def run_arguments(args: argparse.Namespace, name: str, row: TableRow, seed: int) -> list[str]:

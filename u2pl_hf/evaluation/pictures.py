@@ -117,9 +117,13 @@ def picture_grid(
 
 
 def contact_sheet(
-    pictures: Iterable[tuple[str, np.ndarray]], palette: Sequence[Sequence[int]], class_names: Sequence[str], side=240
+    pictures: Iterable[tuple[str, np.ndarray]],
+    palette: Sequence[Sequence[int]],
+    class_names: Sequence[str],
+    side: int = 240,
+    columns: int = SHEET_COLUMNS,
 ) -> Image.Image:
-    """Named pictures (H,W,3) in rows of six, each shrunk into a square of `side`; the colours' names below."""
+    """Named pictures (H,W,3) in rows, each shrunk into a square of `side`; the colours' names below."""
     cells = []
     for name, picture in pictures:
         height, width = (max(1, round(length * side / max(picture.shape[:2]))) for length in picture.shape[:2])
@@ -127,7 +131,7 @@ def contact_sheet(
         cell.paste(_fit(picture, (width, height)), (GAP, TITLE_HEIGHT))
         ImageDraw.Draw(cell).text((GAP, 3), name[-side // 8 :], fill=INK, font=ImageFont.load_default(FONT_SIZE))
         cells.append(np.asarray(cell))
-    rows = [np.hstack(cells[start : start + SHEET_COLUMNS]) for start in range(0, len(cells), SHEET_COLUMNS)]
+    rows = [np.hstack(cells[start : start + columns]) for start in range(0, len(cells), columns)]
     return Image.fromarray(_below(*rows, _legend([*zip(class_names, palette, strict=True)], rows[0].shape[1])))
 
 

@@ -6,6 +6,7 @@ import shlex
 import sys
 from dataclasses import asdict
 from datetime import datetime, timezone
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,18 @@ def hardware(device: torch.device, processes: int) -> dict:
     """Where the run took place."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {"device": device.type, "name": name, "threads": torch.get_num_threads(), "processes": processes}
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """The most that this process has held at once, in MB: of the GPU, or, on a CPU, in all; None on Windows."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) // 1_000_000
+    if find_spec("resource") is None:
+        return None
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most // 1_000_000 if sys.platform == "darwin" else most * 1024 // 1_000_000
 
 
 def _processor() -> str:
@@ -127,6 +140,7 @@ def gather_results(run: "Run", clock: Clock, best: dict, last: dict | None) -> d
         "initialised_with": run.initialised_with,
         "seconds": round(clock.seconds, 1),
         "seconds_of": {what: round(seconds, 2) for what, seconds in clock.seconds_of.items()},
+        "peak_memory_mb": peak_memory(run.accelerator.device),
         "hardware": hardware(run.accelerator.device, run.accelerator.num_processes),
         "versions": library_versions(),
         "protocol": describe_protocol(**args.evaluation),

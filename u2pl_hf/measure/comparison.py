@@ -1,0 +1,146 @@
+"""Methods beside SupOnly on one's own data: which runs that takes, and what they say together.
+
+An arm is a method, or SupOnly with twice the steps or half of the labels; a run is an arm on a fold or with a seed.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from u2pl_hf.errors import require
+from u2pl_hf.measure.queue import option_words
+from u2pl_hf.measure.side_by_side import mean_iou
+from u2pl_hf.measure.verdict import Difference, Verdict, difference, judge, winner
+from u2pl_hf.training.recipe.arguments import find_method
+from u2pl_hf.training.recipe.command import parse_arguments as parse_run
+
+BASE, TWICE, HALF = "suponly", "suponly_twice", "suponly_half"
+# Of U2PL and its like, as in the project's own tables: from a teacher that knows little, wrong labels spread.
+WARMUP_SHARE = 1 / 4
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is compared.
+
+    Attributes:
+        id: names its runs.
+        title: what the page calls it.
+        options: fields in place of the recipe's.
+    """
+
+    id: str
+    title: str
+    options: dict = field(default_factory=dict)
+
+
+def arms_of(methods: Sequence[str], words: Sequence[str], *, controls: bool = True) -> list[Arm]:
+    """SupOnly, the methods, and SupOnly's two controls.
+
+    Args:
+        methods: NAME or NAME:VARIANT, in the order of the page; SupOnly is there whether named or not.
+        words: what training is called with in all runs, the recipe first.
+
+    Raises:
+        InputError: no such method, or what all runs are told cannot be; or steps are counted in epochs.
+    """
+    args = parse_run([*words, *option_words({"method": BASE})], "")
+    counted = "in epochs, which are not equally long for all methods"
+    require(not args.epochs, f"the recipe counts steps {counted}: pass -- --max_steps N")
+    arms = {BASE: Arm(BASE, find_method(BASE).title, {"method": BASE})}
+    for text in methods:
+        arms.setdefault(text.replace(":", "_"), _method_arm(text, words))
+    if controls:
+        base = arms[BASE]
+        longer = {"max_steps": 2 * args.max_steps, "eval_steps": 2 * args.eval_steps}
+        arms[TWICE] = Arm(TWICE, f"{base.title}, twice the steps", base.options | longer)
+        arms[HALF] = Arm(HALF, f"{base.title}, half of the labels", base.options | {"labelled_share": 0.5})
+    return list(arms.values())
+
+
+def _method_arm(text: str, words: Sequence[str]) -> Arm:
+    name, _, variant = text.partition(":")
+    method = find_method(name)
+    options = {"method": name} | ({"variant": variant} if variant else {})
+    args = parse_run([*words, *option_words(options)], "")
+    if hasattr(args.settings, "warmup_steps") and not method.latest_start(args.settings, args.max_steps):
+        options["warmup_steps"] = round(WARMUP_SHARE * args.max_steps)
+    return Arm(text.replace(":", "_"), f"{method.title}, {variant}" if variant else method.title, options)
+
+
+def case_name(arm: Arm, case: Mapping) -> str:
+    """Of a run: suponly_fold1, u2pl_robust_seed0."""
+    return f"{arm.id}_fold{case['fold'].partition('/')[0]}" if "fold" in case else f"{arm.id}_seed{case['seed']}"
+
+
+@dataclass(frozen=True)
+class Found:
+    """An arm's runs, and what they are beside SupOnly's.
+
+    Attributes:
+        arm: what it is.
+        runs: results of each case, None where it has not been run.
+        gain: over SupOnly; None where no pair of runs is there, and for SupOnly itself.
+        classes: of each class its difference to SupOnly.
+        verdict: None for SupOnly and its controls.
+    """
+
+    arm: Arm
+    runs: list[dict | None]
+    gain: Difference | None
+    classes: dict[str, Difference | None]
+    verdict: Verdict | None
+
+    @property
+    def done(self) -> list[dict]:
+        """The results that are there."""
+        return [run for run in self.runs if run is not None]
+
+
+def weigh(arms: Sequence[Arm], results: Mapping[str, Sequence[dict | None]]) -> list[Found]:
+    """Compare each arm with SupOnly.
+
+    Args:
+        results: arm id -> results.json of each case, in the order of the cases.
+    """
+    scores = {name: mean_iou([run or {} for run in runs], "last") for name, runs in results.items()}
+    found = []
+    for arm in arms:
+        base, own = results[BASE], results[arm.id]
+        pairs = {name: (_of_class(own, name), _of_class(base, name)) for name in _class_names(own)}
+        verdict = None
+        if arm.id not in (BASE, TWICE, HALF):
+            controls = {"twice": scores.get(TWICE), "half": scores.get(HALF)}
+            verdict = judge(scores[arm.id], scores[BASE], classes=pairs, **controls)
+        gain = None if arm.id == BASE else difference(scores[arm.id], scores[BASE])
+        classes = {name: difference(*pair) for name, pair in pairs.items()}
+        found.append(Found(arm, list(own), gain, classes, verdict))
+    return found
+
+
+def best_of(found: Sequence[Found]) -> str | None:
+    """The id of the arm to train; None where no method helps."""
+    judged = {f.arm.id: f for f in found if f.verdict}
+    gains = {name: f.gain.mean for name, f in judged.items()}
+    return winner({name: f.verdict for name, f in judged.items()}, gains)
+
+
+def headline(found: Sequence[Found]) -> str:
+    """The verdict on all: that of the winner, or of the method that came nearest."""
+    judged = [f for f in found if f.verdict]
+    if not judged:
+        return "nothing to compare yet"
+    chosen = best_of(found)
+    best = next((f for f in judged if f.arm.id == chosen), max(judged, key=lambda f: f.gain.mean))
+    return (
+        f"{best.arm.title} {best.verdict.words}"
+        if chosen
+        else f"{best.verdict.kind}: {best.arm.title} {best.verdict.words}"
+    )
+
+
+def _class_names(runs: Sequence[dict | None]) -> list[str]:
+    return next((run["class_names"] for run in runs if run), [])
+
+
+def _of_class(runs: Sequence[dict | None], name: str) -> list[float | None]:
+    return [((run or {}).get("last") or {}).get("per_class_iou", {}).get(name) for run in runs]
