@@ -10,7 +10,7 @@ from u2pl_hf.errors import require
 from u2pl_hf.measure.queue import option_words
 from u2pl_hf.measure.side_by_side import mean_iou
 from u2pl_hf.measure.verdict import Difference, Verdict, difference, judge, winner
-from u2pl_hf.training.recipe.arguments import find_method
+from u2pl_hf.training.recipe.arguments import find_method, other_settings
 from u2pl_hf.training.recipe.command import parse_arguments as parse_run
 
 BASE, TWICE, HALF = "suponly", "suponly_twice", "suponly_half"
@@ -33,22 +33,23 @@ class Arm:
     options: dict = field(default_factory=dict)
 
 
-def arms_of(methods: Sequence[str], words: Sequence[str], *, controls: bool = True) -> list[Arm]:
+def arms_of(methods: Sequence[str], words: Sequence[str], told: Sequence[str], *, controls: bool = True) -> list[Arm]:
     """SupOnly, the methods, and SupOnly's two controls.
 
     Args:
         methods: NAME or NAME:VARIANT, in the order of the page; SupOnly is there whether named or not.
         words: what training is called with in all runs, the recipe first.
+        told: further words, for the runs that take them.
 
     Raises:
         InputError: no such method, or what all runs are told cannot be; or steps are counted in epochs.
     """
-    args = parse_run([*words, *option_words({"method": BASE})], "")
-    counted = "in epochs, which are not equally long for all methods"
-    require(not args.epochs, f"the recipe counts steps {counted}: pass -- --max_steps N")
+    args = parse_run([*words, *fitting(told, BASE), *option_words({"method": BASE})], "")
+    uneven = "the recipe counts steps in epochs, which are not equally long for all methods: pass -- --max_steps N"
+    require(not args.epochs, uneven)
     arms = {BASE: Arm(BASE, find_method(BASE).title, {"method": BASE})}
     for text in methods:
-        arms.setdefault(text.replace(":", "_"), _method_arm(text, words))
+        arms.setdefault(text.replace(":", "_"), _method_arm(text, words, told))
     if controls:
         base = arms[BASE]
         longer = {"max_steps": 2 * args.max_steps, "eval_steps": 2 * args.eval_steps}
@@ -57,14 +58,24 @@ def arms_of(methods: Sequence[str], words: Sequence[str], *, controls: bool = Tr
     return list(arms.values())
 
 
-def _method_arm(text: str, words: Sequence[str]) -> Arm:
+def _method_arm(text: str, words: Sequence[str], told: Sequence[str]) -> Arm:
     name, _, variant = text.partition(":")
     method = find_method(name)
     options = {"method": name} | ({"variant": variant} if variant else {})
-    args = parse_run([*words, *option_words(options)], "")
+    args = parse_run([*words, *fitting(told, name), *option_words(options)], "")
     if hasattr(args.settings, "warmup_steps") and not method.latest_start(args.settings, args.max_steps):
         options["warmup_steps"] = round(WARMUP_SHARE * args.max_steps)
     return Arm(text.replace(":", "_"), f"{method.title}, {variant}" if variant else method.title, options)
+
+
+def fitting(told: Sequence[str], method: str) -> list[str]:
+    """The words of a command line without options that only other methods have, and their values."""
+    others, kept, is_kept = other_settings(find_method(method)), [], True
+    for word in told:
+        if word.startswith("--"):
+            is_kept = word[2:].partition("=")[0] not in others
+        kept += [word] if is_kept else []
+    return kept
 
 
 def case_name(arm: Arm, case: Mapping) -> str:
@@ -131,11 +142,9 @@ def headline(found: Sequence[Found]) -> str:
         return "nothing to compare yet"
     chosen = best_of(found)
     best = next((f for f in judged if f.arm.id == chosen), max(judged, key=lambda f: f.gain.mean))
-    return (
-        f"{best.arm.title} {best.verdict.words}"
-        if chosen
-        else f"{best.verdict.kind}: {best.arm.title} {best.verdict.words}"
-    )
+    if chosen:
+        return f"Yes, {best.arm.title} helps: {best.verdict.words}"
+    return f"{best.verdict.kind.capitalize()}: {best.arm.title}, {best.verdict.words}"
 
 
 def _class_names(runs: Sequence[dict | None]) -> list[str]:

@@ -1,15 +1,28 @@
 """The page of a comparison: verdict, tables, curves, pictures and what to do next."""
 
+import functools
+import json
+import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jinja2
+import numpy as np
 
-from u2pl_hf.measure.comparison import Found, headline
+from u2pl_hf.evaluation.curves import draw_panels, read_metrics
+from u2pl_hf.evaluation.folding import folded
+from u2pl_hf.evaluation.inference import predict_all
+from u2pl_hf.evaluation.loading import load_model
+from u2pl_hf.evaluation.pictures import contact_sheet, overlay
+from u2pl_hf.files import write_atomically, write_text
+from u2pl_hf.measure.comparison import BASE, HALF, TWICE, Found, best_of, case_name, headline
+from u2pl_hf.measure.comparison_runs import Comparison
 from u2pl_hf.measure.side_by_side import deviation, mean_iou, percent
 from u2pl_hf.measure.verdict import RULE, Difference, points
 
+# Images on the page, and how strong their colours are.
+SHOWN, OPACITY = 4, 0.7
 TEMPLATE = Path(__file__).with_name("comparison.html")
 
 
@@ -104,3 +117,104 @@ def render(
         rule=RULE,
         circumstances=circumstances,
     )
+
+
+def draw_curves(comparison: Comparison, found: Sequence[Found], path: Path) -> None:
+    """Mean IoU over the steps, each arm's mean over its cases at the steps that all of them have."""
+    lines = {}
+    for f in (f for f in found if f.done):
+        names = [case_name(f.arm, case) for case, run in zip(comparison.cases, f.runs, strict=True) if run]
+        curves = [_curve(comparison.folder / name / "metrics.jsonl") for name in names]
+        steps = sorted(set.intersection(*map(set, curves)))
+        lines[f.arm.title] = [(step, 100 * statistics.fmean(curve[step] for curve in curves)) for step in steps]
+    last = max((step for line in lines.values() for step, _ in line), default=1)
+    figure = draw_panels({"mean IoU, per cent": lines}, last)
+    figure.set_size_inches(11, 4)
+    write_atomically(path, functools.partial(figure.savefig, format="png"))
+
+
+def _curve(path: Path) -> dict[int, float]:
+    return {line["step"]: line["eval_mean_iou"] for line in read_metrics(path) if line.get("eval_mean_iou") is not None}
+
+
+def draw_pictures(comparison: Comparison, found: Sequence[Found], path: Path) -> None:
+    """Images that the first case's runs have not seen: image, mask, and what each method predicts."""
+    shown = [f for f in found if f.runs[0] is not None and f.arm.id not in (TWICE, HALF)]
+    names = [case_name(f.arm, comparison.cases[0]) for f in shown]
+    models, data, cells = [folded(load_model(str(comparison.folder / n))) for n in names], comparison.first_data(), []
+    source, palette = data.evaluation, models[0].config.palette
+    for row in np.unique(np.linspace(0, len(source.ids) - 1, SHOWN).round().astype(int)).tolist():
+        image = source.read_image(row)
+        cells += [(source.ids[row], image), ("mask", overlay(image, source.read_label(row), palette, OPACITY))]
+        found_labels = [predict_all(model, [image], with_entropy=False)[0].labels for model in models]
+        pairs = zip(shown, found_labels, strict=True)
+        cells += [(f.arm.title, overlay(image, labels, palette, OPACITY)) for f, labels in pairs]
+    sheet = contact_sheet(cells, palette, data.class_names, columns=2 + len(shown))
+    write_atomically(path, functools.partial(sheet.save, format="PNG"))
+
+
+def next_steps(comparison: Comparison, found: Sequence[Found]) -> list[dict[str, str]]:
+    """What to do with it, with the commands."""
+    chosen, folder = best_of(found), comparison.folder
+    arm = next(a for a in comparison.arms if a.id == (chosen or BASE))
+    train = ["train", *comparison.command(arm, comparison.alone, folder / "final")]
+    steps = [{"words": f"train {arm.title} on all labels", "command": shlex.join(["u2pl", *train])}]
+    if chosen is None and "too early" in {f.verdict.kind for f in found if f.verdict}:
+        longer = 2 * comparison.arguments(case_name(comparison.arms[0], comparison.cases[0])).max_steps
+        told = f"compare again with more steps: the same command with another --output_dir and -- --max_steps {longer}"
+        steps.insert(0, {"words": told, "command": ""})
+    return steps
+
+
+def write_page(comparison: Comparison, title: str) -> dict:
+    """Curves, pictures, compare.json and compare.html of what is finished; gives what compare.json says."""
+    found, missing, folder = comparison.weighed(), comparison.missing(), comparison.folder
+    curves = "curves.png" if found[0].done else None
+    pictures = "pictures.png" if found[0].runs[0] else None
+    if curves:
+        draw_curves(comparison, found, folder / curves)
+    if pictures:
+        draw_pictures(comparison, found, folder / pictures)
+    facts = facts_of(comparison, found, missing)
+    page = render(
+        title,
+        found,
+        about=about(comparison),
+        missing=missing,
+        further=next_steps(comparison, found),
+        circumstances=circumstances(comparison, found),
+        curves=curves,
+        pictures=pictures,
+    )
+    write_text(folder / "compare.json", json.dumps(facts, indent=1) + "\n")
+    write_text(folder / "compare.html", page)
+    return facts
+
+
+def about(comparison: Comparison) -> str:
+    """What the numbers are means of."""
+    over = f"{len(comparison.cases)} folds of the labelled images, each scored by a model that has not seen it"
+    if "fold" not in comparison.cases[0]:
+        over = f"seeds {' '.join(str(case['seed']) for case in comparison.cases)}, scored on the validation set"
+    return (
+        f"Means over {over}; ± is the standard deviation. Steps and images are the same for all, unless the name tells."
+    )
+
+
+def circumstances(comparison: Comparison, found: Sequence[Found]) -> str:
+    """Recipe and options, and on what it was computed."""
+    places = sorted({run["hardware"]["name"] for f in found for run in f.done})
+    told = shlex.join([*comparison.words, *comparison.told])
+    return f"Recipe and options: {told}. Measured on {', '.join(places) or 'nothing yet'}."
+
+
+def facts_of(comparison: Comparison, found: Sequence[Found], missing: Sequence[str]) -> dict:
+    """The numbers, as JSON."""
+    arms = {}
+    for f in found:
+        gain = f.gain and {"mean": f.gain.mean, "deviation": f.gain.deviation, "each": f.gain.each}
+        scores = {which: [run and run[which]["mean_iou"] for run in f.runs] for which in ("last", "best")}
+        judged = {"verdict": f.verdict.kind, "words": f.verdict.words, "hurt": f.verdict.hurt} if f.verdict else {}
+        arms[f.arm.id] = {"title": f.arm.title, **scores, "gain": gain, **judged}
+    told = {"headline": headline(found), "winner": best_of(found), "arms": arms, "cases": comparison.cases}
+    return told | {"missing": list(missing), "page": str(comparison.folder / "compare.html")}

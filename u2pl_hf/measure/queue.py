@@ -36,6 +36,8 @@ def run_all(command: Sequence[str], runs: Mapping[str, Sequence[str]], logs: Pat
         SystemExit: a signal came.
     """
     caught: list[int] = []
+    ended: list[str] = []
+    begun = time.monotonic()
 
     def fails(name: str) -> bool:
         if caught:
@@ -56,7 +58,11 @@ def run_all(command: Sequence[str], runs: Mapping[str, Sequence[str]], logs: Pat
                 passed_on += 1
             time.sleep(0.2)
         how = "done" if process.returncode == 0 else "stopped" if caught else "failed"
-        logger.info("%s: %s after %.1f minutes", name, how, (time.monotonic() - since) / 60)
+        ended.append(name)
+        now = time.monotonic()
+        left = (now - begun) / 60 / len(ended) * (len(runs) - len(ended))
+        told = "%s: %s after %.1f minutes; %d of %d ended, about %.0f minutes left"
+        logger.info(told, name, how, (now - since) / 60, len(ended), len(runs), left)
         return how == "failed"
 
     before = {number: signal.signal(number, lambda number, _: caught.append(number)) for number in SIGNALS}

@@ -1,0 +1,120 @@
+"""u2pl compare on a tiny data set: what it refuses, which runs it plans, and one whole comparison with its page."""
+
+import json
+import re
+import shutil
+
+import pytest
+
+from u2pl_hf.commands import compare, train
+from u2pl_hf.commands.compare import comparison_of, main, parse_arguments
+from u2pl_hf.errors import InputError
+from u2pl_hf.training.recipe.command import parse_arguments as parse_run
+
+TINY = ["--base_width", "8", "--head_channels", "8", "--representation_channels", "8", "--crop_size", "65",
+        "--batch_size", "2", "--unlabelled_batch_size", "2", "--num_workers", "0", "--cpu_threads", "1",
+        "--max_steps", "4", "--aspp_dilations", "1", "2", "3"]  # fmt: skip
+
+
+def words(data, folder, *more, told=TINY) -> list[str]:
+    shared = ["--dataset", data, "--split", "1/2", "--recipe", "demo_suponly", "--output_dir", folder]
+    return [*map(str, [*shared, *more]), "--", *told]
+
+
+@pytest.fixture
+def without_validation(tiny_data, tmp_path):
+    """As photographs of one's own, all of them labelled, or not."""
+    folder = tmp_path / "data"
+    shutil.copytree(tiny_data, folder)
+    for file in folder.rglob("validation*"):
+        file.unlink()
+    return folder
+
+
+def planned(data, folder, *more, **options):
+    found = comparison_of(parse_arguments(words(data, folder, *more, **options)))
+    return {name: parse_run(command, "") for name, command in found.commands.items()}
+
+
+def test_runs_share_all_but_the_method(tiny_data, without_validation, tmp_path):
+    runs = planned(without_validation, tmp_path / "out", "--folds", "2", told=[*TINY, "--learning_rate", "0.01"])
+    names = ("suponly", "u2pl_robust", "fixmatch", "suponly_twice", "suponly_half")
+    assert [*runs] == [f"{name}_fold{k}" for k in (1, 2) for name in names]
+    assert {run.fold for name, run in runs.items() if name.endswith("2")} == {"2/2"}
+    assert {run.learning_rate for run in runs.values()} == {0.01} and {run.seed for run in runs.values()} == {0}
+    steps = [runs[f"{name}_fold1"].max_steps for name in names]
+    assert steps == [4, 4, 4, 8, 4] and runs["suponly_half_fold1"].labelled_share == 0.5
+    robust = runs["u2pl_robust_fold1"]
+    assert (robust.method, robust.variant, robust.warmup_steps) == ("u2pl", "robust", 1)
+    # A validation set is used where there is one; a warm-up that is told is kept, and told to nobody else.
+    told = [*TINY, "--warmup_steps", "3"]
+    runs = planned(tiny_data, tmp_path / "out", "--methods", "u2pl", "--quick", "--jobs", "2", told=told)
+    assert [*runs] == [f"{name}_seed{s}" for s in (0, 1, 2) for name in ("suponly", "u2pl")]
+    assert runs["u2pl_seed1"].warmup_steps == 3 and runs["u2pl_seed1"].seed == 1 and runs["u2pl_seed1"].fold is None
+    assert [*planned(tiny_data, tmp_path / "out", "--quick", "--seeds", "5", "--methods", "suponly")] == [
+        "suponly_seed5"
+    ]
+
+
+def test_what_cannot_be_compared_is_told_in_one_line(tiny_data, without_validation, tmp_path):
+    for more, told, message in (
+        (["--methods", "nonsense"], TINY, "--method nonsense must be one of"),
+        (["--methods", "u2pl:rubbish"], TINY, "--variant.*rubbish"),
+        (["--seeds", "0"], TINY, "--seeds needs a validation set"),
+        (["--folds", "13"], TINY, "the 12 labelled images are fewer than the parts"),
+        (["--folds", "2", "--seeds", "0"], TINY, "pass one of them"),
+        (["--split", "all"], TINY, "leaves no unlabelled image"),
+        (["--recipe", "nothing"], TINY, "nothing is neither a file nor one of the recipes"),
+        ([], [*TINY, "--epochs", "3"], "counts steps in epochs"),
+        ([], ["4"], "-- 4 is none of u2pl train's options"),
+        ([], [*TINY, "--max_stepz", "3"], "max_stepz"),
+    ):
+        with pytest.raises(InputError, match=message):
+            comparison_of(parse_arguments(words(without_validation, tmp_path / "out", *more, told=told)))
+    assert not (tmp_path / "out").exists()
+    for argv, message in (
+        ([], "pass folders of finished runs, or --dataset"),
+        (["a", "--dataset", "b"], "not both"),
+        (["a", "--", "--seed", "1"], "needs --dataset"),
+        (["--dataset", str(tmp_path / "none")], "none"),
+    ):
+        with pytest.raises(InputError, match=message):
+            comparison_of(parse_arguments(argv))
+    with pytest.raises(InputError, match="leaves no unlabelled image"):
+        comparison_of(parse_arguments(words(tiny_data, tmp_path / "out", "--split", "all")))
+
+
+def queue_here(program, runs, logs, jobs=1) -> None:
+    """The runs in this process, one after the other; test_run_table has the queue of programs."""
+    for command in runs.values():
+        train.main(command)
+
+
+def test_from_images_to_a_page(without_validation, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr(compare, "run_all", queue_here)
+    out = tmp_path / "out"
+    asked = words(without_validation, out, "--folds", "2", "--methods", "fixmatch", "--jobs", "2", "--then_train")
+    main([*asked[: asked.index("--")], "--quick", *asked[asked.index("--") :]])
+    told = capsys.readouterr()
+    facts = json.loads(told.out.splitlines()[-1])
+    results = [json.loads((out / f"{name}/results.json").read_text()) for name in ("suponly_fold1", "fixmatch_fold1")]
+    gain = results[1]["last"]["mean_iou"] - results[0]["last"]["mean_iou"]
+    assert facts["arms"]["fixmatch"]["gain"]["each"][0] == pytest.approx(gain) and facts["missing"] == []
+    assert all(run["num_labelled"] == run["num_evaluation"] == 6 for run in results)
+    assert results[1]["num_unlabelled"] == 12 and results[0]["peak_memory_mb"] > 100
+    page = (out / "compare.html").read_text()
+    assert facts["headline"] in page and "A class is hurt" in page and "suponly_fold1" not in page
+    assert {f"{name}.png" for name in re.findall(r'src="(\w+)\.png"', page)} == {"curves.png", "pictures.png"}
+    assert all((out / name).stat().st_size > 1000 for name in ("curves.png", "pictures.png"))
+    # On all labels; there is nothing else to score it on.
+    final = json.loads((out / "final" / "results.json").read_text())
+    assert final["num_labelled"] == 12 and final["subset"] == "its own labelled images"
+    # Nothing is trained twice, and the page is written from what is there.
+    before = (out / "fixmatch_fold2" / "results.json").stat().st_mtime_ns
+    shutil.rmtree(out / "suponly_fold2")
+    main([*asked[: asked.index("--")], "--quick", "--list", *asked[asked.index("--") :]])
+    facts = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert facts["missing"] == ["suponly_fold2"] and len(facts["arms"]["fixmatch"]["gain"]["each"]) == 1
+    assert "Not run yet" in (out / "compare.html").read_text()
+    assert (out / "fixmatch_fold2" / "results.json").stat().st_mtime_ns == before

@@ -1,0 +1,106 @@
+"""The runs of a comparison: their command lines, whether they can be started, and what they left."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from u2pl_hf.errors import InputError
+from u2pl_hf.hub.results import finished_results
+from u2pl_hf.measure.comparison import BASE, Arm, Found, arms_of, case_name, fitting, weigh
+from u2pl_hf.measure.queue import option_words
+from u2pl_hf.training.inputs import TrainingData, load_training_data
+from u2pl_hf.training.recipe.arguments import ALL, RunArguments
+from u2pl_hf.training.recipe.command import parse_arguments as parse_run
+from u2pl_hf.training.run.run_folder import RunFolder
+from u2pl_hf.training.weights.backbones import backbone_config
+
+# With and without a GPU.
+RECIPES = {True: "own_data_dinov2_suponly", False: "own_data_cpu_suponly"}
+# Evaluations of a run, which make its curve.
+EVALUATIONS = 5
+
+
+class Comparison:
+    """All runs of one comparison.
+
+    Args:
+        folder: where they go, each into a folder of its name.
+        data: fields that name the data.
+        methods: NAME or NAME:VARIANT.
+        cases: what is repeated: {"fold": "1/3", "seed": 0} ... or {"seed": 0} ...
+        recipe: None: the one for images of one's own that fits the machine.
+        told: options of training for all runs that take them.
+        controls: with SupOnly with twice the steps, and with half of the labels.
+        has_validation: whether there is a subset to evaluate a model on that is trained on all labels.
+        jobs: how many share the cores.
+
+    Raises:
+        InputError: data, recipe, methods or options cannot be used; nothing has been started.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        data: Mapping,
+        methods: Sequence[str],
+        cases: Sequence[dict],
+        *,
+        recipe: str | None,
+        told: Sequence[str],
+        controls: bool,
+        has_validation: bool,
+        jobs: int,
+    ):
+        self.folder, self.cases, self.told = folder, list(cases), list(told)
+        self.alone = {"seed": 0} if has_validation else {"seed": 0, "fold": ALL}
+        shared = {**data, "trackers": "none", "picture_samples": 0}
+        shared |= {"cpu_threads": max(1, (os.cpu_count() or 1) // jobs)} if jobs > 1 else {}
+        self.words = [recipe or RECIPES[torch.cuda.is_available()], *option_words(shared)]
+        steps = parse_run([*self.words, *fitting(told, BASE), "--method", BASE], "").max_steps
+        self.words += option_words({"eval_steps": max(1, steps // EVALUATIONS)})
+        self.arms = arms_of(methods, self.words, told, controls=controls)
+        pairs = [(case, arm) for case in self.cases for arm in self.arms]
+        self.commands = {case_name(arm, case): self.command(arm, case) for case, arm in pairs}
+        self._check()
+
+    def command(self, arm: Arm, case: Mapping, folder: Path | None = None) -> list[str]:
+        """What training is called with for one run."""
+        last = {**arm.options, **case, "output_dir": folder or self.folder / case_name(arm, case)}
+        return [*self.words, *fitting(self.told, arm.options["method"]), *option_words(last)]
+
+    def arguments(self, name: str) -> RunArguments:
+        """Of a run."""
+        return parse_run(self.commands[name], "")
+
+    def first_data(self) -> TrainingData:
+        """The data of SupOnly's first run."""
+        return load_training_data(self.arguments(case_name(self.arms[0], self.cases[0])))
+
+    def _check(self) -> None:
+        """All that the runs would refuse before they start; of the data, what those of the first case would."""
+        parsed = {}
+        for name in self.commands:
+            try:
+                parsed[name] = self.arguments(name)
+                RunFolder(parsed[name]).check()
+            except InputError as error:
+                raise InputError(f"{name}: {error}") from error
+        first = [parsed[case_name(arm, self.cases[0])] for arm in self.arms]
+        backbone_config(first[0])
+        load_training_data(next((args for args in first if args.step_class.uses_unlabelled), first[0]))
+
+    def results(self, name: str) -> dict | None:
+        """results.json of a finished run."""
+        folder = self.folder / name
+        return finished_results(folder) if (folder / "results.json").is_file() else None
+
+    def weighed(self) -> list[Found]:
+        """Each arm beside SupOnly, as far as it has been run."""
+        found = {arm.id: [self.results(case_name(arm, case)) for case in self.cases] for arm in self.arms}
+        return weigh(self.arms, found)
+
+    def missing(self) -> list[str]:
+        """Names of the runs that are not finished."""
+        return [name for name in self.commands if self.results(name) is None]
