@@ -127,7 +127,7 @@ def test_options_named_in_the_text_exist():
     known = known_options()
     # Of pip, and of programs that only logs and errors name.
     unknown = {(path.name, option) for path in DOCUMENTS for option in inline_options(path) if option not in known}
-    assert not unknown - {("README.md", "--logdir"), ("training.md", "--signals"), ("training.md", "--editable")}
+    assert not unknown - {("training.md", "--logdir"), ("training.md", "--signals"), ("training.md", "--editable")}
 
 
 @pytest.fixture(scope="module")
@@ -277,7 +277,7 @@ def test_links_lead_somewhere(path):
 
 def test_published_numbers_are_those_of_the_package():
     published = json.loads((ROOT / "u2pl_hf" / "hub" / "published.json").read_text())["mean_iou_per_cent"]
-    rows = re.findall(r"^\| `(\w+)/(\d+)` \|(.*)\|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)/(\d+)` \|(.*)\|$", (ROOT / "docs" / "published.md").read_text(), re.MULTILINE)
     assert {(kind, labels) for kind, labels, _ in rows} == {
         (kind, labels) for kind, splits in published.items() for labels in splits if kind != "cityscapes_ael"
     }

@@ -21,8 +21,8 @@ from u2pl_hf.measure.comparison_runs import Comparison
 from u2pl_hf.measure.side_by_side import deviation, mean_iou, percent
 from u2pl_hf.measure.verdict import RULE, Difference, points
 
-# Images on the page, and how strong their colours are.
-SHOWN, OPACITY = 4, 0.7
+# Images on the page, those they are chosen from, and how strong their colours are.
+SHOWN, LOOKED_AT, OPACITY = 4, 32, 0.7
 TEMPLATE = Path(__file__).with_name("comparison.html")
 
 
@@ -138,17 +138,21 @@ def _curve(path: Path) -> dict[int, float]:
 
 
 def draw_pictures(comparison: Comparison, found: Sequence[Found], path: Path) -> None:
-    """Images that the first case's runs have not seen: image, mask, and what each method predicts."""
+    """Images that the first case's runs have not seen and judge most differently: image, mask, each prediction."""
     shown = [f for f in found if f.runs[0] is not None and f.arm.id not in (TWICE, HALF)]
     names = [case_name(f.arm, comparison.cases[0]) for f in shown]
-    models, data, cells = [folded(load_model(str(comparison.folder / n))) for n in names], comparison.first_data(), []
-    source, palette = data.evaluation, models[0].config.palette
-    for row in np.unique(np.linspace(0, len(source.ids) - 1, SHOWN).round().astype(int)).tolist():
+    models = [folded(load_model(str(comparison.folder / name))) for name in names]
+    data = comparison.first_data()
+    source, palette, looked_at = data.evaluation, models[0].config.palette, []
+    for row in np.unique(np.linspace(0, len(data.evaluation.ids) - 1, LOOKED_AT).round().astype(int)).tolist():
         image = source.read_image(row)
-        cells += [(source.ids[row], image), ("mask", overlay(image, source.read_label(row), palette, OPACITY))]
-        found_labels = [predict_all(model, [image], with_entropy=False)[0].labels for model in models]
-        pairs = zip(shown, found_labels, strict=True)
-        cells += [(f.arm.title, overlay(image, labels, palette, OPACITY)) for f, labels in pairs]
+        predictions = [predict_all(model, [image], with_entropy=False)[0].labels for model in models]
+        looked_at.append((sum(np.mean(p != predictions[0]) for p in predictions), row, predictions))
+    cells = []
+    for _, row, predictions in sorted(looked_at, key=lambda each: -each[0])[:SHOWN]:
+        masks = {"mask": source.read_label(row)} | {f.arm.title: p for f, p in zip(shown, predictions, strict=True)}
+        image = source.read_image(row)
+        cells += [(source.ids[row], image), *((name, overlay(image, m, palette, OPACITY)) for name, m in masks.items())]
     sheet = contact_sheet(cells, palette, data.class_names, columns=2 + len(shown))
     write_atomically(path, functools.partial(sheet.save, format="PNG"))
 
