@@ -133,14 +133,19 @@ def load_labelled(args: argparse.Namespace, names: list[str]) -> tuple[Source, l
 
 
 def without_labelled(source: Source, known: Sequence[tuple[Source, Sequence[int]]]) -> list[int]:
-    """Rows of a source that are none of the known images, neither by their stored bytes nor by their ids."""
-    ids = {other.ids[row] for other, rows in known for row in rows}
+    """Rows of a source that are none of the known images, byte for byte; a warning tells of those of the same id."""
     digests = {_digest(other, row) for other, rows in known for row in rows}
-    sizes = [other.rows.sizes[rows] for other, rows in known if len(rows)]
+    sizes = np.concatenate([other.rows.sizes[list(rows)] for other, rows in known])
     # Bytes of another length are other bytes.
-    may_be = np.isin(source.rows.sizes, np.concatenate(sizes)) if sizes else np.zeros(len(source.ids), bool)
-    rows = [row for row, name in enumerate(source.ids) if name not in ids]
-    return [row for row in rows if not may_be[row] or _digest(source, row) not in digests]
+    may_be = np.isin(source.rows.sizes, sizes)
+    left = [row for row in range(len(source.ids)) if not may_be[row] or _digest(source, row) not in digests]
+    ids = {other.ids[row] for other, rows in known for row in rows}
+    if namesakes := sorted(ids.intersection(source.ids[row] for row in left)):
+        told = (
+            "%d images have the id of a labelled image and other bytes, such as %s: they stay; rename them before both"
+        )
+        logger.warning(f"{told} are prepared together", len(namesakes), namesakes[0])
+    return left
 
 
 def _digest(source: Source, row: int) -> bytes:
@@ -278,7 +283,7 @@ def main(argv: list[str] | None = None) -> None:
     rows, most = list(range(len(source.ids))), None
     if labelled:
         train, labelled_rows, counts, evaluation = labelled
-        rows = without_labelled(source, [(train, labelled_rows), (evaluation, range(len(evaluation.ids)))])
+        rows = without_labelled(source, [(train, labelled_rows), (evaluation, [*range(len(evaluation.ids))])])
         require(rows, f"all {len(source.ids)} images of --unlabelled {args.unlabelled} are labelled: pass others")
     check_output(args.output_dir, [str(source.ids[row]) for row in rows])
     facts = {name: getattr(args, name) for name in ASKED} | {"left_out": len(source.ids) - len(rows)}

@@ -18,9 +18,8 @@ def unreliable_pixels(entropy: Tensor, alpha: float) -> Tensor:
 
 
 def unreliable_entropy(entropy: Tensor, alpha: float) -> Tensor:
-    """Mean entropy (H,W) of one image over its unreliable pixels, a scalar; 0 where there are none."""
-    unreliable = unreliable_pixels(entropy, alpha)
-    return (entropy * unreliable).sum() / unreliable.sum().clamp(min=1)
+    """Mean entropy (H,W) of one image over its unreliable pixels, a scalar: with alpha 0 that of the highest ones."""
+    return entropy[unreliable_pixels(entropy, alpha)].mean()
 
 
 def view_divergence(logits: Tensor, others: Tensor) -> Tensor:
