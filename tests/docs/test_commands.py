@@ -62,6 +62,8 @@ ELSEWHERE = {
     r"prepare_dataset\.py coco": "scripts/test_prepare_dataset.py::test_coco_with_masks_from_elsewhere",
     r"prepare_dataset\.py cityscapes": "scripts/test_prepare_dataset.py::test_cityscapes_is_prepared_but_not_pushed",
     r"compare(\.py)? --dataset": "scripts/test_compare.py::test_from_images_to_a_page",
+    r"to_label/to_correct": "scripts/test_next.py::test_masks_are_corrected_and_prepared",
+    r"benchmarks/label_next\.py": "takes hours; its commands are those of scripts/test_next.py and test_train.py",
     r"run_table\.py": "scripts/test_run_table.py::test_finished_runs_are_passed_over_and_failed_ones_are_named",
     r"export_onnx\.py": "evaluation/test_onnx_export.py::test_same_logits_at_image_size_for_any_batch_and_size",
     r"_dinov2_": "training/test_recipes.py::test_published_settings_with_dinov2",

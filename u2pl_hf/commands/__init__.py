@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "train U2PL or another method from a recipe",
     "evaluate": "score a model on a data set: mIoU, IoU and accuracy per class",
     "predict": "segment photographs",
+    "next": "say which unlabelled images to label next, and write masks to correct",
     "app": "try a model in the browser",
     "compare": "find out whether unlabelled images pay on your data; put finished runs side by side",
     "push": "push a model to the Hub",
