@@ -62,6 +62,7 @@ ELSEWHERE = {
     r"prepare_dataset\.py coco": "scripts/test_prepare_dataset.py::test_coco_with_masks_from_elsewhere",
     r"prepare_dataset\.py cityscapes": "scripts/test_prepare_dataset.py::test_cityscapes_is_prepared_but_not_pushed",
     r"run_table\.py": "scripts/test_run_table.py::test_finished_runs_are_passed_over_and_failed_ones_are_named",
+    r"u2pl calibrate": "scripts/test_calibrate.py::test_the_temperature_is_found_stored_and_told",
     r"export_onnx\.py": "evaluation/test_onnx_export.py::test_same_logits_at_image_size_for_any_batch_and_size",
     r"_dinov2_": "training/test_recipes.py::test_published_settings_with_dinov2",
     r"--backbone facebook/": "training/test_other_backbones.py::test_starts_from_the_weights_in_the_folder",

@@ -94,7 +94,7 @@ def calibrate(args: argparse.Namespace, model, source):
         nll_before=before.nll,
         nll=after.nll,
     )
-    return facts, calibration.draw_reliability(before, after)
+    return facts, calibration.draw_reliability({1.0: before, temperature: after})
 
 
 def words(facts: Calibration) -> str:

@@ -3,7 +3,7 @@
 Guo et al., "On Calibration of Modern Neural Networks", ICML 2017 (arXiv 1706.04599). Shapes: n pixels, C classes.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 BINS = 15
 # Outside of these a temperature says that there was nothing to measure: no error at all, or no relation to the labels.
 LOWEST, HIGHEST = 0.05, 20.0
-# Halvings of the interval between their logarithms: T to 1e-8 of itself. It is stored with four digits.
-HALVINGS, DIGITS = 30, 4
+# Halvings of the interval between their logarithms: T to 1e-5 of itself. It is stored with four digits.
+HALVINGS, DIGITS = 20, 4
 SEED = 0
 
 
@@ -160,21 +160,21 @@ def labelled_logits(model, image: np.ndarray, label: np.ndarray, **segment_optio
                 yield piece.movedim(0, -1)[labels != IGNORE], labels[labels != IGNORE]
 
 
-def draw_reliability(before: Reliability, after: Reliability) -> "Figure":
-    """How often the pixels of each bin are right, beside how many there are; the diagonal is a calibrated model."""
+def draw_reliability(found: Mapping[float, Reliability]) -> "Figure":
+    """How often the pixels of each bin are right, beside how many there are, for each temperature."""
     # Here, as in curves.py.
     from matplotlib.figure import Figure
 
     figure = Figure((2 * WIDTH / DPI, HEIGHT / DPI), dpi=DPI, layout="constrained")
     accuracy, share = figure.subplots(1, 2)
     accuracy.plot((0, 1), (0, 1), color="#888888", linestyle="--", label="as sure as right")
-    for name, found, colour in zip(("before", "after"), (before, after), COLOURS, strict=False):
-        there = found.pixels > 0
-        sure, right = (sums[there] / found.pixels[there] for sums in (found.confidence, found.hits))
-        label = f"{name}, ECE {100 * found.ece:.2f} %"
+    for (temperature, of), colour in zip(found.items(), COLOURS, strict=False):
+        there, name = of.pixels > 0, f"temperature {temperature:g}"
+        sure, right = (sums[there] / of.pixels[there] for sums in (of.confidence, of.hits))
+        label = f"{name}, ECE {100 * of.ece:.2f} %"
         accuracy.plot(sure.numpy(), right.numpy(), color=colour, marker="o", markersize=4, label=label)
         edges = np.linspace(0, 1, BINS + 1)
-        share.stairs((100 * found.pixels / found.pixels.sum()).numpy(), edges, color=colour, label=name)
+        share.stairs((100 * of.pixels / of.pixels.sum()).numpy(), edges, color=colour, label=name)
     accuracy.set_title("share of right pixels", loc="left", fontsize="medium")
     share.set_title("share of all pixels, per cent", loc="left", fontsize="medium")
     for axes in (accuracy, share):
