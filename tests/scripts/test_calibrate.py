@@ -138,7 +138,8 @@ def test_calibrate_refuses(run, data, tmp_path):
     before = {path: path.read_bytes() for path in run.iterdir()}
     line = calibrate("user/net", "--dataset", data, code=2)
     assert "model user/net is no folder" in line and "hf download user/net --local-dir FOLDER" in line
-    assert "nowhere is no folder" in calibrate(tmp_path / "nowhere", "--dataset", data, code=2)
+    line = calibrate(tmp_path / "nowhere", "--dataset", data, code=2)
+    assert "nowhere is no folder" in line and "hf download" not in line
     assert "--subset train has 1 image" in calibrate(run, "--dataset", data, "--subset", "train", code=2)
     line = calibrate(run, "--dataset", data, "--subset", "test", code=2)
     assert "one half of its images is 255" in line

@@ -18,6 +18,7 @@ from u2pl_hf.commands.options import add_segmentation, segmentation_options
 from u2pl_hf.errors import exits_on_input_error, require
 from u2pl_hf.evaluation import calibration
 from u2pl_hf.evaluation.inference import describe_protocol
+from u2pl_hf.evaluation.loading import HUB_ID
 from u2pl_hf.evaluation.outputs import check_writable
 from u2pl_hf.hub.results import Calibration, read_results
 from u2pl_hf.measure.side_by_side import aligned, percent
@@ -38,9 +39,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add_segmentation(parser, several=False)
     args = parser.parse_args(argv)
     args.model_revision, args.protocol = None, describe_protocol(**segmentation_options(args))
-    fetch = f"; fetch it first, hf download {args.model} --local-dir FOLDER, and pass that folder"
-    hint = fetch if args.model.count("/") == 1 else ""
-    require(Path(args.model).is_dir(), f"model {args.model} is no folder, and its temperature is stored in one{hint}")
+    told = f"model {args.model} is no folder, in which the temperature is stored; pass one that training exported"
+    fetch = f", or fetch a model on the Hub first: hf download {args.model} --local-dir FOLDER"
+    require(Path(args.model).is_dir(), told + (fetch if HUB_ID.fullmatch(args.model) else ""))
     return args
 
 
@@ -89,6 +90,7 @@ def calibrate(args: argparse.Namespace, model, source):
         fitted_pixels=len(labels),
         images=len(held_out),
         pixels=int(before.pixels.sum()),
+        bins=calibration.BINS,
         ece_before=before.ece,
         ece=after.ece,
         nll_before=before.nll,

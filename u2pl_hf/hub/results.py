@@ -45,6 +45,7 @@ class Calibration(TypedDict):
     fitted_pixels: int
     images: int
     pixels: int
+    bins: int
     ece_before: float
     ece: float
     nll_before: float
