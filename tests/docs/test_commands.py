@@ -65,6 +65,7 @@ ELSEWHERE = {
     r"to_label/to_correct": "scripts/test_next.py::test_masks_are_corrected_and_prepared",
     r"benchmarks/label_next\.py": "takes hours; its commands are those of scripts/test_next.py and test_train.py",
     r"run_table\.py": "scripts/test_run_table.py::test_finished_runs_are_passed_over_and_failed_ones_are_named",
+    r"u2pl calibrate": "scripts/test_calibrate.py::test_the_temperature_is_found_stored_and_told",
     r"export_onnx\.py": "evaluation/test_onnx_export.py::test_same_logits_at_image_size_for_any_batch_and_size",
     r"_dinov2_": "training/test_recipes.py::test_published_settings_with_dinov2",
     r"--backbone facebook/": "training/test_other_backbones.py::test_starts_from_the_weights_in_the_folder",

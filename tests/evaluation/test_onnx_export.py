@@ -20,7 +20,7 @@ pytest.importorskip("onnxscript")
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    model = narrow_model(palette=[[0, 0, c] for c in range(5)]).eval()
+    model = narrow_model(palette=[[0, 0, c] for c in range(5)], temperature=1.6).eval()
     scramble(model)
     folder = tmp_path_factory.mktemp("onnx")
     model.save_pretrained(folder / "run")
@@ -43,6 +43,9 @@ def test_same_logits_at_image_size_for_any_batch_and_size(exported):
         (got,) = session.run(None, {"pixel_values": pixels.numpy()})
         assert got.dtype == np.float32 and got.shape == expected.shape
         assert np.abs(got - expected).max() <= 1e-4 * np.abs(expected).max()
+        # The probabilities of the calibrated model, which are others than without its temperature.
+        probability = [torch.from_numpy(scores).double().softmax(dim=1) for scores in (got, expected, 1.6 * expected)]
+        assert (probability[0] - probability[1]).abs().max() < 1e-4 < (probability[0] - probability[2]).abs().max()
     metadata = session.get_modelmeta().custom_metadata_map
     assert json.loads(metadata["class_names"]) == [f"LABEL_{c}" for c in range(5)]
     assert json.loads(metadata["image_mean"]) == [0.485, 0.456, 0.406] and json.loads(metadata["palette"])[4] == [

@@ -43,7 +43,7 @@ def test_loads_without_the_package(tmp_path):
     backbone = ConvNextConfig(depths=[1, 1, 1, 1], hidden_sizes=[8, 8, 8, 8])
     dinov2 = Dinov2Config(hidden_size=16, num_hidden_layers=4, num_attention_heads=2, image_size=56, patch_size=14)
     networks = {"resnet": {}, "convnext": {"backbone": backbone}, "dpt": {"backbone": dinov2, "head": "dpt"}}
-    networks["light"] = {"head": "deeplabv3plus_light"}
+    networks["light"] = {"head": "deeplabv3plus_light", "temperature": 0.5}
     for name, fields in networks.items():
         model = narrow_model(**fields).eval()
         model.save_pretrained(tmp_path / name)

@@ -17,10 +17,11 @@ from tests.training.distributed import free_port, on_two_processes
 from u2pl_hf import U2PLConfig, U2PLForSemanticSegmentation, U2PLImageProcessor
 from u2pl_hf.constants import default_palette
 from u2pl_hf.evaluation import MeanIoU
-from u2pl_hf.evaluation.inference import predict_image
+from u2pl_hf.evaluation.inference import predict_image, segment
 from u2pl_hf.evaluation.loading import load_model
 from u2pl_hf.evaluation.photographs import read_photograph
 from u2pl_hf.evaluation.pictures import overlay, with_legend
+from u2pl_hf.pixels import normalize
 
 NAMES = ["wall", "tree", "car", "sky"]
 
@@ -157,7 +158,7 @@ def test_two_processes_give_the_same_numbers_and_tell_an_error_once(model_dir, d
     options = ["--mode", "slide", "--window", "33", "--stride", "16", "--scales", "1", "1.5", "--flip"]
     arguments, masks = [str(model_dir), "--device", "cpu", "--dataset"], tmp_path / "masks"
     write_data(tmp_path / "wrong", len(NAMES), ["one", "two", "three"], wrong=1)
-    same = [*arguments, str(folder), *options, "--output_file"]
+    same = [*arguments, str(folder), *options, "--reject_below", "0", "--output_file"]
     calls = {
         "same": [free_port(), *same, str(tmp_path / "two.json"), "--save_predictions", str(masks)],
         "wrong": [free_port(), *arguments, str(tmp_path / "wrong")],
@@ -169,6 +170,7 @@ def test_two_processes_give_the_same_numbers_and_tell_an_error_once(model_dir, d
     here("evaluate.py", *same, tmp_path / "one.json", code=None)
     one, two = (json.loads((tmp_path / name).read_text())["confusion"] for name in ("one.json", "two.json"))
     assert one == two and np.sum(one) > 0
+    assert (result["kept"]["share"], result["kept"]["mean_iou"]) == (1, result["mean_iou"])
     assert result["mean_iou"] == score(masks, ["one", "town/two", "town/three"], labels)["mean_iou"]
     assert result["protocol"] == {"mode": "slide", "scales": [1.0, 1.5], "flip": True, "window": 33, "stride": 16}
     assert result["hardware"]["processes"] == 2
@@ -308,6 +310,83 @@ def test_evaluate_overwrites_only_its_own(model_dir, data, tmp_path, here):
     (tmp_path / "masks" / "town" / "two.png").unlink()
     for _ in range(2):
         here("evaluate.py", *arguments, "--overwrite", code=None)
+
+
+@pytest.fixture
+def calibrated(model_dir, tmp_path):
+    """The same model with another temperature, and how probable it says each pixel's class is."""
+    shutil.copytree(model_dir, tmp_path / "calibrated")
+    config = json.loads((tmp_path / "calibrated" / "config.json").read_text()) | {"temperature": 0.05}
+    (tmp_path / "calibrated" / "config.json").write_text(json.dumps(config))
+    model = load_model(str(tmp_path / "calibrated"), device="cpu")
+
+    def probability(image: np.ndarray) -> np.ndarray:
+        scores = segment(model, normalize(torch.from_numpy(image).permute(2, 0, 1)[None], None))[0]
+        return scores.softmax(dim=0).amax(dim=0).numpy()
+
+    return tmp_path / "calibrated", probability
+
+
+def test_predict_rejects_what_is_improbable(calibrated, model_dir, tmp_path, here, caplog):
+    model, probability = calibrated
+    photographs(tmp_path / "in", "1.png", "2.png")
+    Image.fromarray(read_photograph(tmp_path / "in" / "2.png")[:7]).save(tmp_path / "in" / "2.png")
+    pixels = {n: read_photograph(tmp_path / "in" / f"{n}.png") for n in (1, 2)}
+    sure = {n: probability(image) for n, image in pixels.items()}
+    floor = round(float(np.median(sure[1])), 3)
+    arguments = ["predict.py", model, tmp_path / "in", "--output_dir", tmp_path / "out", "--device", "cpu"]
+    done = here(*arguments, "--reject_below", floor, code=0)
+    result = result_of(done)
+    shares, sizes, palette = [], [], default_palette(len(NAMES))
+    for n, file in zip(pixels, result["files"], strict=True):
+        ids = np.array(Image.open(file["mask"]))
+        kept = ids != 255
+        # The folded model's last bits may decide at the floor itself.
+        assert ((sure[n] >= floor) == kept).mean() > 0.99 and 0 < kept.mean() < 1
+        whole = predict_image(load_model(str(model), device="cpu"), pixels[n], "cpu")
+        assert np.array_equal(ids[kept], whole[kept])
+        assert file["kept"] == pytest.approx(kept.mean())
+        assert np.array_equal(np.array(Image.open(file["overlay"])), overlay(pixels[n], ids, palette, contour=True))
+        shares.append(kept.mean()), sizes.append(kept.size)
+    assert result["kept"] == pytest.approx(np.average(shares, weights=sizes)) and result["reject_below"] == floor
+    assert f"{result['kept']:.2%} of their pixels are kept" in done.stderr and "calibrate" not in caplog.text
+    # What is there is of these options alone; without them the results are those of before, and say nothing of it.
+    again = [*arguments, "--skip_existing"]
+    assert result_of(here(*again, "--reject_below", floor, code=0))["skipped"] == 2
+    plain = result_of(here(*again, code=0))
+    assert plain["skipped"] == 0 and "kept" not in plain and "kept" not in plain["files"][0]
+    assert (np.array(Image.open(plain["files"][0]["mask"])) != 255).all()
+    here("predict.py", model_dir, *arguments[2:], "--reject_below", 1, code=0)
+    assert "u2pl calibrate would correct" in caplog.text
+    for wrong in (1.5, -0.1, "nan"):
+        line = refused(here(*arguments, "--reject_below", wrong))
+        assert f"--reject_below is {wrong}: it must lie in [0, 1]" in line
+
+
+def test_evaluate_scores_what_is_kept_beside_all(calibrated, data, tmp_path, here):
+    model, probability = calibrated
+    folder, images, labels = data
+    floor = round(float(np.median(probability(images[0]))), 3)
+    arguments = ["evaluate.py", model, "--dataset", folder, "--device", "cpu"]
+    plain = result_of(here(*arguments, code=0))
+    done = here(*arguments, "--reject_below", floor, "--save_predictions", tmp_path / "masks", code=0)
+    result = result_of(done)
+    metric, total, names = MeanIoU(len(NAMES)), 0, ["one", "town/two", "town/three"]
+    for name, image, label in zip(names, images, labels, strict=True):
+        whole, kept = predict_image(load_model(str(model), device="cpu"), image, "cpu"), probability(image) >= floor
+        assert np.array_equal(np.array(Image.open(tmp_path / "masks" / f"{name}.png")), np.where(kept, whole, 255))
+        metric.update(whole[kept], label[kept])
+        total += (label != 255).sum()
+    expected = metric.compute()
+    assert result["kept"]["mean_iou"] == expected["mean_iou"] and result["kept"]["accuracy"] == expected["accuracy"]
+    assert result["kept"]["share"] == metric.confusion.sum().item() / total and 0.2 < result["kept"]["share"] < 0.8
+    assert result["kept"]["reject_below"] == floor and result["temperature"] == 0.05
+    # All pixels count in the score itself, as without the option.
+    assert "kept" not in plain and result["per_class_iou"] == plain["per_class_iou"]
+    assert f"at least {floor:g} probable are {100 * result['kept']['share']:.2f} %" in done.stderr
+    assert "--reject_below is 2: it must lie in [0, 1]" in refused(here(*arguments, "--reject_below", 2))
+    nothing = result_of(here(*arguments, "--reject_below", 1, code=0))["kept"]
+    assert (nothing["share"], nothing["mean_iou"], nothing["absent_classes"]) == (0, None, NAMES)
 
 
 def test_predict_ends_at_a_damaged_body_and_keeps_what_is_done(model_dir, tmp_path, here):

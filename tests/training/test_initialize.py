@@ -240,10 +240,12 @@ def test_a_run_goes_on_without_its_weights(tiny_data, tmp_path):
 
 @pytest.fixture(scope="module")
 def trained(tiny_data, tmp_path_factory) -> dict:
-    """Run folders of short runs: supervised, and U2PL with an auxiliary head."""
+    """Run folders of short runs: supervised and calibrated since, and U2PL with an auxiliary head."""
     folder = tmp_path_factory.mktemp("trained")
     make_trainer(tiny_data, folder / "suponly", method="suponly", seed=5).train()
     make_trainer(tiny_data, folder / "u2pl", auxiliary_head=True, seed=6).train()
+    config = folder / "suponly" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"temperature": 2.5}))
     return {name: folder / name for name in ("suponly", "u2pl")}
 
 
@@ -268,7 +270,10 @@ def test_supervised_model_starts_u2pl(tiny_data, tmp_path, trained, caplog):
     trainer.run.method.begin(trainer.run.student, 0)
     teacher = trainer.run.method.teacher.state_dict()
     assert all(torch.equal(teacher[name], tensor) for name, tensor in started(trainer).items())
+    # Training needs logits as they are.
+    assert trainer.run.student.config.temperature == trainer.run.method.teacher.config.temperature == 1
     results = trainer.train()
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["temperature"] == 1
     assert results["initialised_with"] == told
     assert "- initialised with: model suponly, sha256" in (tmp_path / "run" / "README.md").read_text()
 

@@ -14,6 +14,7 @@ COMMANDS = {
     "plan": "say which recipe fits this machine and these images",
     "train": "train U2PL or another method from a recipe",
     "evaluate": "score a model on a data set: mIoU, IoU and accuracy per class",
+    "calibrate": "make a model as sure as it is right, and say how sure that is",
     "predict": "segment photographs",
     "next": "say which unlabelled images to label next, and write masks to correct",
     "app": "try a model in the browser",

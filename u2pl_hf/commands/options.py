@@ -1,6 +1,7 @@
 """Options that several commands share."""
 
 import argparse
+import logging
 
 from u2pl_hf.app.photos import LONGEST_SIDE
 from u2pl_hf.command_line import number
@@ -8,6 +9,7 @@ from u2pl_hf.evaluation.inference import MAX_WHOLE_PIXELS
 from u2pl_hf.evaluation.loading import load_model, pick_device
 from u2pl_hf.system.precision import PRECISIONS, check_compiler, check_number_type, compile_networks
 
+logger = logging.getLogger(__name__)
 SEGMENT = ("mode", "window", "stride", "scales", "flip", "window_batch")
 
 
@@ -30,8 +32,27 @@ def add_page(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--longest_side", type=side, default=LONGEST_SIDE, help=told)
 
 
-def add_segmentation(parser: argparse.ArgumentParser, *, auto: bool = False) -> None:
-    """How to predict, and how to compute; `auto` adds the mode that looks at the size."""
+def add_rejection(parser: argparse.ArgumentParser, what: str) -> None:
+    """From which probability on a pixel is kept; `what` says what becomes of the others."""
+    parser.add_argument("--reject_below", type=number(float, at_most=1), metavar="P", help=what)
+
+
+def of_probabilities(args: argparse.Namespace, model) -> dict:
+    """What else decides a picture: the model's temperature, and --reject_below; nothing where they decide nothing."""
+    temperature, floor = model.config.temperature, args.reject_below
+    if floor is not None and temperature == 1:
+        logger.warning("--reject_below goes by the model's raw probabilities: u2pl calibrate would correct them first")
+    told = {"temperature": None if temperature == 1 else temperature, "reject_below": floor}
+    return {name: value for name, value in told.items() if value is not None}
+
+
+def add_segmentation(parser: argparse.ArgumentParser, *, auto: bool = False, several: bool = True) -> None:
+    """How to predict, and how to compute.
+
+    Args:
+        auto: add the mode that looks at the size.
+        several: whether several views are averaged, and several images share a pass, where that is asked for.
+    """
     modes, add = ["auto"] * auto + ["whole", "slide"], parser.add_argument
     positive, scale = number(int, at_least=1), number(float, above=0, at_most=16)
     add("--mode", choices=modes, default=modes[0], help=f"whole image or sliding window ({modes[0]})")
@@ -40,10 +61,13 @@ def add_segmentation(parser: argparse.ArgumentParser, *, auto: bool = False) -> 
         add("--max_whole_pixels", type=number(int, at_most=2**40), default=MAX_WHOLE_PIXELS, help=told)
     add("--window", type=positive, default=769, help="side of the sliding window (769)")
     add("--stride", type=positive, help="step of the window (two thirds of the window)")
-    add("--scales", type=scale, nargs="+", default=[1.0], help="average over these scales (1)")
-    add("--flip", action="store_true", help="average with the mirror image")
+    if several:
+        add("--scales", type=scale, nargs="+", default=[1.0], help="average over these scales (1)")
+        add("--flip", action="store_true", help="average with the mirror image")
+        add("--batch_size", type=positive, default=1, help="neighbouring images of equal size share a pass (1)")
+    else:
+        parser.set_defaults(scales=[1.0], flip=False)
     add("--window_batch", type=positive, help="windows per forward pass (1 on the CPU, 4 elsewhere)")
-    add("--batch_size", type=positive, default=1, help="neighbouring images of equal size share a pass (1)")
     add_device(parser)
     add("--precision", choices=tuple(PRECISIONS), default="no", help="autocast to a shorter type (no)")
     add("--compile", action="store_true", help="torch.compile: minutes once, faster afterwards")

@@ -15,7 +15,15 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from u2pl_hf.command_line import ScriptParser, number, print_result
-from u2pl_hf.commands.options import add_model, add_segmentation, compiled, model_to_use, segmentation_options
+from u2pl_hf.commands.options import (
+    add_model,
+    add_rejection,
+    add_segmentation,
+    compiled,
+    model_to_use,
+    of_probabilities,
+    segmentation_options,
+)
 from u2pl_hf.errors import InputError, exits_on_input_error, refuse
 from u2pl_hf.evaluation.folding import folded
 from u2pl_hf.evaluation.inference import as_bytes, describe_protocol, predict_all, same_size_batches
@@ -35,6 +43,7 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
     add("--recursive", action="store_true", help="also take what lies in sub-folders of folders")
     add("--skip_existing", action="store_true", help="leave out images whose results, of these options, are there")
     add("--save_confidence", action="store_true", help="write <name>_confidence.png: 255 = sure")
+    add_rejection(parser, "pixels whose class is less probable become 255, which the overlay leaves bare")
     add("--opacity", type=number(float, at_most=1), default=0.5, help="of the colours in the overlay (0.5)")
     told = "white lines between the classes of the overlay (yes)"
     add("--contour", action=BooleanOptionalAction, default=True, help=told)
@@ -61,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     told = "is one of the images and would be overwritten: pass another --output_dir"
     refuse((path.resolve() in inputs, f"{path} {told}") for path in paths)
     model = model_to_use(args)
-    how = args.protocol | {"precision": args.precision}
+    how = args.protocol | {"precision": args.precision} | of_probabilities(args, model)
     origin = {"model": args.model, "digest": model_digest(model), "options": how}
     check_replaceable(paths, "--output_dir", origin["digest"])
     done = [p for p in photographs if args.skip_existing and all(is_of(file, origin) for file in files[p].values())]
@@ -78,7 +87,13 @@ def main(argv: list[str] | None = None) -> None:
             raise InputError(f"{error}; {kept}") from error
     result = {"model": args.model, "protocol": args.protocol, "precision": args.precision, "skipped": len(done)}
     told = f"{len(written)} images predicted, {len(done)} were there already"
-    print_result(result | {"files": written}, f"{told}: masks and overlays are in {args.output_dir}", as_json=args.json)
+    told += f": masks and overlays are in {args.output_dir}"
+    if args.reject_below is not None and written:
+        pixels = {str(photograph.path): photograph.pixels for photograph in todo}
+        kept = sum(file["kept"] * pixels[file["image"]] for file in written) / sum(pixels.values())
+        result |= {"reject_below": args.reject_below, "kept": kept}
+        told += f"; {kept:.2%} of their pixels are kept, the others, below {args.reject_below:g}, are 255"
+    print_result(result | {"files": written}, told, as_json=args.json)
 
 
 def predict_files(
@@ -88,8 +103,9 @@ def predict_files(
     total, number = sum(photograph.pixels for photograph in photographs), args.batch_size
     with tqdm(total=total, desc="predict", unit="px", unit_scale=True) as bar:
         options = segmentation_options(args) | {"max_whole_pixels": args.max_whole_pixels, "progress": bar.update}
+        options |= {"with_entropy": args.save_confidence, "reject_below": args.reject_below}
         for batch in same_size_batches(read_ahead(photographs, number), number):
-            found = predict_all(model, [pixels for _, pixels in batch], with_entropy=args.save_confidence, **options)
+            found = predict_all(model, [pixels for _, pixels in batch], **options)
             for (photograph, _), prediction in zip(batch, found, strict=True):
                 made = files[photograph]
                 drawn = prediction.overlay(args.opacity, contour=args.contour, legend=args.legend)
@@ -98,6 +114,7 @@ def predict_files(
                     save_png(made["confidence"], as_bytes(prediction.confidence), origin)
                 save_png(made["mask"], prediction.labels, origin, prediction.palette)
                 paths = {kind: str(path) for kind, path in made.items()}
-                yield {"image": str(photograph.path), **paths, "mode": prediction.mode}
+                kept = {} if args.reject_below is None else {"kept": prediction.kept}
+                yield {"image": str(photograph.path), **paths, "mode": prediction.mode, **kept}
             # Before the next are read: each may be as large as the memory allows.
             del batch, found, prediction, drawn

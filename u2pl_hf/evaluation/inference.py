@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from u2pl_hf.command_line import broken_rule
 from u2pl_hf.constants import IGNORE, default_palette
 from u2pl_hf.errors import InputError, refusing, require
 from u2pl_hf.evaluation.folding import folded
@@ -48,7 +49,7 @@ class Prediction:
 
     Attributes:
         image: RGB (H,W,3) uint8, upright, as it was predicted.
-        labels: the most probable class of each pixel, (H,W) uint8.
+        labels: the most probable class of each pixel, (H,W) uint8; 255 where its probability was too low.
         entropy: of each pixel's class probabilities, (H,W) float32 in nats; None where it was not asked for.
         class_names: of the C classes, in the order of their ids.
         palette: C rows of [r, g, b].
@@ -66,6 +67,11 @@ class Prediction:
     def confidence(self) -> np.ndarray:
         """1 - entropy / log C, (H,W) float32: from 0, all classes alike, to 1, sure."""
         return confidence_of(self.entropy, len(self.class_names))
+
+    @property
+    def kept(self) -> float:
+        """The share of the pixels that have a class."""
+        return float((self.labels != IGNORE).mean())
 
     def overlay(self, opacity: float = 0.5, *, contour: bool = True, legend: bool = False) -> Image.Image:
         """The photograph under its classes' colours.
@@ -87,6 +93,7 @@ def predict(
     device: str = "auto",
     revision: str | None = None,
     precision: str = "no",
+    reject_below: float | None = None,
     **options,
 ) -> Prediction:
     """Segment one photograph of any size.
@@ -98,12 +105,16 @@ def predict(
         device: where a model that is loaded by name computes.
         revision: branch, tag or commit of a model on the Hub.
         precision: "no", or autocast to "bf16" or "fp16".
+        reject_below: in [0, 1]: pixels whose class is less probable become 255; the probabilities are those of
+            `u2pl calibrate`, where the model was calibrated.
         **options: `mode` "auto", "whole" or "slide", `max_whole_pixels`, from which size on "auto" slides, and
             `window`, `stride`, `scales`, `flip`, `window_batch` of `evaluation.inference.segment`.
 
     Raises:
         InputError: no such model or image, one that cannot be used, or an option out of range.
     """
+    rule = None if reject_below is None else broken_rule(reject_below, at_most=1)
+    require(rule is None, f"reject_below is {reject_below}: it {rule}")
     if isinstance(model, str | os.PathLike):
         model = folded(load_model(os.fspath(model), device=device, revision=revision))
     if isinstance(image, str | os.PathLike):
@@ -114,7 +125,7 @@ def predict(
     is_rgb = image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8
     require(is_rgb, f"the image is {image.dtype} {image.shape}: pass RGB (H,W,3) uint8, a PIL image or a file")
     with computing(precision, next(model.parameters()).device):
-        return predict_all(model, [image], **options)[0]
+        return predict_all(model, [image], reject_below=reject_below, **options)[0]
 
 
 def predict_all(
@@ -124,14 +135,16 @@ def predict_all(
     mode: str = "auto",
     max_whole_pixels: int = MAX_WHOLE_PIXELS,
     with_entropy: bool = True,
+    reject_below: float | None = None,
     **options,
 ) -> list[Prediction]:
     """Predictions of images (H,W,3) uint8 of one size, in one batch; options as for `predict`, and `progress`."""
     if mode == "auto":
         mode = "whole" if images[0].shape[0] * images[0].shape[1] <= max_whole_pixels else "slide"
     device = next(model.parameters()).device
-    ids, entropy = ids_and_entropy(model, images, device, with_entropy=with_entropy, mode=mode, **options)
-    labels = ids.cpu().numpy()
+    asked = {"with_entropy": with_entropy, "reject_below": reject_below}
+    ids, entropy, kept = classified(model, images, device, **asked, mode=mode, **options)
+    labels = (ids if kept is None else ids.masked_fill(~kept, IGNORE)).cpu().numpy()
     entropy = [None] * len(images) if entropy is None else entropy.cpu().numpy()
     about = class_names(model), class_colours(model), mode
     return [Prediction(*each, *about) for each in zip(images, labels, entropy, strict=True)]
@@ -157,36 +170,45 @@ def predict_images(
     Returns:
         Ids (B,H,W) uint8, and the confidence (B,H,W) uint8 from 0, all classes alike, to 255, sure; else None.
     """
-    ids, entropy = ids_and_entropy(model, images, device, with_entropy=with_confidence, **options)
+    ids, entropy, _ = classified(model, images, device, with_entropy=with_confidence, **options)
     sure = None if entropy is None else confidence_of(entropy.cpu().numpy(), model.config.num_labels)
     return ids.cpu().numpy(), None if sure is None else as_bytes(sure)
 
 
-def ids_and_entropy(
+def classified(
     model,
     images: Sequence[np.ndarray],
     device: torch.device | str,
     *,
     with_entropy: bool = True,
+    reject_below: float | None = None,
     progress: Callable[[int], object] = lambda pixels: None,
     **segment_options,
-) -> tuple[Tensor, Tensor | None]:
-    """Ids (B,H,W) uint8 and entropy (B,H,W) float32 in nats, on the device; arguments as for `predict_images`."""
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """What is asked for of each pixel, on the device; arguments as for `predict` and `predict_images`.
+
+    Returns:
+        Ids (B,H,W) uint8, entropy (B,H,W) float32 in nats, and whether the id is as probable as `reject_below`, bool.
+    """
     # A photograph may be large: alone it is not copied, unless torch would warn that it cannot be written to.
     stacked = images[0][None] if len(images) == 1 and images[0].flags.writeable else np.stack(images)
     stacked = torch.from_numpy(stacked).permute(0, 3, 1, 2).to(device)
     ids = torch.empty((len(stacked), *stacked.shape[-2:]), dtype=torch.uint8, device=device)
     entropy = torch.empty_like(ids, dtype=torch.float32) if with_entropy else None
+    kept = None if reject_below is None else torch.empty_like(ids, dtype=torch.bool)
     are_logits = len(views_of(describe_protocol(**segment_options))) == 1
     with evaluating(model):
         for image, first, scores in segment_rows(model, stacked, **segment_options):
             rows = slice(first, first + scores.shape[1])
             ids[image, rows] = scores.argmax(dim=0)
-            if entropy is not None:
+            if entropy is not None or kept is not None:
                 probability = scores.softmax(dim=0) if are_logits else scores
+            if kept is not None:
+                kept[image, rows] = probability.amax(dim=0) >= reject_below
+            if entropy is not None:
                 entropy[image, rows] = torch.special.entr(probability).sum(dim=0)
             progress(scores[0].numel())
-    return ids, entropy
+    return ids, entropy, kept
 
 
 def confidence_of(entropy: np.ndarray, num_labels: int) -> np.ndarray:
@@ -231,7 +253,7 @@ def evaluate_model(
     Raises:
         InputError: a label does not fit its image or the model's classes; the message names the id.
     """
-    metric = count_pixels(model, source, list(indices)[rank::world_size], progress=progress and rank == 0, **options)
+    metric, _ = count_pixels(model, source, list(indices)[rank::world_size], progress=progress and rank == 0, **options)
     if world_size > 1:
         metric.all_reduce()
     return named_scores(metric, class_names(model))
@@ -245,10 +267,11 @@ def count_pixels(
     device: torch.device | str,
     batch_size: int = 1,
     on_sample: Callable[[str, np.ndarray, np.ndarray, np.ndarray], None] | None = None,
+    reject_below: float | None = None,
     progress: bool = False,
     **segment_options,
-) -> MeanIoU:
-    """The confusion matrix of images.
+) -> tuple[MeanIoU, MeanIoU | None]:
+    """The confusion matrix of images, and that of the pixels that are kept, where some may be rejected.
 
     Args:
         model: U2PLForSemanticSegmentation on `device`; train/eval modes are restored afterwards.
@@ -256,7 +279,8 @@ def count_pixels(
         indices: rows of the source.
         device: where to compute.
         batch_size: neighbouring images of the same size share a forward pass, up to this many.
-        on_sample: called as on_sample(id, image, label, prediction) with uint8 arrays.
+        on_sample: called as on_sample(id, image, label, prediction) with uint8 arrays; rejected pixels are 255.
+        reject_below: in [0, 1]: what is less probable is rejected.
         progress: whether to show a progress bar.
         **segment_options: mode, window, stride, scales, flip, window_batch of `segment`.
 
@@ -265,16 +289,22 @@ def count_pixels(
     """
     num_labels = model.config.num_labels
     metric = MeanIoU(num_labels, IGNORE, device=device)
+    of_kept = None if reject_below is None else MeanIoU(num_labels, IGNORE, device=device)
     with tqdm(total=len(indices), desc="evaluate", disable=not progress) as bar:
-        for batch in same_size_batches(_labelled_samples(source, indices, num_labels), batch_size):
+        for batch in same_size_batches(labelled_samples(source, indices, num_labels), batch_size):
             _, images, labels = zip(*batch, strict=True)
-            predictions, _ = ids_and_entropy(model, images, device, with_entropy=False, **segment_options)
-            metric.update(predictions, torch.from_numpy(np.stack(labels)).to(device))
+            asked = {"with_entropy": False, "reject_below": reject_below}
+            predictions, _, kept = classified(model, images, device, **asked, **segment_options)
+            truth = torch.from_numpy(np.stack(labels)).to(device)
+            metric.update(predictions, truth)
+            if of_kept is not None:
+                of_kept.update(predictions, truth.masked_fill(~kept, IGNORE))
+                predictions = predictions.masked_fill(~kept, IGNORE)
             if on_sample is not None:
                 for sample, ids in zip(batch, predictions.cpu().numpy(), strict=True):
                     on_sample(*sample, ids)
             bar.update(len(batch))
-    return metric
+    return metric, of_kept
 
 
 def named_scores(metric: MeanIoU, names: Sequence[str]) -> dict:
@@ -308,8 +338,12 @@ def same_size_batches(samples: Iterable[tuple], batch_size: int) -> Iterator[lis
         raise failure
 
 
-def _labelled_samples(source, indices: Sequence[int], num_labels: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """(id, image, label), checked, one after the other."""
+def labelled_samples(source, indices: Sequence[int], num_labels: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """(id, image, label), checked, one after the other.
+
+    Raises:
+        InputError: as for `evaluate_model`.
+    """
     for index in indices:
         sample_id, image, label = source.ids[index], source.read_image(index), source.read_label(index)
         (h, w), (lh, lw) = image.shape[:2], label.shape

@@ -10,7 +10,7 @@ import yaml
 from u2pl_hf.errors import require
 from u2pl_hf.files import file_in, read_text, read_yaml
 from u2pl_hf.hub.model_card import addressed_card, eval_results_yaml, render_model_card
-from u2pl_hf.hub.results import public_facts, read_results, without_paths
+from u2pl_hf.hub.results import PICTURES, public_facts, read_results, without_paths
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def exported_files(
         files["recipe.yaml"] = yaml.safe_dump(without_paths(recipe), sort_keys=False).encode()
     results, shown = read_results(folder), {}
     if results is not None:
-        shown = {name: picture_in(folder, results.get(name)) for name in ("pictures", "curves")}
+        shown = {name: picture_in(folder, results.get(name)) for name in PICTURES}
         files |= {name: folder / name for name in shown.values() if name}
         files["results.json"] = json.dumps(public_facts(results), indent=2).encode() + b"\n"
         if scores := eval_results_yaml(results):

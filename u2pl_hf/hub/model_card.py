@@ -9,7 +9,7 @@ import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 
 from u2pl_hf.hub.paper import paper_row
-from u2pl_hf.hub.results import public_facts, with_method
+from u2pl_hf.hub.results import PICTURES, public_facts, with_method
 from u2pl_hf.markdown import escaped, markdown_table, one_line
 from u2pl_hf.measure.side_by_side import beside, label, percent, words
 
@@ -43,7 +43,7 @@ def render_model_card(results: dict, *, others: Sequence[dict] = ()) -> str:
     name = one_line(known.get("model_name") or usual)
     told, command = escaped(known), known.get("command", "```")
     # Facts that stand in the card as code or as addresses; all others are text.
-    told |= {key: quote(known[key]) for key in ("pictures", "curves") if key in known}
+    told |= {key: quote(known[key]) for key in PICTURES if key in known}
     runs = beside(told, [escaped(_known(other)) for other in others])
     context = told | {
         "title": escaped(name),

@@ -12,8 +12,10 @@ from u2pl_hf.method import METHODS
 # /home/me/x, ~/x, ../x, C:\x: where somebody keeps things. data/x below the current folder tells nothing of them.
 PRIVATE = re.compile(r"(/|~|\.\.[/\\]|[A-Za-z]:[/\\])")
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+# Fields that name one, in the order in which a collection takes them: the last only where it may be shown.
+PICTURES = ("curves", "reliability", "pictures")
 TEXTS = ("method", "method_title", "method_about", "variant", "dataset", "dataset_revision", "dataset_license",
-         "subset", "split", "date", "command", "pictures", "curves", "output_dir", "backbone",
+         "subset", "split", "date", "command", *PICTURES, "output_dir", "backbone",
          "frozen", "model_name")  # fmt: skip
 COUNTS = ("num_labelled", "num_unlabelled", "num_evaluation", "seed", "max_steps", "warmup_steps", "parameters")
 OBJECTS = ("settings", "hardware", "versions", "protocol", "architecture", "converted_from")
@@ -28,6 +30,28 @@ class Evaluation(TypedDict, total=False):
     per_class_iou: dict[str, float | None]
 
 
+class Calibration(TypedDict):
+    """What `u2pl calibrate` found, on images and pixels that the temperature was not fitted on; before: at 1.
+
+    `temperature` is the model's: the fitted one, or 1 where that was no better.
+    """
+
+    temperature: float
+    fitted_temperature: float
+    dataset: str
+    subset: str
+    protocol: dict
+    fitted_images: int
+    fitted_pixels: int
+    images: int
+    pixels: int
+    bins: int
+    ece_before: float
+    ece: float
+    nll_before: float
+    nll: float
+
+
 # What a card is made of. Fields that are not there are left out of it.
 Results = TypedDict(
     "Results",
@@ -37,6 +61,7 @@ Results = TypedDict(
         **dict.fromkeys(("learning_rate", "seconds", "warmup_agreement"), float | None),
         **dict.fromkeys(OBJECTS, dict | None),
         **dict.fromkeys(("last", "best"), Evaluation | None),
+        "calibration": Calibration | None,
         "dataset_on_hub": bool | None,
         "class_names": list[str] | None,
         # Which of these are no setting but what the run found out about itself.

@@ -3,7 +3,8 @@
 model_cards/records/demo.jsonl   the facts of each run of a table, a line each, without paths of the machine it ran on;
                                  of runs that are of no table: other.jsonl
 model_cards/demo.md              the table
-model_cards/demo_u2pl_seed0/     a run that is shown: README.md, its card, and curves.png pictures/
+model_cards/demo_u2pl_seed0/     a run that is shown: README.md, its card, and curves.png reliability.png
+                                 pictures/
 """
 
 import functools
@@ -18,7 +19,7 @@ from u2pl_hf.errors import refusing, require
 from u2pl_hf.files import read_json_lines, read_text, remove, write_atomically, write_text
 from u2pl_hf.hub.exported import picture_in
 from u2pl_hf.hub.model_card import render_model_card
-from u2pl_hf.hub.results import Results, finished_results, public_facts
+from u2pl_hf.hub.results import PICTURES, Results, finished_results, public_facts
 from u2pl_hf.measure.tables import Table, render_table
 from u2pl_hf.pixels import DAMAGED
 
@@ -62,7 +63,7 @@ def add_run(run: Path, collection: Path, tables: Iterable[Table] = (), *, pictur
         _require_inside(collection, place)
     if table is None or pictures or folder.is_dir():
         allowed = pictures or (table is not None and table.pictures)
-        shown = [picture_in(run, results.get(what)) for what in ("curves", "pictures")[: 1 + allowed]]
+        shown = [picture_in(run, results.get(what)) for what in PICTURES[: 2 + allowed]]
         # In place of the ones that are there.
         remove(folder / "pictures")
         for picture in filter(None, shown):
@@ -84,7 +85,7 @@ def render_collection(collection: Path, tables: Iterable[Table] = ()) -> dict[Pa
     records, texts = read_records(collection), {}
     cards = {collection / name: facts for name, facts in sorted(records.items()) if (collection / name).is_dir()}
     for folder, facts in cards.items():
-        shown = {what: picture_in(folder, facts.get(what)) for what in ("pictures", "curves")}
+        shown = {what: picture_in(folder, facts.get(what)) for what in PICTURES}
         others = [other for place, other in cards.items() if place != folder]
         texts[folder / "README.md"] = render_model_card(facts | shown, others=others)
     for table in tables:

@@ -63,6 +63,9 @@ class U2PLConfig(PreTrainedConfig):
         Label of pixels that count in no loss.
     palette (`list[list[int]]`, *optional*):
         Red, green and blue of every class, for pictures.
+    temperature (`float`, *optional*, defaults to 1.0):
+        What the classifier's logits are divided by, so that their softmax is as sure as it is right (Guo et al.,
+        arXiv 1706.04599). `u2pl calibrate` measures it on a trained model; training starts from 1.
     """
 
     model_type = "u2pl"
@@ -82,6 +85,7 @@ class U2PLConfig(PreTrainedConfig):
     dropout: float | int = 0.1
     semantic_loss_ignore_index: int = 255
     palette: list[list[int]] | None = None
+    temperature: float | int = 1.0
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
@@ -126,6 +130,8 @@ class U2PLConfig(PreTrainedConfig):
             raise ValueError(f"representation_channels must be 0 or more, got {self.representation_channels}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
+        if not 0 < self.temperature < float("inf"):
+            raise ValueError(f"temperature must be a finite number above 0, got {self.temperature}")
         if any(len(color) != 3 or not all(0 <= value <= 255 for value in color) for color in self.palette or []):
             raise ValueError("palette must hold one [red, green, blue] of 0 to 255 for each class")
 

@@ -163,7 +163,7 @@ class U2PLForSemanticSegmentation(U2PLPreTrainedModel):
         if feature_scales is not None:
             stages = [stage * scale[:, :, None, None] for stage, scale in zip(stages, feature_scales, strict=True)]
         features = self.dpt(stages) if self.config.head == "dpt" else self._deeplab_features(*stages)
-        logits = self.classifier(features)
+        logits = self._calibrated(self.classifier(features))
         representation = aux_logits = loss = None
         if output_representation and self.representation_head is not None:
             representation = self.representation_head(features)
@@ -172,6 +172,19 @@ class U2PLForSemanticSegmentation(U2PLPreTrainedModel):
         if labels is not None:
             loss = self._cross_entropy(logits, labels)
         return U2PLOutput(loss=loss, logits=logits, representation=representation, aux_logits=aux_logits)
+
+    def _calibrated(self, logits: torch.Tensor) -> torch.Tensor:
+        """The logits over `config.temperature`, in float32 or more; as they are where that is 1, as in training.
+
+        Here, and not where probabilities are made of them: so all get the same ones, people without this package, ONNX
+        and `loss` too. What follows, resizing and the mean over windows, is linear; several views are averaged as
+        probabilities, and each is then a calibrated one.
+        """
+        temperature = self.config.temperature
+        if temperature == 1:
+            return logits
+        # In half precision the quotients of two different numbers may be equal, and the class another.
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
 
     def _deeplab_features(self, low: torch.Tensor, _: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
         low = self.low_level(low)
