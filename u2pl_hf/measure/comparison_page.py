@@ -159,15 +159,24 @@ def draw_pictures(comparison: Comparison, found: Sequence[Found], path: Path) ->
 
 def next_steps(comparison: Comparison, found: Sequence[Found]) -> list[dict[str, str]]:
     """What to do with it, with the commands."""
-    chosen, folder = best_of(found), comparison.folder
+    chosen, data, final = best_of(found), comparison.data, comparison.folder / "final"
     arm = next(a for a in comparison.arms if a.id == (chosen or BASE))
-    train = ["train", *comparison.command(arm, comparison.alone, folder / "final")]
-    steps = [{"words": f"train {arm.title} on all labels", "command": shlex.join(["u2pl", *train])}]
+    steps = []
     if chosen is None and "too early" in {f.verdict.kind for f in found if f.verdict}:
         longer = 2 * comparison.arguments(case_name(comparison.arms[0], comparison.cases[0])).max_steps
         told = f"compare again with more steps: the same command with another --output_dir and -- --max_steps {longer}"
-        steps.insert(0, {"words": told, "command": ""})
-    return steps
+        steps.append((told, None))
+    train = ["train", *comparison.command(arm, comparison.alone, final)]
+    steps.append((f"train {arm.title} on all labels", train))
+    if "fold" in comparison.cases[0]:
+        runs = [comparison.folder / case_name(comparison.arms[0], case) for case in comparison.cases]
+        check = ["check-labels", "--dataset", data["dataset"], "--runs", *runs, "--output_dir", "checked"]
+        steps.append(("see whether masks are wrong, by models that have not seen them", check))
+    more = [*data.get("unlabelled_dataset", ()), data["dataset"]][0]
+    choose = ["next", final, "--unlabelled", more, "--dataset", data["dataset"], "--split", data["split"]]
+    told = "then label the images that would teach it most, and compare again"
+    steps.append((told, [*choose, "--number", "20", "--output_dir", "to_label"]))
+    return [{"words": told, "command": shlex.join(["u2pl", *map(str, c)]) if c else ""} for told, c in steps]
 
 
 def write_page(comparison: Comparison, title: str) -> dict:

@@ -53,7 +53,7 @@ class Comparison:
         has_validation: bool,
         jobs: int,
     ):
-        self.folder, self.cases, self.told = folder, list(cases), list(told)
+        self.folder, self.data, self.cases, self.told = folder, dict(data), list(cases), list(told)
         self.alone = {"seed": 0} if has_validation else {"seed": 0, "fold": ALL}
         shared = {**data, "trackers": "none", "picture_samples": 0}
         shared |= {"cpu_threads": max(1, (os.cpu_count() or 1) // jobs)} if jobs > 1 else {}
