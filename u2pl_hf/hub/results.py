@@ -15,7 +15,8 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 TEXTS = ("method", "method_title", "method_about", "variant", "dataset", "dataset_revision", "dataset_license",
          "subset", "split", "date", "command", "pictures", "curves", "output_dir", "backbone",
          "frozen", "model_name")  # fmt: skip
-COUNTS = ("num_labelled", "num_unlabelled", "num_evaluation", "seed", "max_steps", "warmup_steps", "parameters")
+COUNTS = ("num_labelled", "num_unlabelled", "num_evaluation", "seed", "max_steps", "warmup_steps", "parameters",
+          "model_step")  # fmt: skip
 OBJECTS = ("settings", "hardware", "versions", "protocol", "architecture", "converted_from")
 
 
@@ -42,6 +43,8 @@ Results = TypedDict(
         # Which of these are no setting but what the run found out about itself.
         "found": list[str] | None,
         "initialised_with": dict[str, str | None] | None,
+        # Lines that the run was told, each with step and kind.
+        "health": list[dict] | None,
     },
     total=False,
 )
@@ -79,6 +82,12 @@ def with_method(results: dict) -> dict:
         return results
     words = {"method_title": step.title, "method_about": step.about}
     return results | words | ({} if step.uses_unlabelled else {"num_unlabelled": 0})
+
+
+def weights_of(facts: dict) -> str:
+    """Which evaluation the weights beside results are of: "last" or "best"."""
+    last = facts.get("last")
+    return "last" if last and facts.get("model_step") in (None, last.get("step")) else "best"
 
 
 def public_facts(facts: dict) -> dict:

@@ -131,6 +131,12 @@ class RunArguments:
     eval_mode: str = setting("whole", "whole image or sliding window", choices=("whole", "slide"))
     eval_window: int = setting(769, "side of the sliding window, in pixels", at_least=1, at_most=100_000)
     eval_batch_size: int = setting(1, "images per pass where neighbours have one size", at_least=1, at_most=4096)
+    keep_best: str = bookkeeping(
+        "none",
+        "teacher: the finished folder holds the model of the best evaluation, the teacher where there is one, where it "
+        "is a point of mean IoU or more above the last; none: the last step's",
+        choices=("none", "teacher"),
+    )
     watch_pseudo_labels: bool = bookkeeping(
         False, "log how many pseudo-labels are right, where there are labels to see it"
     )
@@ -168,6 +174,8 @@ class RunArguments:
         self._check_values()
         refuse(self._rules())
         # How many steps epochs are, the data will say.
+        if not self.given_epochs:
+            self.check_evaluations()
         self.step_class.check(self.settings, total_steps=None if self.given_epochs else self.max_steps)
 
     def __getattr__(self, name: str):
@@ -189,6 +197,18 @@ class RunArguments:
         counts = steps_of_epochs(type(self), type(self.settings))
         return {epochs: steps for epochs, steps in counts.items() if getattr(self, epochs)}
 
+    def check_evaluations(self) -> None:
+        """Refuse to choose among evaluations where there is only the last; how many there are must be known.
+
+        Raises:
+            InputError: names the option.
+        """
+        if self.keep_best != "none" and not 0 < self.eval_steps < self.max_steps:
+            raise InputError(
+                f"--keep_best {self.keep_best} chooses among evaluations, and this run has only the one at its end: "
+                f"pass --eval_steps below {self.max_steps}, such as {max(1, self.max_steps // 5)}, or leave it out"
+            )
+
     @property
     def evaluation(self) -> dict:
         """How the run evaluates: keyword arguments of `inference.segment`."""
@@ -197,6 +217,10 @@ class RunArguments:
     def flat(self) -> dict:
         """All fields, the method's settings among them."""
         return asdict(self) | asdict(self.settings)
+
+    def settled(self) -> dict:
+        """The same with the values that follow from others, where nothing was told."""
+        return asdict(self) | asdict(self.settings.settled())
 
     def changed(self, **values) -> "RunArguments":
         """The same with other values."""
@@ -208,7 +232,7 @@ class RunArguments:
         Steps that follow from epochs are left out: they depend on the data, whose own check comes later.
         """
         own = {f.name: f.metadata["decides"] for f in (*fields(self), *fields(self.settings))}
-        follow, values = self.given_epochs.values(), self.flat() | asdict(self.settings.settled())
+        follow, values = self.given_epochs.values(), self.settled()
         return {name: value for name, value in values.items() if own[name] and name not in follow}
 
     def _check_values(self) -> None:

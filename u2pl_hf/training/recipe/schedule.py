@@ -42,7 +42,7 @@ def with_steps(args: RunArguments, per_epoch: int) -> RunArguments:
     """The arguments with steps in the place of epochs, where these are given.
 
     Raises:
-        InputError: less than one step, or a part of the method that begins after the end.
+        InputError: less than one step, a part of the method that begins after the end, or no evaluation before it.
     """
     counted = {}
     for epochs, steps in args.given_epochs.items():
@@ -57,6 +57,7 @@ def with_steps(args: RunArguments, per_epoch: int) -> RunArguments:
         told = ", ".join(f"{name} {steps}" for name, steps in counted.items())
         logger.info("an epoch is %d steps: %s", per_epoch, told)
         args.step_class.check(args.settings, total_steps=args.max_steps)
+    args.check_evaluations()
     return args
 
 
