@@ -97,14 +97,14 @@ def signs_now(history: Sequence[dict], run: Watched) -> Iterator[Sign]:
 
 
 def recent_lines(history: Sequence[dict], since: float) -> list[dict]:
-    """The lines of steps after `since`, LINES of them at least; [] where there are not that many."""
+    """The lines of steps after `since`, LINES of them at least; [] where a history does not reach that far back."""
     recent = []
     for line in reversed(history):
         if line["step"] <= since and len(recent) >= LINES:
-            break
+            return recent[::-1]
         if "eval_mean_iou" not in line:
             recent.append(line)
-    return recent[::-1] if len(recent) >= LINES else []
+    return []
 
 
 def values_of(lines: Sequence[dict], name: str) -> list:
@@ -113,16 +113,24 @@ def values_of(lines: Sequence[dict], name: str) -> list:
     return [] if None in values else values
 
 
+def lower(run: Watched, name: str, otherwise: str) -> str:
+    """The advice to lower an option, where there is one that is not 0."""
+    now = run.options.get(name)
+    return f"lower --{name} (now {now:g})" if now else otherwise
+
+
 def lost_classes(lines: Sequence[dict], run: Watched) -> Iterator[tuple[str, str]]:
     """Classes that pseudo-labels have hardly any more of, or never had."""
     shares = values_of(lines, "pseudo_share_per_class")
     if not shares:
         return
     means = dict(zip(run.labelled, map(fmean, zip(*shares, strict=True)), strict=True))
-    lost = sorted((means[name] / part, name) for name, part in run.labelled.items() if means[name] < LOST * part)
+    lost = [name for name, part in run.labelled.items() if means[name] < LOST * part]
     if not lost:
         return
-    name, more = lost[0][1], f" (and {len(lost) - 1} more such)" if len(lost) > 1 else ""
+    # The one of which most is missing stands for all.
+    name = max(lost, key=lambda name: run.labelled[name] - means[name])
+    more = f" (and {len(lost) - 1} more such)" if len(lost) > 1 else ""
     longer = {"steps": "warm up longer (--warmup_steps)", "auto": "warm up longer (--warmup_limit)"}
     helps = longer.get(run.options.get("warmup"), "start from better weights, or lower --learning_rate")
     told = f"{means[name]:.1%} of the pseudo-labels and {run.labelled[name]:.1%} of the labelled pixels"
@@ -133,11 +141,11 @@ def stuck_shares(lines: Sequence[dict], run: Watched) -> Iterator[tuple[str, str
     """No pixel, or every pixel, is learnt from."""
     for name, (too_large, too_small) in SHARES.items():
         values, word = values_of(lines, name), name.removesuffix("_share")
-        large, small = run.options.get(too_large), run.options.get(too_small)
+        small = run.options.get(too_small)
         # A share that was asked for tells nothing.
         asked = any(line.get("alpha", 1.0) < STUCK for line in lines)
         if values and max(values) < STUCK:
-            helps = f"lower --{too_large} (now {large:g})" if large else "lower --learning_rate"
+            helps = lower(run, too_large, "lower --learning_rate")
             yield f"no_{word}", f"no pixel has been {word} for {len(values)} logged steps: {helps}"
         elif values and min(values) > 1 - STUCK and not asked:
             helps = "lower --learning_rate" if small is None else f"raise --{too_small} (now {small:g})"
@@ -152,13 +160,12 @@ def no_contrast(lines: Sequence[dict], run: Watched) -> Iterator[tuple[str, str]
     anchors, fill = values_of(lines, "anchors_per_class"), values_of(lines, "queue_fill")
     told = f"the contrastive loss has been 0 for {len(losses)} logged steps"
     if anchors and not any(map(any, anchors)):
-        yield "no_anchors", f"{told}: no pixel is an anchor; lower --anchor_threshold, or warm up longer"
+        helps = lower(run, "anchor_threshold", "choose more of them")
+        yield "no_anchors", f"{told}, no pixel is an anchor: {helps}, or warm up longer"
     elif fill and not any(fill):
-        keys = values_of(lines, "new_keys_per_class")
-        why = "nothing qualifies as a negative" if not any(map(any, keys)) else "what is pushed does not stay"
-        yield "empty_queues", f"{told}: the queues are empty, {why}; lower --low_rank, or raise --high_rank"
+        yield "empty_queues", f"{told}, no pixel has become a negative: raise --unreliable_share or --batch_size"
     else:
-        yield "no_negatives", f"{told}: no class has anchors and negatives; raise --batch_size, or lower --low_rank"
+        yield "no_negatives", f"{told}, no class has both anchors and negatives: raise --batch_size"
 
 
 def same_teacher(history: Sequence[dict], run: Watched) -> Iterator[tuple[str, str]]:
@@ -184,9 +191,9 @@ def falling_score(history: Sequence[dict], run: Watched) -> Iterator[tuple[str, 
     losses = [(line["step"], loss) for line in history if (loss := line.get("loss_unsupervised")) is not None]
     earlier, later = ([y for x, y in losses if a < x <= b] for a, b in ((start, middle), (middle, end)))
     if earlier and later and fmean(later) < fmean(earlier):
-        told = f"mean IoU has fallen twice, from {best:.1%} at step {step} to {last:.1%}, and so has the unsupervised loss"
+        told = f"mean IoU has fallen twice, from {best:.1%} at step {step} to {last:.1%}, and the unsupervised loss too"
         keep = "" if run.options.get("keep_best") == "teacher" else "keep that model with --keep_best teacher, or "
-        yield "falling_score", f"{told}: {keep}lower --unsupervised_weight or --max_steps"
+        yield "falling_score", f"{told}: {keep}{lower(run, 'unsupervised_weight', 'lower --max_steps')}"
 
 
 class Health:
