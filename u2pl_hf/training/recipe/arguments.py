@@ -133,8 +133,7 @@ class RunArguments:
     eval_batch_size: int = setting(1, "images per pass where neighbours have one size", at_least=1, at_most=4096)
     keep_best: str = bookkeeping(
         "none",
-        "teacher: the finished folder holds the model of the best evaluation, the teacher where there is one, where it "
-        "is a point of mean IoU or more above the last; none: the last step's",
+        "teacher: the run ends with the model (teacher, if any) of its best evaluation where that is a point better",
         choices=("none", "teacher"),
     )
     watch_pseudo_labels: bool = bookkeeping(
@@ -174,8 +173,6 @@ class RunArguments:
         self._check_values()
         refuse(self._rules())
         # How many steps epochs are, the data will say.
-        if not self.given_epochs:
-            self.check_evaluations()
         self.step_class.check(self.settings, total_steps=None if self.given_epochs else self.max_steps)
 
     def __getattr__(self, name: str):
@@ -196,18 +193,6 @@ class RunArguments:
         """Fields that count epochs and are given -> the fields of steps that they win over."""
         counts = steps_of_epochs(type(self), type(self.settings))
         return {epochs: steps for epochs, steps in counts.items() if getattr(self, epochs)}
-
-    def check_evaluations(self) -> None:
-        """Refuse to choose among evaluations where there is only the last; how many there are must be known.
-
-        Raises:
-            InputError: names the option.
-        """
-        if self.keep_best != "none" and not 0 < self.eval_steps < self.max_steps:
-            raise InputError(
-                f"--keep_best {self.keep_best} chooses among evaluations, and this run has only the one at its end: "
-                f"pass --eval_steps below {self.max_steps}, such as {max(1, self.max_steps // 5)}, or leave it out"
-            )
 
     @property
     def evaluation(self) -> dict:
@@ -279,6 +264,8 @@ class RunArguments:
         unwatched = not method.uses_unlabelled or self.streaming or self.unlabelled_dataset
         watch = "--watch_pseudo_labels goes with no method without them, nor with --streaming or --unlabelled_dataset"
         yield self.watch_pseudo_labels and unwatched, watch
+        only = self.keep_best != "none" and not self.eval_epochs and not self.eval_steps
+        yield only, f"--keep_best {self.keep_best} chooses among evaluations: pass --eval_steps, or leave it out"
         hub = [name for name in ("hub_revision", "hub_private", "hub_checkpoint") if getattr(self, name)]
         yield bool(hub) and self.push_to_hub is None, f"--{hub[0] if hub else ''} needs --push_to_hub USER/NAME"
         both = self.compile and self.gradient_checkpointing
