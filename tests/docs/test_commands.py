@@ -55,6 +55,7 @@ ELSEWHERE = {
     "test_two_processes_give_the_same_numbers_and_tell_an_error_once",
     r"(evaluate|predict)\.py user/": "scripts/test_push_to_hub.py::test_a_run_is_pushed_and_read_back",
     r"(push_to_hub\.py|u2pl push) (?!.*--dry_run)": "scripts/test_push_to_hub.py::test_a_run_is_pushed_and_read_back",
+    r"--keep_best": "training/test_health.py::test_the_model_of_the_best_evaluation_is_kept_and_told_of",
     r"--push_to_hub": "scripts/test_push_to_hub.py::test_training_pushes_at_its_end",
     r"push_space\.py": "app/test_space.py::test_pushed_space_runs_from_its_own_files",
     r"/app\.py|u2pl app": "app/test_page.py::test_clients_get_pictures_and_refusals",

@@ -270,5 +270,5 @@ def test_an_unforeseen_error_does_not_wait_for_the_loading_processes(tiny_data, 
 
 def test_a_folder_that_was_removed_meanwhile_gets_its_checkpoint(tiny_data, tmp_path):
     trainer = make_trainer(tiny_data, tmp_path / "run", max_steps=4)
-    trainer._save_checkpoint(2, False)
+    trainer._save_checkpoint(2, False, {})
     assert damage(tmp_path / "run" / "checkpoints" / "step-000002") is None

@@ -9,7 +9,7 @@ import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 
 from u2pl_hf.hub.paper import paper_row
-from u2pl_hf.hub.results import PICTURES, public_facts, with_method
+from u2pl_hf.hub.results import PICTURES, public_facts, weights_of, with_method
 from u2pl_hf.markdown import escaped, markdown_table, one_line
 from u2pl_hf.measure.side_by_side import beside, label, percent, words
 
@@ -53,6 +53,7 @@ def render_model_card(results: dict, *, others: Sequence[dict] = ()) -> str:
         "runs": markdown_table(runs[0], runs[1:], str) if runs else None,
         "published": paper_row(told),
         "scored": _scored(told),
+        "weights_of": weights_of(told),
         "training": [(label(key), words(told[key])) for key in TRAINING_FACTS if told.get(key) not in (None, {})],
         "percent": percent,
         "words": words,
@@ -71,10 +72,10 @@ def eval_results_yaml(results: dict) -> str | None:
     """The mean IoU of the model's weights, in the form of `.eval_results/*.yaml`; None if the data are not on the Hub.
 
     The Hub shows it where the data set is registered as a benchmark with a task "default". The score is that of `last`,
-    or of `best` where `last` is missing: the best model's own folder has no other.
+    or of `best` where that one was kept or `last` is missing: the best model's own folder has no other.
     """
     known = _known(results)
-    scored = known.get("last") or known.get("best") or {}
+    scored = known.get(weights_of(known)) or {}
     if not known.get("dataset_on_hub") or scored.get("mean_iou") is None:
         return None
     told = {"subset": known.get("subset"), "split": known.get("split"), "step": scored.get("step")}

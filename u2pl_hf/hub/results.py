@@ -17,7 +17,8 @@ PICTURES = ("curves", "reliability", "pictures")
 TEXTS = ("method", "method_title", "method_about", "variant", "dataset", "dataset_revision", "dataset_license",
          "subset", "split", "date", "command", *PICTURES, "output_dir", "backbone",
          "frozen", "model_name")  # fmt: skip
-COUNTS = ("num_labelled", "num_unlabelled", "num_evaluation", "seed", "max_steps", "warmup_steps", "parameters")
+COUNTS = ("num_labelled", "num_unlabelled", "num_evaluation", "seed", "max_steps", "warmup_steps", "parameters",
+          "model_step")  # fmt: skip
 OBJECTS = ("settings", "hardware", "versions", "protocol", "architecture", "converted_from")
 
 
@@ -67,6 +68,8 @@ Results = TypedDict(
         # Which of these are no setting but what the run found out about itself.
         "found": list[str] | None,
         "initialised_with": dict[str, str | None] | None,
+        # Lines that the run was told, each with step and kind.
+        "health": list[dict] | None,
     },
     total=False,
 )
@@ -104,6 +107,12 @@ def with_method(results: dict) -> dict:
         return results
     words = {"method_title": step.title, "method_about": step.about}
     return results | words | ({} if step.uses_unlabelled else {"num_unlabelled": 0})
+
+
+def weights_of(facts: dict) -> str:
+    """Which evaluation the weights beside results are of: "last" or "best"."""
+    last = facts.get("last")
+    return "last" if last and facts.get("model_step") in (None, last.get("step")) else "best"
 
 
 def public_facts(facts: dict) -> dict:

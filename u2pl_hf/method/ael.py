@@ -125,7 +125,7 @@ class AEL(U2PL):
         self.update_confidence(output, batch.y_l, stats)
         self.donors = self.choose_donors(batch.further.next_seed, labelled)
         self.partners.prepare(batch)
-        return StepOutput(total, named, stats)
+        return StepOutput(total, named, stats, mixed.counts(self.num_labels))
 
     @torch.no_grad()
     def copy_paste(self, batch: Batch) -> tuple[Batch, dict[str, Tensor]]:

@@ -60,12 +60,14 @@ class Batch:
 class StepOutput:
     """`total` is what backward runs on; `named` and `stats` are detached and stay on the device.
 
-    Stats are scalars, or one number per class.
+    Stats are scalars, or one number per class, of a logged step alone. Counts, int64 (C,), add up over all passes since
+    the logged step before, and are logged as shares.
     """
 
     total: Tensor
     named: dict[str, Tensor]
     stats: dict[str, Tensor | float] = field(default_factory=dict)
+    counts: dict[str, Tensor] = field(default_factory=dict)
 
 
 class ImagePool(Protocol):

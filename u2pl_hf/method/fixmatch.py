@@ -49,10 +49,11 @@ class FixMatch(Step):
 
     def __init__(self, settings: Settings, student: nn.Module, pools: ImagePools | None = None):
         super().__init__(settings, student, pools)
+        self.num_labels = student.config.num_labels
         self.teacher = copy.deepcopy(student).requires_grad_(False).eval()
         self.partners: ClassPartners | None = None
         if settings.partner == "class":
-            banks = class_banks(pools, student.config.num_labels)
+            banks = class_banks(pools, self.num_labels)
             self.bank, self.categories = banks
             self.partners = ClassPartners(pools.unlabelled, *banks)
 
@@ -126,4 +127,5 @@ class FixMatch(Step):
         stats = view.stats | {"confident_share": sure.sum() / valid.sum().clamp(min=1)}
         if view.y is not None:
             stats["accuracy_confident"] = losses.accuracy(view.labels, view.y, sure)
-        return StepOutput(total, {name: value.detach() for name, value in named.items()}, stats)
+        named = {name: value.detach() for name, value in named.items()}
+        return StepOutput(total, named, stats, view.counts(self.num_labels))

@@ -33,6 +33,10 @@ class PseudoLabelled:
     stats: dict[str, Tensor] = field(default_factory=dict)
     weak: Tensor | None = None
 
+    def counts(self, num_classes: int) -> dict[str, Tensor]:
+        """How many labels each class has, int64 (C,), in every fourth row and column, which tell the shares as well."""
+        return {"pseudo_share_per_class": one_hot_mask(self.labels[:, ::4, ::4], num_classes).sum(dim=(0, 2, 3))}
+
 
 @dataclass(frozen=True)
 class Split:

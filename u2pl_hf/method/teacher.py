@@ -31,6 +31,20 @@ def update_teacher(teacher: nn.Module, student: nn.Module, decay: float, *, buff
     torch._foreach_lerp_(own, new, 1.0 - decay)
 
 
+@torch.no_grad()
+def relative_distance(teacher: nn.Module, student: nn.Module) -> float | None:
+    """|theta_t - theta_s| / |theta_s| over parameters that learn and both have; None where there are none.
+
+    Reads one number from the device.
+    """
+    theirs = dict(teacher.named_parameters())
+    pairs = [(theirs[name], own) for name, own in student.named_parameters() if own.requires_grad and name in theirs]
+    if not pairs:
+        return None
+    apart = sum((other - own).float().square().sum() for other, own in pairs)
+    return (apart / sum(own.float().square().sum() for _, own in pairs)).sqrt().item()
+
+
 @contextmanager
 def batch_statistics(model: nn.Module) -> Iterator[None]:
     """BatchNorm uses and updates batch statistics; all else is in eval mode, so that nothing is dropped.

@@ -177,7 +177,8 @@ class U2PL(Step):
         self.update_confidence(output, batch.y_l, stats)
         if self.partners is not None:
             self.partners.prepare(batch)
-        return StepOutput(total, _detached(named), stats | self.told(mixed, split))
+        stats |= self.told(mixed, split)
+        return StepOutput(total, _detached(named), stats, mixed.counts(self.num_labels))
 
     @torch.no_grad()
     def teach(self, images: Tensor, **options):

@@ -52,6 +52,12 @@ class TrainingData:
         """Ids of the labelled images, in the data's order."""
         return [self.labelled_source.ids[i] for i in self.labelled]
 
+    @property
+    def labelled_shares(self) -> dict[str, float]:
+        """Of each class by its name, its part of the labelled pixels."""
+        counts = self.labels.counts.sum(axis=0)
+        return dict(zip(self.class_names, (counts / counts.sum()).tolist(), strict=True))
+
     @cached_property
     def fingerprint(self) -> dict[str, str]:
         """What a checkpoint must agree with to go on: a digest of each kind, in order.

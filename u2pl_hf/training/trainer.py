@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from u2pl_hf.evaluation.inference import evaluate_model
 from u2pl_hf.evaluation.pictures import picture_grid
 from u2pl_hf.method.schedules import poly_factor
+from u2pl_hf.method.teacher import relative_distance
 from u2pl_hf.system.precision import without_tuning
 from u2pl_hf.system.processes import average_running_statistics, together
 from u2pl_hf.training.batches import seed_draws
@@ -16,9 +17,9 @@ from u2pl_hf.training.build import Run
 from u2pl_hf.training.recipe.schedule import describe_step
 from u2pl_hf.training.run.checkpoint import load_checkpoint, save_checkpoint
 from u2pl_hf.training.run.endings import FiniteLosses, Stopped, StopRequest, failures_in_one_line
-from u2pl_hf.training.run.model_folder import export_best, export_finished
-from u2pl_hf.training.run.report import describe_start, gather_results, picture_samples, score
-from u2pl_hf.training.run.tracking import Clock, Progress, mean_values
+from u2pl_hf.training.run.model_folder import best_model, export_best, export_finished
+from u2pl_hf.training.run.report import describe_start, gather_results, kept_step, picture_samples, score
+from u2pl_hf.training.run.tracking import Clock, Progress, mean_values, sums_of_counts
 
 logger = logging.getLogger(__name__)
 
@@ -60,26 +61,26 @@ class Trainer:
 
     def _train(self) -> dict:
         run, self.clock = self.run, Clock()
-        first, evaluation_is_due = self._resume()
+        first, evaluation_is_due, counted = self._resume()
         together(self.accelerator, lambda: self._start_folder(first))
         logger.info(describe_start(run, first))
         # The first thing to look at where a result differs from another's.
         logger.info(describe_step(self.args, self.accelerator.num_processes, run.learning_rate))
         # Before the trackers, whose threads must not be there when loading processes are forked.
         run.batches.start()
-        progress, last = together(self.accelerator, lambda: Progress(run, first)), None
+        progress, last = together(self.accelerator, lambda: Progress(run, first, counted)), None
         with progress, StopRequest(self.accelerator) as stop:
             if evaluation_is_due:
                 last = self._evaluate(first, progress, stop)
             for step in range(first, self.args.max_steps):
                 run.method.begin(run.student, step)
                 learning_rate = self._set_learning_rate(step)
-                values = self._gradients(step)
+                values, counts = self._gradients(step)
                 self._update(step)
                 with self.clock.timed("logging"):
-                    progress.step(step + 1, values, learning_rate, self._images(step))
+                    progress.step(step + 1, values, learning_rate, self._images(step), counts)
                 last = self._save_and_evaluate(step + 1, progress, stop)
-        return self._finish(last)
+        return self._finish(last, progress)
 
     def _set_learning_rate(self, step: int) -> float:
         """Poly schedule; returns the base learning rate of this step."""
@@ -88,8 +89,8 @@ class Trainer:
             group["lr"] = rate * group["factor"]
         return rate
 
-    def _gradients(self, step: int) -> dict[str, Tensor | float]:
-        """Forward and backward passes of one step; returns what they tell, as means over the passes."""
+    def _gradients(self, step: int) -> tuple[dict[str, Tensor | float], dict[str, Tensor]]:
+        """Forward and backward passes of one step; returns what they tell, as means over the passes, and counts."""
         run, passes, outputs = self.run, self.args.gradient_accumulation_steps, []
         for part in range(passes):
             number = (step * passes + part) * self.accelerator.num_processes + self.accelerator.process_index
@@ -105,7 +106,7 @@ class Trainer:
             outputs.append(output)
         if (step + 1) % self.args.logging_steps == 0:
             self.finite.check()
-        return mean_values(outputs)
+        return mean_values(outputs), sums_of_counts(outputs)
 
     def _update(self, step: int) -> None:
         """Optimizer, teacher, and statistics that all processes share."""
@@ -128,15 +129,16 @@ class Trainer:
                 self.run.output.start(self.run.data.labelled_ids)
                 self.run.output.trim_metrics(first)
 
-    def _resume(self) -> tuple[int, bool]:
+    def _resume(self) -> tuple[int, bool, dict[str, list[int]]]:
         """Load the checkpoint to go on from, if any.
 
         Returns:
-            The first step to do, and whether the evaluation before it is still to be done.
+            The first step to do, whether the evaluation before it is still to be done, and what was counted since the
+            last logged step.
         """
         run = self.run
         if run.checkpoint is None:
-            return 0, False
+            return 0, False, {}
         state = load_checkpoint(run.checkpoint, run.student, run.method, run.optimizer)
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
@@ -144,7 +146,7 @@ class Trainer:
         run.batches.skipped.update(state["skipped"])
         self.clock.go_on(state["seconds"], state["seconds_of"])
         logger.info("resuming from %s", run.checkpoint)
-        return state["step"], state["evaluation_is_due"]
+        return state["step"], state["evaluation_is_due"], state.get("counted", {})
 
     def _save_and_evaluate(self, step: int, progress: Progress, stop: StopRequest) -> dict | None:
         """Write a checkpoint and evaluate where they are due; returns the evaluation.
@@ -157,14 +159,15 @@ class Trainer:
         if evaluate or number or (args.save_steps and step % args.save_steps == 0):
             self.finite.check()
             with self.clock.timed("checkpoints"):
-                together(self.accelerator, lambda: self._save_checkpoint(step, evaluate))
+                counted = progress.counted()
+                together(self.accelerator, lambda: self._save_checkpoint(step, evaluate, counted))
         if number and not self.accelerator.is_main_process:
             sys.exit(128 + number)
         if number:
             raise Stopped(number, step)
         return self._evaluate(step, progress, stop) if evaluate else None
 
-    def _save_checkpoint(self, step: int, evaluation_is_due: bool) -> None:
+    def _save_checkpoint(self, step: int, evaluation_is_due: bool, counted: dict[str, list[int]]) -> None:
         if not self.accelerator.is_main_process:
             return
         run, scaler = self.run, self.accelerator.scaler
@@ -180,6 +183,7 @@ class Trainer:
             "skipped": sorted(run.batches.skipped),
             "seconds": self.clock.seconds,
             "seconds_of": self.clock.seconds_of,
+            "counted": counted,
         }
         path, keep = run.output.checkpoint_path(step), self.args.keep_checkpoints
         with failures_in_one_line(run.folder):
@@ -202,7 +206,8 @@ class Trainer:
                     **self.args.evaluation,
                 )
             result = {"step": step} | scores
-            progress.evaluation(step, result)
+            averaged = None if model is run.student else relative_distance(model, run.student)
+            progress.evaluation(step, result, averaged)
             is_best = self.best is None or score(result) > score(self.best)
             self.best = result if is_best else self.best
             if self.accelerator.is_main_process:
@@ -219,13 +224,16 @@ class Trainer:
                 run.output.save_picture(picture, step)
                 progress.picture(step, picture)
         if is_best:
-            export_best(run.output, model, gather_results(run, self.clock, self.best, None))
+            results = gather_results(run, self.clock, self.best, None, step, progress.health.told())
+            export_best(run.output, model, results)
 
-    def _finish(self, last: dict) -> dict:
-        run = self.run
-        results = gather_results(run, self.clock, self.best, last)
+    def _finish(self, last: dict, progress: Progress) -> dict:
+        run, step = self.run, kept_step(self.args.keep_best, self.best, last)
+        model = run.method.model_to_evaluate(run.student, self.args.max_steps)
+        if step != last["step"]:
+            model, step = best_model(run.output, step) or (model, last["step"])
+        results = gather_results(run, self.clock, self.best, last, step, progress.health.told())
         if self.accelerator.is_main_process:
-            model = run.method.model_to_evaluate(run.student, self.args.max_steps)
             export_finished(run.output, model, results)
         self.accelerator.wait_for_everyone()
         return results

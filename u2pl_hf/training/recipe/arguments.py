@@ -140,6 +140,11 @@ class RunArguments:
     eval_mode: str = setting("whole", "whole image or sliding window", choices=("whole", "slide"))
     eval_window: int = setting(769, "side of the sliding window, in pixels", at_least=1, at_most=100_000)
     eval_batch_size: int = setting(1, "images per pass where neighbours have one size", at_least=1, at_most=4096)
+    keep_best: str = bookkeeping(
+        "none",
+        "teacher: the run ends with the model (teacher, if any) of its best evaluation where that is a point better",
+        choices=("none", "teacher"),
+    )
     watch_pseudo_labels: bool = bookkeeping(
         False, "log how many pseudo-labels are right, where there are labels to see it"
     )
@@ -218,6 +223,10 @@ class RunArguments:
         """All fields, the method's settings among them."""
         return asdict(self) | asdict(self.settings)
 
+    def settled(self) -> dict:
+        """The same with the values that follow from others, where nothing was told."""
+        return asdict(self) | asdict(self.settings.settled())
+
     def changed(self, **values) -> "RunArguments":
         """The same with other values."""
         return run_arguments(**self.flat() | values)
@@ -228,7 +237,7 @@ class RunArguments:
         Steps that follow from epochs are left out: they depend on the data, whose own check comes later.
         """
         own = {f.name: f.metadata["decides"] for f in (*fields(self), *fields(self.settings))}
-        follow, values = self.given_epochs.values(), self.flat() | asdict(self.settings.settled())
+        follow, values = self.given_epochs.values(), self.settled()
         return {name: value for name, value in values.items() if own[name] and name not in follow}
 
     def _check_values(self) -> None:
@@ -278,6 +287,8 @@ class RunArguments:
         unwatched = not method.uses_unlabelled or self.streaming or self.unlabelled_dataset
         watch = "--watch_pseudo_labels goes with no method without them, nor with --streaming or --unlabelled_dataset"
         yield self.watch_pseudo_labels and unwatched, watch
+        only = self.keep_best != "none" and not self.eval_epochs and not self.eval_steps
+        yield only, f"--keep_best {self.keep_best} chooses among evaluations: pass --eval_steps, or leave it out"
         hub = [name for name in ("hub_revision", "hub_private", "hub_checkpoint") if getattr(self, name)]
         yield bool(hub) and self.push_to_hub is None, f"--{hub[0] if hub else ''} needs --push_to_hub USER/NAME"
         both = self.compile and self.gradient_checkpointing

@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 
 from u2pl_hf.command_line import LARGEST
-from u2pl_hf.errors import InputError, refuse
+from u2pl_hf.errors import InputError, refuse, require
 from u2pl_hf.training.recipe.arguments import RunArguments
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def with_steps(args: RunArguments, per_epoch: int) -> RunArguments:
     """The arguments with steps in the place of epochs, where these are given.
 
     Raises:
-        InputError: less than one step, or a part of the method that begins after the end.
+        InputError: less than one step, a part of the method that begins after the end, or no evaluation before it.
     """
     counted = {}
     for epochs, steps in args.given_epochs.items():
@@ -57,6 +57,9 @@ def with_steps(args: RunArguments, per_epoch: int) -> RunArguments:
         told = ", ".join(f"{name} {steps}" for name, steps in counted.items())
         logger.info("an epoch is %d steps: %s", per_epoch, told)
         args.step_class.check(args.settings, total_steps=args.max_steps)
+    only = args.keep_best != "none" and args.eval_steps >= args.max_steps
+    few = f"--keep_best {args.keep_best} chooses among evaluations, and there is one alone: pass --eval_steps"
+    require(not only, f"{few} below {args.max_steps}, or leave it out")
     return args
 
 

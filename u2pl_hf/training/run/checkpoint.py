@@ -45,6 +45,7 @@ class State(TypedDict):
     seconds_of: dict[str, float]
     # Checkpoints of earlier versions do not tell.
     initialised_with: NotRequired[dict[str, str | None] | None]
+    counted: NotRequired[dict[str, list[int]]]
 
 
 def save_checkpoint(

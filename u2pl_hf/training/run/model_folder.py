@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel
 
-from u2pl_hf import U2PLImageProcessor
+from u2pl_hf import U2PLForSemanticSegmentation, U2PLImageProcessor
 from u2pl_hf.evaluation.curves import save_curves
 from u2pl_hf.files import file_in, read_json, read_text, write_atomically, write_json, write_text
 from u2pl_hf.hub.model_card import render_model_card
@@ -80,8 +80,20 @@ def export_best(run: RunFolder, model: PreTrainedModel, results: dict) -> None:
     export_model(run.path / "best", model, results, run)
 
 
+def best_model(run: RunFolder, step: int) -> tuple[PreTrainedModel, int] | None:
+    """The model of the best evaluation, which was at `step`, and that step.
+
+    None, with a warning, where another folder has it: a checkpoint of that one is what the run went on from.
+    """
+    there = read_results(run.path / "best")
+    if there is None or there["best"]["step"] != step:
+        logger.warning("the model of step %d is not in %s: the last one is kept", step, run.path / "best")
+        return None
+    return U2PLForSemanticSegmentation.from_pretrained(run.path / "best"), step
+
+
 def export_finished(run: RunFolder, model: PreTrainedModel, results: dict) -> None:
-    """Export the last model into the run folder itself and write results.json, which marks the run as finished."""
+    """Export a run's model into the run folder itself and write results.json, which marks the run as finished."""
     last = run.path / "last"
     export_model(last, model, results)
     for file in last.iterdir():

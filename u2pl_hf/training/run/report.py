@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 SCRIPT = "train_u2pl.py"
 # Of pixels that pictures show as unreliable, where the method has no such share.
 UNRELIABLE_SHARE = 0.2
+# Mean IoU by which the best evaluation must beat the last one to be kept instead (--keep_best). The best of several is
+# picked on the images that it is measured on, so that a smaller lead may be luck.
+KEEP_MARGIN = 0.01
 # What results.json calls as the arguments do; not all methods have all of them.
 ARGUMENTS = ("method", "variant", "dataset", "dataset_revision", "split", "seed", "max_steps", "warmup_steps",
              "crop_size", "gradient_accumulation_steps", "optimizer", "frozen", "output_dir")  # fmt: skip
@@ -81,12 +84,14 @@ def summary(args: RunArguments, results: dict) -> str:
     last, best = results["last"], results["best"]
     rows = [("mean", last["mean_iou"], best["mean_iou"])]
     rows += [(name, iou, best["per_class_iou"].get(name)) for name, iou in last["per_class_iou"].items()]
-    width = max(20, *(len(name) for name, *_ in rows))
+    kept, width = results.get("model_step"), max(20, *(len(name) for name, *_ in rows))
     lines = [f"{'IoU in per cent':<{width}}  last    best (step {best['step']:,})"]
     for name, *values in rows:
         told = ["-" if value is None else f"{100 * value:.2f}" for value in values]
         lines.append(f"{name:<{width}}  {told[0]:<6}  {told[1]}")
     lines.append(f"{args.output_dir}: {args.max_steps:,} steps in {results['seconds'] / 60:,.1f} minutes; next:")
+    if kept not in (None, last["step"]):
+        lines.insert(-1, f"the model is that of step {kept:,} (--keep_best {args.keep_best})")
     return "\n".join([*lines, *_next_commands(args)])
 
 
@@ -113,10 +118,15 @@ def _started_like_this(command: str) -> list[str]:
     return ["python", str(script.with_name(f"{command}.py"))] if script.name == SCRIPT else ["u2pl", command]
 
 
-def gather_results(run: "Run", clock: Clock, best: dict, last: dict | None) -> dict:
+def gather_results(
+    run: "Run", clock: Clock, best: dict, last: dict | None, model_step: int, health: list[dict]
+) -> dict:
     """Everything results.json and the card say; every number comes from the run.
 
-    best, last: evaluations; of the best model, which is exported before the end, there is no last.
+    Args:
+        best, last: evaluations; of the best model, which is exported before the end, there is no last.
+        model_step: of the model that these results lie beside.
+        health: what the run was told of.
     """
     args, data, found = run.args, run.data, run.method.found()
     return {name: getattr(args, name, None) for name in ARGUMENTS} | {
@@ -148,7 +158,9 @@ def gather_results(run: "Run", clock: Clock, best: dict, last: dict | None) -> d
         "command": _command(),
         "last": last,
         "best": best,
-        "pictures": f"pictures/step-{(last or best)['step']:06d}.png" if args.picture_samples else None,
+        "model_step": model_step,
+        "health": health,
+        "pictures": f"pictures/step-{model_step:06d}.png" if args.picture_samples else None,
         "curves": "curves.png",
         "data": data.fingerprint,
         "date": datetime.now(timezone.utc).date().isoformat(),
@@ -185,6 +197,12 @@ def _backbone(config: PreTrainedConfig) -> dict:
 def score(evaluation: dict) -> float:
     """What "best" compares; an evaluation set without any labelled pixel has no mean IoU."""
     return -1.0 if evaluation["mean_iou"] is None else evaluation["mean_iou"]
+
+
+def kept_step(keep_best: str, best: dict, last: dict) -> int:
+    """The step whose model a finished run leaves: of two evaluations the best one where it is so much better."""
+    is_better = score(best) - score(last) >= KEEP_MARGIN
+    return best["step"] if keep_best != "none" and is_better else last["step"]
 
 
 def picture_samples(model: nn.Module, source: Source, number: int, settings: MethodSettings) -> list[dict]:

@@ -1,7 +1,7 @@
 """The output folder of one run, and whether a run may go on in it.
 
 output_dir/
-  config.json model.safetensors preprocessor_config.json README.md   the finished model (last step)
+  config.json model.safetensors preprocessor_config.json README.md   the finished model (last step, or see --keep_best)
   best/                                                              the same, of the best evaluation, with its facts
   recipe.yaml labeled.txt metrics.jsonl results.json curves.png pictures/
   checkpoints/step-000200/                                           see checkpoint.py

@@ -28,9 +28,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from u2pl_hf.errors import refuse, refusing
+from u2pl_hf.evaluation.curves import read_metrics
 from u2pl_hf.files import read_text, write_text
 from u2pl_hf.method import StepOutput
 from u2pl_hf.training.recipe.arguments import RunArguments
+from u2pl_hf.training.run.health import Health
 
 if TYPE_CHECKING:
     from u2pl_hf.training.build import Run
@@ -170,12 +172,16 @@ class Progress:
     Args:
         run: what is told of.
         first: the step that it begins with.
+        counted: what `counted` gave when that step was reached.
+
+    Attributes:
+        health: what went wrong so far, by these lines.
 
     Raises:
-        InputError: a tracker cannot start.
+        InputError: a tracker cannot start, or metrics.jsonl is damaged.
     """
 
-    def __init__(self, run: "Run", first: int):
+    def __init__(self, run: "Run", first: int, counted: dict[str, list[int]] | None = None):
         self.accelerator, self.main = run.accelerator, run.accelerator.is_main_process
         self.path, self.class_names, self.every = run.output.metrics_path, run.data.class_names, run.args.logging_steps
         _start_trackers(run.accelerator, run.args, first)
@@ -183,24 +189,41 @@ class Progress:
         pause = 0.5 if sys.stderr.isatty() else 20.0
         options = {"unit": "step", "dynamic_ncols": True, "mininterval": pause, "file": sys.stderr}
         self.bar = tqdm(total=run.args.max_steps, initial=first, disable=not self.main, **options)
+        self.counts = {name: torch.tensor(c, device=run.accelerator.device) for name, c in (counted or {}).items()}
+        if not self.main:
+            # They are those of all processes.
+            self.counts = {name: torch.zeros_like(count) for name, count in self.counts.items()}
+        history = read_metrics(self.path) if self.path.is_file() else []
+        self.health = Health(history, run.args.settled(), run.data.labelled_shares)
         self._open_window()
 
     def _open_window(self) -> None:
         """What images/s are counted over begins."""
         self.window_start, self.window_images = time.perf_counter(), 0
 
-    def step(self, step: int, values: dict[str, Tensor | float], learning_rate: float, images: int) -> None:
+    def counted(self) -> dict[str, list[int]]:
+        """The counts since the last logged step over all processes, which all call it: one read from the device."""
+        if not self.counts:
+            return {}
+        counts = self.accelerator.reduce(torch.stack([*self.counts.values()]), reduction="sum").tolist()
+        return dict(zip(self.counts, counts, strict=True))
+
+    def step(self, step: int, values: dict, learning_rate: float, images: int, counts: dict | None = None) -> None:
         """Count one finished step, on all processes.
 
         Args:
             step: its number, from 1.
-            values: scalars or (C,).
+            values: scalars or (C,), tensors or floats.
             learning_rate: it was done with.
             images: it saw, over all processes; in warm-up these are labelled ones alone.
+            counts: tensors int64 (C,), of this process.
         """
         self.window_images += images
+        self.counts |= {name: self.counts.get(name, 0) + count for name, count in (counts or {}).items()}
         if step % self.every == 0:
             numbers = process_means(values, self.accelerator)
+            numbers |= {name: shares(count) for name, count in self.counted().items()}
+            self.counts = {}
             speed = self.window_images / max(time.perf_counter() - self.window_start, 1e-9)
             told = {"learning_rate": learning_rate, "images_per_second": round(speed, 2)}
             self._write({"step": step} | numbers | told)
@@ -210,9 +233,10 @@ class Progress:
             self._open_window()
         self.bar.update()
 
-    def evaluation(self, step: int, result: dict) -> None:
-        """Record an evaluation; its time does not count into images/s."""
-        self._write({"step": step} | {f"eval_{name}": value for name, value in result.items() if name != "step"})
+    def evaluation(self, step: int, result: dict, distance: float | None = None) -> None:
+        """Record an evaluation and the teacher's distance; its time does not count into images/s."""
+        scores = {f"eval_{name}": value for name, value in result.items() if name != "step"}
+        self._write({"step": step} | scores | ({} if distance is None else {"teacher_distance": distance}))
         score = "-" if result["mean_iou"] is None else f"{result['mean_iou']:.4f}"
         if self.main:
             self.bar.write(f"step {step}: mean IoU {score}", file=sys.stderr)
@@ -237,6 +261,7 @@ class Progress:
                 file.write(json.dumps(content) + "\n")
         values = curves(content, self.class_names)
         self._each_tracker(lambda tracker: tracker.log(values, step=content["step"]))
+        self.health.note(content)
 
     def _each_tracker(self, act: Callable[[GeneralTracker], None]) -> None:
         for tracker in list(self.accelerator.trackers):
@@ -294,3 +319,13 @@ def mean_values(outputs: list[StepOutput]) -> dict[str, Tensor | float]:
     """Losses and statistics as means over the passes of a step."""
     told = [output.named | output.stats for output in outputs]
     return {name: sum(values[name] for values in told) / len(told) for name in told[0]}
+
+
+def sums_of_counts(outputs: list[StepOutput]) -> dict[str, Tensor]:
+    """Counts over the passes of a step."""
+    return {name: sum(output.counts[name] for output in outputs) for name in outputs[0].counts}
+
+
+def shares(counts: list[int]) -> list[float] | None:
+    """Counts as parts of their sum; None where that is 0."""
+    return [count / sum(counts) for count in counts] if sum(counts) else None
