@@ -4,6 +4,7 @@ import functools
 import json
 import shlex
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -80,6 +81,17 @@ def verdict_lines(found: Sequence[Found]) -> list[str]:
     return lines
 
 
+def warning_lines(found: Sequence[Found]) -> list[str]:
+    """What runs told of their health, each kind once per method, with the number of runs that told it."""
+    lines = []
+    for f in found:
+        signs = [sign for run in f.done for sign in run.get("health") or ()]
+        told = Counter(sign["kind"] for sign in signs)
+        first = {sign["kind"]: sign["line"] for sign in reversed(signs)}
+        lines += [f"{f.arm.title}, {told[kind]} of {len(f.done)} runs: {line}" for kind, line in first.items()]
+    return lines
+
+
 def render(
     title: str,
     found: Sequence[Found],
@@ -108,6 +120,7 @@ def render(
         headline=headline(found),
         verdicts=verdict_lines(found),
         missing=", ".join(missing),
+        warnings=warning_lines(found),
         scores=score_rows(found),
         classes=class_rows(found),
         about=about,
