@@ -19,7 +19,9 @@ WINDOW, LINES = 0.1, 3
 # runs of FixMatch no pixel was confident for up to 9 % of them, and they came to no harm by it.
 START = 0.25
 # A class is lost below this part of its share among labelled pixels. That one is known from few images: in five splits
-# of 24 or 25 the share in all images was 0.5 to 3 times as large.
+# of 24 or 25 the share in all images was 0.5 to 3 times as large. In 19 runs on VOC's animals, by the share among what
+# the teacher predicted for the evaluation images midway, 34 of 43 classes below it ended under the IoU of a run of the
+# same seed on labelled images alone; of the 71 other classes, 8 did.
 LOST = 0.25
 # Further from 0 or 1 than this, a share is one that moves: a thousandth of a crop is less than a small object.
 STUCK = 1e-3
