@@ -5,10 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.data.prepared import encoded, grey_png, picture, write_folder
 from tests.in_process import run_here
+from u2pl_hf import U2PLConfig, U2PLForSemanticSegmentation, U2PLImageProcessor
+from u2pl_hf.data.annotations.writing import WRITERS
 from u2pl_hf.data.sources import load_source
 
 
@@ -159,3 +162,92 @@ def test_without_the_extra_a_line_says_so(tmp_path, monkeypatch, missing, suffix
     args = ("--root", tmp_path / "photos", "--annotations", tmp_path / f"e{suffix}", "--output_dir", tmp_path / "out")
     told = prepared("annotations", *args, code=2)
     assert f"needs {missing}: pip install 'u2pl_hf[annotations]'" in told
+
+
+def result_of(done):
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """A prepared data set with a background, ignored pixels, and an unlabelled photograph."""
+    folder, noise = tmp_path_factory.mktemp("own"), np.random.default_rng(3)
+    masks = {
+        n: np.kron(noise.choice([0, 1, 2, 255], (5, 6)), np.ones((4, 4))).astype(np.uint8) for n in ("a", "b ä", "x/c")
+    }
+    photographs(folder / "photos" / "images", [*masks, "d"], (20, 24))
+    write_folder(folder / "photos", {f"masks/{n}.png": grey_png(mask) for n, mask in masks.items()})
+    (folder / "classes.txt").write_text("background,0,0,0\nStraße und Weg,9,9,9\ncar,0,0,255\n")
+    prepared("folder", "--root", folder / "photos", "--classes", folder / "classes.txt", "--validation", 0,
+             "--output_dir", folder / "data")  # fmt: skip
+    return folder, masks
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_data_set_goes_out_and_comes_back(own, tmp_path, kind):
+    folder, masks = own
+    args = (folder / "data", "--format", kind, "--tolerance", 0, "--output_dir", tmp_path / "out")
+    facts = result_of(run_here("export_labels.py", *args, "--with_images"))
+    assert facts["images"] == 3 and facts["uncertain"] == 0
+    # The images of the tool, its file, and the class list that lies beside it.
+    back = ("annotations", "--root", tmp_path / "out", "--annotations", tmp_path / "out", "--validation", 0)
+    result = prepared(*back, "--output_dir", tmp_path / "back")
+    assert result["classes"] == ["background", "Straße und Weg", "car"]
+    found = labels_of(tmp_path / "back")
+    assert found.keys() == masks.keys() and all(np.array_equal(found[n], masks[n]) for n in masks)
+    assert (tmp_path / "back" / "class_names.txt").read_text() == (folder / "classes.txt").read_text()
+    if kind == "labelme":
+        shapes = json.loads((tmp_path / "out" / "x" / "c.json").read_text())
+        assert (tmp_path / "out" / "x" / shapes["imagePath"]).resolve() == tmp_path / "out" / "images" / "x" / "c.jpg"
+
+
+def test_some_images_are_exported_and_only_own_folders_replaced(own, tmp_path):
+    folder, _ = own
+    (tmp_path / "ids.txt").write_text("b ä\n")
+    args = [folder / "data", "--format", "labelstudio", "--ids", tmp_path / "ids.txt", "--output_dir", tmp_path / "out"]
+    for _ in range(2):
+        assert result_of(run_here("export_labels.py", *args))["images"] == 1
+    config = (tmp_path / "out" / "labeling_config.xml").read_text()
+    assert '<Label value="Straße und Weg" background="#090909" />' in config and "PolygonLabels" in config
+    (tmp_path / "out" / "u2pl_export.json").unlink()
+    cases = [(args, "was not written by this program"), ([*args, "--subset", "test"], "was not written")]
+    (tmp_path / "no.txt").write_text("d\nb ä\n")
+    cases.append(
+        (
+            [*args[:4], tmp_path / "no.txt", "--output_dir", tmp_path / "new"],
+            "names 1 images without a label, such as d",
+        )
+    )
+    for words, told in cases:
+        done = run_here("export_labels.py", *words)
+        assert done.returncode == 2 and told in done.stderr
+    assert not (tmp_path / "new").exists()
+
+
+def test_predictions_are_exported_for_a_tool(tmp_path):
+    """A tool reads what the masks hold, regions marked by their mean confidence; images done before are in it too."""
+    torch.manual_seed(0)
+    names = dict(enumerate(["wall", "tree", "car"]))
+    small = {"base_width": 8, "head_channels": 8, "representation_channels": 8}
+    config = U2PLConfig(backbone="resnet18", id2label=names, label2id={v: k for k, v in names.items()}, **small)
+    U2PLForSemanticSegmentation(config).save_pretrained(tmp_path / "model")
+    U2PLImageProcessor().save_pretrained(tmp_path / "model")
+    photographs(tmp_path / "photos", ["a", "in/b"], (40, 48))
+    args = [tmp_path / "model", tmp_path / "photos", "--recursive", "--output_dir", tmp_path / "out", "--device", "cpu"]
+    coco = ("--export", "coco", "--uncertain_below", 1)
+    first = result_of(run_here("predict.py", *args, *coco))["export"]
+    assert first["images"] == 2 and first["uncertain"] == first["regions"] > 1
+    again = result_of(run_here("predict.py", *args, "--skip_existing", *coco[:2], "--uncertain_below", 0))
+    assert again["skipped"] == 2 and again["export"]["images"] == 2 and again["export"]["uncertain"] == 0
+    back = ("annotations", "--root", tmp_path / "photos", "--annotations", tmp_path / "out" / "export_coco")
+    prepared(*back, "--validation", 0, "--output_dir", tmp_path / "back")
+    for name, labels in labels_of(tmp_path / "back").items():
+        assert np.array_equal(labels, np.array(Image.open(tmp_path / "out" / f"{name}_mask.png")))
+    run_here("predict.py", *args, "--export", "labelme")
+    path = tmp_path / "out" / "export_labelme" / "in" / "b.json"
+    assert (path.parent / json.loads(path.read_text())["imagePath"]).resolve() == tmp_path / "photos" / "in" / "b.jpg"
+    (tmp_path / "out" / "export_cvat").mkdir()
+    (tmp_path / "out" / "export_cvat" / "mine.xml").touch()
+    done = run_here("predict.py", *args, "--export", "cvat")
+    assert done.returncode == 2 and "was not written by this program" in done.stderr
