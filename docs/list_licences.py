@@ -24,6 +24,7 @@ SPDX = {
     "Apache Software License": "Apache-2.0",
     "MIT License": "MIT",
     "BSD License": "BSD",
+    "FreeBSD": "BSD-2-Clause",
 }
 HEAD = """# Licences of dependencies
 

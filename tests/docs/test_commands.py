@@ -59,6 +59,7 @@ ELSEWHERE = {
     r"--push_to_hub": "scripts/test_push_to_hub.py::test_training_pushes_at_its_end",
     r"push_space\.py": "app/test_space.py::test_pushed_space_runs_from_its_own_files",
     r"/app\.py|u2pl app": "app/test_page.py::test_clients_get_pictures_and_refusals",
+    r"prepare annotations": "scripts/test_annotation_tools.py::test_coco_of_own_photographs",
     r"prepare_dataset\.py ade20k": "scripts/test_prepare_dataset.py::test_ade20k",
     r"prepare_dataset\.py coco": "scripts/test_prepare_dataset.py::test_coco_with_masks_from_elsewhere",
     r"prepare_dataset\.py cityscapes": "scripts/test_prepare_dataset.py::test_cityscapes_is_prepared_but_not_pushed",

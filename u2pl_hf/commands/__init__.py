@@ -9,7 +9,8 @@ from u2pl_hf.version import __version__
 
 # Commands in the order of a user's work; the modules have their names.
 COMMANDS = {
-    "prepare": "make a data set of archives, or of folders of images and masks",
+    "prepare": "make a data set of archives, of folders of images and masks, or of what annotation tools export",
+    "export_labels": "write a data set's masks for an annotation tool, to correct them there",
     "inspect": "look at a data set before training: counts, faults, images that are there twice",
     "plan": "say which recipe fits this machine and these images",
     "train": "train U2PL or another method from a recipe",

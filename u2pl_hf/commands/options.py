@@ -5,6 +5,7 @@ import logging
 
 from u2pl_hf.app.photos import LONGEST_SIDE
 from u2pl_hf.command_line import number
+from u2pl_hf.data.annotations import Style
 from u2pl_hf.evaluation.inference import MAX_WHOLE_PIXELS
 from u2pl_hf.evaluation.loading import load_model, pick_device
 from u2pl_hf.system.precision import PRECISIONS, check_compiler, check_number_type, compile_networks
@@ -44,6 +45,19 @@ def of_probabilities(args: argparse.Namespace, model) -> dict:
         logger.warning("--reject_below goes by the model's raw probabilities: u2pl calibrate would correct them first")
     told = {"temperature": None if temperature == 1 else temperature, "reject_below": floor}
     return {name: value for name, value in told.items() if value is not None}
+
+
+def add_annotation_style(parser: argparse.ArgumentParser) -> None:
+    """How regions are written for an annotation tool."""
+    told = "masks keep every pixel, polygons can be edited (default: masks for coco, polygons for others)"
+    parser.add_argument("--shapes", choices=("masks", "polygons"), help=told)
+    told = "pixels that a simplified polygon may be away from the region's outline (0.5); 0 keeps every pixel"
+    parser.add_argument("--tolerance", type=number(float, at_most=100), default=0.5, help=told)
+
+
+def annotation_style(args: argparse.Namespace, kind: str) -> Style:
+    """The style among the parsed arguments, for a format."""
+    return Style(args.shapes or ("masks" if kind == "coco" else "polygons"), args.tolerance)
 
 
 def add_segmentation(parser: argparse.ArgumentParser, *, auto: bool = False, several: bool = True) -> None:

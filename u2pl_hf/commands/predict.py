@@ -4,8 +4,9 @@
 
 For each image of any size: `<name>_mask.png`, 8-bit class ids with the classes' colours as their palette, and
 `<name>_overlay.png`, the image with these colours over it. Large images are predicted by sliding windows, in
-bounded memory. Files that this program did not write, and those of another model, are not replaced. The last line of
-stdout, where that is no terminal, is one JSON object with the files written, and how each was predicted.
+bounded memory. With --export, the regions are also written for an annotation tool, below `export_FORMAT` in the output
+folder. Files that this program did not write, and those of another model, are not replaced. The last line of stdout,
+where that is no terminal, is one JSON object with the files written, and how each was predicted.
 """
 
 from argparse import BooleanOptionalAction, Namespace
@@ -16,17 +17,28 @@ from tqdm.auto import tqdm
 
 from u2pl_hf.command_line import ScriptParser, number, print_result
 from u2pl_hf.commands.options import (
+    add_annotation_style,
     add_model,
     add_rejection,
     add_segmentation,
+    annotation_style,
     compiled,
     model_to_use,
     of_probabilities,
     segmentation_options,
 )
+from u2pl_hf.data.annotations.writing import WRITERS, check_export
 from u2pl_hf.errors import InputError, exits_on_input_error, refuse
+from u2pl_hf.evaluation.annotation_export import export_predictions
 from u2pl_hf.evaluation.folding import folded
-from u2pl_hf.evaluation.inference import as_bytes, describe_protocol, predict_all, same_size_batches
+from u2pl_hf.evaluation.inference import (
+    as_bytes,
+    class_colours,
+    class_names,
+    describe_protocol,
+    predict_all,
+    same_size_batches,
+)
 from u2pl_hf.evaluation.loading import model_digest
 from u2pl_hf.evaluation.outputs import check_replaceable, check_writable, is_of, save_png
 from u2pl_hf.evaluation.photographs import Photograph, find_photographs, read_ahead, read_headers
@@ -48,8 +60,13 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
     told = "white lines between the classes of the overlay (yes)"
     add("--contour", action=BooleanOptionalAction, default=True, help=told)
     add("--legend", action="store_true", help="the classes' names below the overlay, which grows by it")
+    add("--export", choices=tuple(WRITERS), help="write the regions for an annotation tool as well")
+    add_annotation_style(parser)
+    told = "regions of a lower mean confidence are marked as uncertain in what --export writes (0.5)"
+    add("--uncertain_below", type=number(float, at_most=1), default=0.5, help=told)
     add_segmentation(parser, auto=True)
     args = parser.parse_args(argv)
+    args.save_confidence |= args.export is not None
     options, auto = segmentation_options(args), {"mode": "auto", "max_whole_pixels": args.max_whole_pixels}
     if args.mode == "auto":
         args.protocol = describe_protocol(**options | {"mode": "slide"}) | auto
@@ -69,6 +86,9 @@ def main(argv: list[str] | None = None) -> None:
     paths, inputs = [path for made in files.values() for path in made.values()], {p.path.resolve() for p in photographs}
     told = "is one of the images and would be overwritten: pass another --output_dir"
     refuse((path.resolve() in inputs, f"{path} {told}") for path in paths)
+    exported = args.output_dir / f"export_{args.export}"
+    if args.export:
+        check_export(exported, args.export, "--output_dir")
     model = model_to_use(args)
     how = args.protocol | {"precision": args.precision} | of_probabilities(args, model)
     origin = {"model": args.model, "digest": model_digest(model), "options": how}
@@ -86,6 +106,10 @@ def main(argv: list[str] | None = None) -> None:
             kept = f"{len(written)} of {len(todo)} are done; without this file, --skip_existing goes on from there"
             raise InputError(f"{error}; {kept}") from error
     result = {"model": args.model, "protocol": args.protocol, "precision": args.precision, "skipped": len(done)}
+    if args.export:
+        about = (class_names(model), class_colours(model))
+        style = annotation_style(args, args.export)
+        result["export"] = export_predictions(exported, args.export, files, about, style, args.uncertain_below)
     told = f"{len(written)} images predicted, {len(done)} were there already"
     told += f": masks and overlays are in {args.output_dir}"
     if args.reject_below is not None and written:

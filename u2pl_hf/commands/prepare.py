@@ -5,6 +5,8 @@
     python training_scripts/prepare_dataset.py ade20k --archive ADEChallengeData2016.zip --output_dir ade20k
     python training_scripts/prepare_dataset.py coco --root coco_downloads --output_dir coco
     python training_scripts/prepare_dataset.py folder --root my_images --classes classes.txt --output_dir my_data
+    python training_scripts/prepare_dataset.py annotations --root my_images --annotations export.json \\
+        --output_dir my_data
 
 The result is a folder of parquet files that `datasets.load_dataset` reads, with columns id, image (the original file)
 and label (8-bit class ids, 255 = ignore), and a card. Every image and mask is checked; what cannot be used is listed.
@@ -15,14 +17,19 @@ the others.
 
 import argparse
 import inspect
+import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from u2pl_hf.command_line import ScriptParser, number, print_result
+from u2pl_hf.data.annotations.reading import FORMATS, annotation_members
 from u2pl_hf.data.prepare.archives import Member, list_members
+from u2pl_hf.data.prepare.class_mapping import map_classes
 from u2pl_hf.data.prepare.dataset import check_output, prepare
 from u2pl_hf.data.prepare.layouts import Layout
 from u2pl_hf.data.prepare.layouts.ade20k import ade20k_layout
+from u2pl_hf.data.prepare.layouts.annotated import EMPTY_IMAGES, annotated_layout
 from u2pl_hf.data.prepare.layouts.cityscapes import cityscapes_layout
 from u2pl_hf.data.prepare.layouts.coco import coco_layout
 from u2pl_hf.data.prepare.layouts.folder import DEFAULT_VALIDATION, folder_layout
@@ -31,6 +38,8 @@ from u2pl_hf.data.source.class_list import read_class_list
 from u2pl_hf.errors import exits_on_input_error, require
 from u2pl_hf.hub.push import check_can_push, push_folder
 from u2pl_hf.system.processes import cpu_cores
+
+logger = logging.getLogger(__name__)
 
 
 def voc(members: list[Member], args: argparse.Namespace) -> Layout:
@@ -94,26 +103,64 @@ def folder(members: list[Member], args: argparse.Namespace) -> Layout:
     return folder_layout(members, classes, args.validation, args.seed, args.workers)
 
 
+def annotations(members: list[Member], args: argparse.Namespace) -> Layout:
+    """Your own images, and what an annotation tool exported of them: COCO, CVAT, LabelMe, Label Studio, Supervisely.
+
+        python training_scripts/prepare_dataset.py annotations --root my_images --annotations export.json \\
+            --output_dir my_data
+
+    Later objects lie over earlier ones, in CVAT those of a higher z_order; crowds and objects called ignore or void are
+    ignored. Pixels of no object are the class background where there is one, and ignored where there is none;
+    --background names another. Images without annotation are unlabelled rows. Folders called train and val are the
+    subsets, as of `folder`. Needs the extra `annotations` for COCO and CVAT.
+    """
+    files, classes = annotation_members(args.annotations), args.classes
+    beside = (args.annotations if args.annotations.is_dir() else args.annotations.parent) / "class_names.txt"
+    if classes is None and beside.is_file():
+        logger.info("classes are those of %s", beside)
+        classes = beside
+    listed = read_class_list(classes) if classes else None
+    more = (args.background, args.empty, args.validation, args.seed)
+    return annotated_layout(members, files, args.format, listed, *more)
+
+
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """The command line; the layout's function is `find`."""
     parser = ScriptParser(description=__doc__)
-    layouts = parser.add_subparsers(dest="layout", required=True, metavar="{voc,cityscapes,ade20k,coco,folder}")
-    for find in (voc, cityscapes, ade20k, coco, folder):
+    layouts = parser.add_subparsers(
+        dest="layout", required=True, metavar="{voc,cityscapes,ade20k,coco,folder,annotations}"
+    )
+    for find in (voc, cityscapes, ade20k, coco, folder, annotations):
         text = inspect.getdoc(find)
         layout = layouts.add_parser(find.__name__, description=text, help=text.splitlines()[0])
         layout.set_defaults(find=find)
         add_layout_arguments(layout)
     told = "masks of class ids, where they are not in folders called masks of the other files"
     layouts.choices["coco"].add_argument("--masks", type=Path, metavar="FILE|DIR", help=told)
-    layout.add_argument("--classes", type=Path, metavar="FILE", help="class list (default: class_0, class_1 ...)")
+    for name in ("folder", "annotations"):
+        add_own_data(layouts.choices[name])
+    add = layouts.choices["annotations"].add_argument
+    add("--annotations", type=Path, required=True, metavar="FILE|DIR", help="what the tool exported")
+    add("--format", choices=FORMATS, help="of it (default: as it looks)")
+    told = (
+        "class of pixels of no object, made where there is none; ignore for 255 (default: background, where it is one)"
+    )
+    add("--background", metavar="NAME", help=told)
+    add("--empty", choices=EMPTY_IMAGES, default=EMPTY_IMAGES[0],
+        help="what images are that are listed without an object (default: %(default)s)")  # fmt: skip
+    return parser.parse_args(argv)
+
+
+def add_own_data(parser: argparse.ArgumentParser) -> None:
+    """Options of layouts without a class list or a validation set of their own."""
+    parser.add_argument("--classes", type=Path, metavar="FILE", help="class list (default: as the labels have them)")
     told = (
         "labelled images to validate on, where no folder is called val: a share, a count, a file of ids, or 0 for none"
     )
-    layout.add_argument("--validation", default=DEFAULT_VALIDATION, metavar="SHARE|COUNT|FILE",
+    parser.add_argument("--validation", default=DEFAULT_VALIDATION, metavar="SHARE|COUNT|FILE",
                         help=f"{told} (default: %(default)s)")  # fmt: skip
     seed = number(int, at_most=2**63 - 1)
-    layout.add_argument("--seed", type=seed, default=0, help="of the draw of validation images (default: 0)")
-    return parser.parse_args(argv)
+    parser.add_argument("--seed", type=seed, default=0, help="of the draw of validation images (default: 0)")
 
 
 def add_layout_arguments(parser: argparse.ArgumentParser) -> None:
@@ -123,6 +170,10 @@ def add_layout_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output_dir", type=Path, required=True, help="folder to write; must not exist or be empty")
     workers, told = number(int, at_least=1, at_most=1024), "threads (default: one per core, here %(default)s)"
     parser.add_argument("--workers", type=workers, default=cpu_cores(), help=told)
+    told = "rename classes, all at once; several OLD of one NEW are merged, and ignore leaves one out"
+    parser.add_argument("--map", nargs="+", default=[], metavar="OLD=NEW", help=told)
+    parser.add_argument("--keep", nargs="+", metavar="NAME", help="of the names after --map, leave out all others")
+    parser.add_argument("--others", metavar="NAME", help="make those one class (default: they are ignored)")
     parser.add_argument("--skip_bad", action="store_true", help="leave out what cannot be used instead of stopping")
     shards = number(int, at_least=1, at_most=100_000)
     parser.add_argument("--shards", type=shards, help="files per subset (default: by the size)")
@@ -146,6 +197,9 @@ def main(argv: list[str] | None = None) -> None:
         check_can_push(args.push, "dataset")
     containers = ([args.root] if args.root else []) + list(dict.fromkeys(args.archive))
     layout = args.find([member for container in containers for member in list_members(container)], args)
+    if args.map or args.keep or args.others:
+        mapping, notes = map_classes(layout.classes, args.map, args.keep, args.others)
+        layout = replace(layout, mapping=mapping, notes=layout.notes + notes)
     result = prepare(layout, args.output_dir, workers=args.workers, shards=args.shards, skip_bad=args.skip_bad)
     result |= {"output_dir": str(args.output_dir), "seconds": round(time.perf_counter() - start, 2)}
     if args.push:

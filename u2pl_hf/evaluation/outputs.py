@@ -82,10 +82,19 @@ def check_pictures(folder: Path, ids: Sequence[str], option: str, *, overwrite: 
     found = next((path.name for path in folder.rglob("*.png")), None)
     told = f"{option} {folder} already holds {found}: pass another folder, or --overwrite"
     require(not found or overwrite, told)
+    check_names(ids, folder)
+    check_replaceable((folder / f"{sample_id}.png" for sample_id in ids), "folder")
+
+
+def check_names(ids: Sequence[str], folder: Path) -> None:
+    """Refuse ids that cannot name files below a folder.
+
+    Raises:
+        InputError: names the id.
+    """
     for sample_id in ids:
         is_name = not re.search(r"(^|/)\.{0,2}(/|$)|[\\\0]", sample_id)
         require(is_name, f"id {sample_id!r}: cannot name a file below {folder}; rename it in the data set")
-    check_replaceable((folder / f"{sample_id}.png" for sample_id in ids), "folder")
 
 
 def check_writable(folder: str | os.PathLike, option: str) -> None:

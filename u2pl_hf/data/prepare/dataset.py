@@ -82,7 +82,7 @@ def _check_space(layout: Layout, output_dir: Path, partial: Path) -> None:
 def _open_partial(partial: Path, layout: Layout, plan: list[Shard]) -> None:
     """Make the folder to build in, or keep what an interrupted run of the same plan has left."""
     # The inputs (paths, sizes, times) and every option that changes a shard.
-    facts = repr((FORMAT_VERSION, layout.classes, plan)).encode("utf-8", "replace")
+    facts = repr((FORMAT_VERSION, layout.classes, plan, *filter(None, [layout.mapping]))).encode("utf-8", "replace")
     marker = partial / "work" / hashlib.sha256(facts).hexdigest()
     if partial.exists():
         # Without its data folder, it is what a run that was killed after its last step has left.
@@ -108,7 +108,7 @@ def _build(layout: Layout, plan: list[Shard], partial: Path, output_dir: Path, w
         return replace(row, image=places.get(row.image, row.image), mask=places.get(row.mask, row.mask))
 
     shards = [replace(shard, rows=tuple(map(readable, shard.rows))) for shard in plan]
-    write_shards(shards, layout.classes, folder / "data", work, workers)
+    write_shards(shards, layout, folder / "data", work, workers)
     reports: dict[str, list[Report]] = {}
     for shard in plan:
         reports.setdefault(shard.subset, []).append(read_report(work, shard))
@@ -131,7 +131,7 @@ def _build(layout: Layout, plan: list[Shard], partial: Path, output_dir: Path, w
     content = hashlib.sha256("".join(report.sha256 for report in every).encode()).hexdigest()
     write_text(folder / "README.md", render_card(layout, result, sizes, content))
     write_json(folder / "prepare.json", result)
-    write_class_list(folder / "class_names.txt", layout.classes)
+    write_class_list(folder / "class_names.txt", layout.final_classes)
     for name in result["splits"]:
         (folder / "splits" / name).parent.mkdir(parents=True, exist_ok=True)
         write_text(folder / "splits" / name, "".join(f"{i}\n" for i in layout.splits[name]))
@@ -155,7 +155,7 @@ def _judge(bad: list[tuple[str, str]], rows: dict[str, int], output_dir: Path, s
 
 
 def _result(layout: Layout, reports: dict, bad: list[tuple], noted: dict[str, list[str]], notes: list[str]) -> dict:
-    names, lost, subsets = layout.classes.names, {name for name, _ in bad}, {}
+    names, lost, subsets = layout.final_classes.names, {name for name, _ in bad}, {}
     for subset, here in reports.items():
         rows, labelled = sum(r.rows for r in here), sum(r.labelled for r in here)
         pixels = np.sum([r.pixels for r in here], axis=0).tolist()

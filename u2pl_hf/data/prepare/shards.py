@@ -17,9 +17,8 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from u2pl_hf.constants import IGNORE
-from u2pl_hf.data.prepare.layouts import ImageRow
-from u2pl_hf.data.prepare.masks import decode_mask
-from u2pl_hf.data.source.class_list import ClassList
+from u2pl_hf.data.prepare.layouts import ImageRow, Layout
+from u2pl_hf.data.prepare.masks import Mask, decode_mask
 from u2pl_hf.data.source.decode import ORIENTATION, open_stored
 from u2pl_hf.data.source.rows import FEATURES, METADATA_KEY
 from u2pl_hf.errors import InputError, refusing, require
@@ -93,7 +92,7 @@ def plan_shards(rows: Sequence[ImageRow], subset: str, count: int | None) -> lis
     ]
 
 
-def write_shards(shards: Sequence[Shard], classes: ClassList, data: Path, reports: Path, workers: int) -> None:
+def write_shards(shards: Sequence[Shard], layout: Layout, data: Path, reports: Path, workers: int) -> None:
     """Write all shards that have no report yet, with a progress bar over the rows. What is finished stays.
 
     In threads: decoding, compressing and writing, which is most of it, go on beside each other.
@@ -110,7 +109,7 @@ def write_shards(shards: Sequence[Shard], classes: ClassList, data: Path, report
     with bar, ThreadPoolExecutor(workers) as pool:
         left = [shard for shard in shards if shard not in done]
         try:
-            for written in [pool.submit(write_shard, shard, classes, data, reports, on_row) for shard in left]:
+            for written in [pool.submit(write_shard, shard, layout, data, reports, on_row) for shard in left]:
                 written.result()
         finally:
             # After an error, or Ctrl-C, the others stop at their next row.
@@ -118,7 +117,7 @@ def write_shards(shards: Sequence[Shard], classes: ClassList, data: Path, report
             pool.shutdown(cancel_futures=True)
 
 
-def write_shard(shard: Shard, classes: ClassList, data: Path, reports: Path, on_row: Callable[[], None]) -> None:
+def write_shard(shard: Shard, layout: Layout, data: Path, reports: Path, on_row: Callable[[], None]) -> None:
     """Write one parquet file below `data` and then its report below `reports`; `on_row` is called for each row.
 
     The classes of every label stand in the schema, which comes before the rows: labels are made first, and images are
@@ -127,7 +126,7 @@ def write_shard(shard: Shard, classes: ClassList, data: Path, reports: Path, on_
     report, kept = Report(), []
     for row in shard.rows:
         try:
-            label, notes = _checked_label(row, classes)
+            label, notes = _checked_label(row, layout)
         except InputError as error:
             report.bad.append([row.id, str(error)])
         else:
@@ -161,7 +160,7 @@ def _write_rows(path: Path, kept: list[tuple[ImageRow, bytes | None, list[int] |
             writer.write_table(pa.table(columns, schema=schema), row_group_size=1)
 
 
-def _checked_label(row: ImageRow, classes: ClassList) -> tuple[np.ndarray | None, list[str]]:
+def _checked_label(row: ImageRow, layout: Layout) -> tuple[np.ndarray | None, list[str]]:
     """Decode image and mask as training will, and give the label's class ids, and what is to be noted of them."""
     with refusing(Exception, "the image cannot be read"):
         image = open_stored({"bytes": row.image.read()}, "the image")
@@ -170,7 +169,10 @@ def _checked_label(row: ImageRow, classes: ClassList) -> tuple[np.ndarray | None
     if row.mask is None:
         return None, []
     with refusing(Exception, "the mask cannot be read"):
-        mask = decode_mask(row.mask.read(), row.coding, classes, row.segments)
+        if row.coding == "drawn":
+            mask = Mask(row.mask.draw(shape))
+        else:
+            mask = decode_mask(row.mask.read(), row.coding, layout.classes, row.segments)
     (height, width), is_sideways, hint = mask.ids.shape, mask.ids.shape == shape[::-1], ""
     if is_sideways and mask.orientation:
         hint = ", because the mask's own EXIF orientation turns it: draw it upright and without one"
@@ -181,8 +183,9 @@ def _checked_label(row: ImageRow, classes: ClassList) -> tuple[np.ndarray | None
     # Turned by one of two tags alone, and the shapes do not tell whether rightly.
     turn = (orientation or mask.orientation) if None in (orientation, mask.orientation) else None
     is_unclear = turn in UPSIDE_DOWN or (turn in SIDEWAYS and is_sideways)
-    notes = {mask.reading: mask.reading, EMPTY: (mask.ids == IGNORE).all(), UNTURNED: is_unclear}
-    return mask.ids, [note for note, is_so in notes.items() if is_so]
+    ids = np.array(layout.mapping.table, np.uint8)[mask.ids] if layout.mapping else mask.ids
+    notes = {mask.reading: mask.reading, EMPTY: (ids == IGNORE).all(), UNTURNED: is_unclear}
+    return ids, [note for note, is_so in notes.items() if is_so]
 
 
 def _counted(label: np.ndarray | None, report: Report) -> tuple[bytes | None, list[int] | None]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from u2pl_hf.data.prepare.archives import Member
+from u2pl_hf.data.prepare.class_mapping import ClassMapping
 from u2pl_hf.data.source.class_list import ClassList
 from u2pl_hf.errors import require
 
@@ -17,8 +18,8 @@ class ImageRow:
     Attributes:
         id: unique in the data set.
         subset: train or validation.
-        mask: None for an unlabelled image.
-        coding: how the mask holds classes, see `masks.decode_mask`.
+        mask: None for an unlabelled image; of the layout of annotation tools a `Drawing`.
+        coding: how the mask holds classes, see `masks.decode_mask`; drawn: it is a `Drawing`.
         segments: of a panoptic mask, the class id of each segment.
     """
 
@@ -56,6 +57,7 @@ class Layout:
         bad: (id, reason) of what cannot be used and is in no row.
         splits: lists of labelled ids by their path below `splits/`.
         notes: what the user should know of files that were listed or found but are not used.
+        mapping: what becomes of `classes`, which are those of the masks; None: they stay.
     """
 
     name: str
@@ -65,6 +67,12 @@ class Layout:
     bad: list[tuple[str, str]] = field(default_factory=list)
     splits: dict[str, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    mapping: ClassMapping | None = None
+
+    @property
+    def final_classes(self) -> ClassList:
+        """The classes of the labels that are written."""
+        return self.mapping.classes if self.mapping else self.classes
 
 
 def unique_by(keyed: Iterable[tuple[str, Member]], what: str, bad: list[tuple[str, str]]) -> dict[str, Member]:

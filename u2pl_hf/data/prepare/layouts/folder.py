@@ -30,7 +30,7 @@ LOOKED_FOR = "looked for files below images/ and masks/ (and unlabelled/), of th
 
 
 @dataclass(frozen=True)
-class _File:
+class FolderFile:
     """A file below images/, masks/ or unlabelled/; `subset` is train, validation, test or "", said by `folder`."""
 
     key: str
@@ -61,7 +61,7 @@ def folder_layout(
         InputError: nothing found, no mask belongs to an image, or a validation set that cannot be drawn.
     """
     bad: list[tuple[str, str]] = []
-    files = _found(members)
+    files = found_files(members)
     others = [file for file in files if file.member.suffix not in IMAGE_SUFFIXES]
     of_kind = {
         kind: [f for f in files if f.kind == kind and f.member.suffix in IMAGE_SUFFIXES] for kind in FOLDERS.values()
@@ -80,7 +80,7 @@ def folder_layout(
     chosen = {key: masks.get(key) if key in below_images else None for key in images.keys() - {key for key, _ in bad}}
     used = [mask for _, mask in sorted(chosen.items()) if mask]
     require(used, f"no image with a mask can be used: {bad and ': '.join(bad[0])}")
-    subsets, more_notes = _subsets(chosen, below_images, validation, seed)
+    subsets, more_notes = subsets_of(chosen, below_images, validation, seed)
     classes = classes or infer_classes(used, workers)
     coding = "colours" if classes.colours else "ids"
     rows = [ImageRow(key, subsets[key], images[key], chosen[key], coding) for key in sorted(subsets)]
@@ -90,7 +90,7 @@ def folder_layout(
     return Layout("folder", rows, classes, ABOUT, bad, notes=notes + more_notes)
 
 
-def _found(members: Sequence[Member]) -> list[_File]:
+def found_files(members: Sequence[Member]) -> list[FolderFile]:
     """What lies below the first folder of such a name."""
     places = {member: place for member in members if (place := _place(member, FOLDERS)) is not None}
     kinds = {member: FOLDERS[member.path.parts[place].lower()] for member, place in places.items()}
@@ -102,7 +102,7 @@ def _found(members: Sequence[Member]) -> list[_File]:
     return [_file(member, place, kinds[member], len(above) > 1) for member, place in places.items()]
 
 
-def _file(member: Member, place: int, kind: str, has_subsets_above: bool) -> _File:
+def _file(member: Member, place: int, kind: str, has_subsets_above: bool) -> FolderFile:
     parts = member.path.parts
     inside = parts[place + 1 :]
     subset, at = _subset(inside[:-1])
@@ -114,7 +114,15 @@ def _file(member: Member, place: int, kind: str, has_subsets_above: bool) -> _Fi
             subset, folder = above, parts[at : place + 1]
     # One letter can be written in two ways; file systems differ, and image and mask must meet.
     key = unicodedata.normalize("NFC", str(PurePosixPath(*inside).with_suffix("")))
-    return _File(key, member, kind, subset, "/".join(folder))
+    return FolderFile(key, member, kind, subset, "/".join(folder))
+
+
+def loose_file(member: Member) -> FolderFile:
+    """An image that lies in no folder called images: its key is its whole path."""
+    parts = member.path.parts
+    subset, at = _subset(parts[:-1])
+    key = unicodedata.normalize("NFC", str(member.path.with_suffix("")))
+    return FolderFile(key, member, "images", subset, "/".join(parts[: at + 1]))
 
 
 def _place(member: Member, names: Container[str]) -> int | None:
@@ -126,24 +134,24 @@ def _subset(folders: tuple[str, ...]) -> tuple[str, int]:
     return next(((name, n) for n, folder in enumerate(folders) if (name := subset_of(folder))), ("", -1))
 
 
-def _counted(files: list[_File]) -> str:
+def _counted(files: list[FolderFile]) -> str:
     counts = Counter(file.member.suffix or "(no suffix)" for file in files)
     return ", ".join(f"{n} {suffix}" for suffix, n in counts.most_common(3)) + f", such as {files[0].member.name}"
 
 
-def _advice(others: list[_File], kind: str, form: str) -> str:
+def _advice(others: list[FolderFile], kind: str, form: str) -> str:
     here = [file for file in others if file.kind == kind]
     return f"; there are {_counted(here)}: save them as {form}" if here else ""
 
 
 def _polygons(members: Sequence[Member]) -> str:
     found = [member for member in members if member.suffix == ".json"]
-    remedy = "if they hold polygons, make masks of them first (LabelMe's labelme2voc.py does, for its own)"
+    remedy = "if they are LabelMe's or another tool's, prepare_dataset.py annotations reads them"
     return f"; {len(found)} .json files are there, such as {found[0].name}: {remedy}" if found else ""
 
 
-def _subsets(
-    masks: dict[str, Member | None], below_images: dict[str, _File], validation: str, seed: int
+def subsets_of(
+    masks: dict[str, Member | None], below_images: dict[str, FolderFile], validation: str, seed: int
 ) -> tuple[dict[str, str], list[str]]:
     """Subset of each id to keep. Folders named after subsets decide; without one for validation, images are drawn."""
     named = {key: below_images[key].subset for key in masks if key in below_images}
