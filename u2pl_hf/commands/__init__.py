@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "train U2PL or another method from a recipe",
     "evaluate": "score a model on a data set: mIoU, IoU and accuracy per class",
     "predict": "segment photographs",
+    "check-labels": "find labels that are likely wrong, by runs that were not trained on them",
     "app": "try a model in the browser",
     "compare": "put finished runs side by side",
     "push": "push a model to the Hub",
@@ -42,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     elif name in COMMANDS:
         # Parsers name their program after it.
         sys.argv = [f"u2pl {name}", *words]
-        importlib.import_module(f"u2pl_hf.commands.{name}").main(words)
+        importlib.import_module(f"u2pl_hf.commands.{name.replace('-', '_')}").main(words)
     else:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"pass one of {', '.join(COMMANDS)}"

@@ -266,7 +266,7 @@ def count_pixels(
     num_labels = model.config.num_labels
     metric = MeanIoU(num_labels, IGNORE, device=device)
     with tqdm(total=len(indices), desc="evaluate", disable=not progress) as bar:
-        for batch in same_size_batches(_labelled_samples(source, indices, num_labels), batch_size):
+        for batch in same_size_batches(labelled_samples(source, indices, num_labels), batch_size):
             _, images, labels = zip(*batch, strict=True)
             predictions, _ = ids_and_entropy(model, images, device, with_entropy=False, **segment_options)
             metric.update(predictions, torch.from_numpy(np.stack(labels)).to(device))
@@ -308,8 +308,12 @@ def same_size_batches(samples: Iterable[tuple], batch_size: int) -> Iterator[lis
         raise failure
 
 
-def _labelled_samples(source, indices: Sequence[int], num_labels: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """(id, image, label), checked, one after the other."""
+def labelled_samples(source, indices: Sequence[int], num_labels: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """(id, image, label), checked, one after the other.
+
+    Raises:
+        InputError: as for `evaluate_model`.
+    """
     for index in indices:
         sample_id, image, label = source.ids[index], source.read_image(index), source.read_label(index)
         (h, w), (lh, lw) = image.shape[:2], label.shape

@@ -5,6 +5,7 @@ here a sample is a pixel. Shapes: probabilities (C,H,W) float of models that wer
 uint8 class ids, 255 = ignored.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import cv2
@@ -16,6 +17,8 @@ from u2pl_hf.constants import IGNORE
 CLASS, MISSING, EXTENT, SHIFT = "class", "missing", "extent", "shift"
 # The shorter side of what `best_shift` compares has between once and twice as many pixels.
 COMPARED_SIDE = 64
+# A move is believed in where it takes away this share of the probability that the labels lack.
+SHIFT_GAIN, SHIFT_WEIGHT = 0.15, 10.0
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,8 @@ class Region:
     Attributes:
         box: x, y, width, height in pixels.
         labelled, predicted: class ids.
-        pixels: its size, without the band along the borders of labels.
-        score: mean over the image of p_predicted - p_labelled in the region, 0 outside of it.
+        pixels: its size, without the band along borders of labels.
+        margin: mean of p_predicted - p_labelled over them.
         kind: "class": half or more of a labelled object; "extent": else, beside pixels labelled as what is predicted,
             such as an object that was drawn too small; "missing": else, such as an object that was not drawn.
     """
@@ -35,7 +38,7 @@ class Region:
     labelled: int
     predicted: int
     pixels: int
-    score: float
+    margin: float
     kind: str
 
 
@@ -60,22 +63,24 @@ class Finding:
     """What is suspect in one mask.
 
     Attributes:
-        regions: by score, highest first.
-        shift: where it explains the mask better than the regions do, else None.
-        score: the higher, the likelier the mask is wrong.
-        kind: "shift", or that of the first region; None where nothing is suspect.
+        score: the higher, the likelier the mask is wrong; 0 where nothing is suspect.
+        kind: "shift", or that of the region that adds most; None where nothing is suspect.
+        regions: each with what it adds to the score, highest first.
+        shift: the best move, where it is one to believe in.
     """
 
-    regions: list[Region]
-    shift: Shift | None
     score: float
     kind: str | None
+    regions: list[tuple[float, Region]]
+    shift: Shift | None
 
-    def facts(self, names: list[str]) -> dict:
+    def facts(self, names: Sequence[str]) -> dict:
         """As JSON, classes by name."""
-        named = ("labelled", "predicted")
-        regions = [asdict(r) | {key: names[getattr(r, key)] for key in named} for r in self.regions]
-        shift = self.shift and asdict(self.shift)
+        regions = []
+        for score, region in self.regions:
+            named = {"labelled": names[region.labelled], "predicted": names[region.predicted]}
+            regions.append(asdict(region) | named | {"score": score})
+        shift = asdict(self.shift) if self.shift else None
         return {"score": self.score, "kind": self.kind, "shift": shift, "regions": regions}
 
 
@@ -124,29 +129,37 @@ def band_width(shape: tuple[int, ...]) -> int:
     return max(2, round(min(shape) / 100))
 
 
-def suspect_regions(
-    probabilities: np.ndarray, labels: np.ndarray, confident: np.ndarray, *, border: int, min_share: float
-) -> list[Region]:
-    """Connected components of the pixels with one label i and one other confident class j, highest score first.
+def suspect_pixels(labels: np.ndarray, confident: np.ndarray, border: int) -> np.ndarray:
+    """Pixels that are confidently of another class than their label, off the borders of labels: bool (H,W).
 
     Args:
         confident: of `confident_classes`.
-        border: width of the band along borders of labels that is left out: annotators and models differ there.
+        border: width of the band along borders that is left out, since annotators and models differ there anyway.
+    """
+    inside = ~border_band(labels, border) & (labels != IGNORE)
+    return inside & (confident != IGNORE) & (confident != labels)
+
+
+def suspect_regions(
+    probabilities: np.ndarray, labels: np.ndarray, confident: np.ndarray, *, border: int, min_share: float
+) -> list[Region]:
+    """Connected components of the suspect pixels of one label and one confident class.
+
+    Args:
+        confident, border: as for `suspect_pixels`.
         min_share: smallest region, as a share of the image.
     """
-    inside = ~border_band(labels, border) if border else np.ones(labels.shape, bool)
-    suspect = inside & (labels != IGNORE) & (confident != IGNORE) & (confident != labels)
-    found = []
+    suspect, found, least = suspect_pixels(labels, confident, border), [], max(1, min_share * labels.size)
+    inside = ~border_band(labels, border)
     for i, j in np.unique(np.stack([labels[suspect], confident[suspect]], axis=1), axis=0).tolist():
         pair = suspect & (labels == i) & (confident == j)
         _, places, stats, _ = cv2.connectedComponentsWithStats(pair.astype(np.uint8))
-        least = max(1, min_share * labels.size)
         for number in np.flatnonzero(stats[1:, cv2.CC_STAT_AREA] >= least) + 1:
             region, (*box, pixels) = places == number, stats[number].tolist()
-            score = float((probabilities[j][region] - probabilities[i][region]).sum() / labels.size)
+            margin = float((probabilities[j][region] - probabilities[i][region]).mean())
             kind = region_kind(region, inside & (labels == i), labels == j, 2 * border + 2)
-            found.append(Region(tuple(box), i, j, pixels, score, kind))
-    return sorted(found, key=lambda region: -region.score)
+            found.append(Region(tuple(box), i, j, pixels, margin, kind))
+    return found
 
 
 def region_kind(region: np.ndarray, own: np.ndarray, other: np.ndarray, near: int) -> str:
@@ -191,3 +204,21 @@ def best_shift(probabilities: np.ndarray, labels: np.ndarray, reach: int) -> Shi
         return None
     agreement, before = (float(sums[down, right] / pixels[down, right]) for sums in (after, before))
     return Shift(int(right - reach) * thin, int(down - reach) * thin, agreement, before)
+
+
+def finding(regions: Sequence[Region], shift: Shift | None, joint: np.ndarray, pixels: int) -> Finding:
+    """Regions and shift of a mask of so many pixels as one score.
+
+    A region counts for its mean margin, the square root of its share of the image, so that a clear small one is not
+    lost behind a vague large one, and for how unusual it is: the negative logarithm, squared, of how often this label
+    is confidently the other class in all masks. What models mix up everywhere says little about one mask.
+
+    Args:
+        joint: of all images, see `confident_joint`.
+    """
+    usual = (joint + 1) / (joint + 1).sum(axis=1, keepdims=True)
+    scores = [r.margin * (r.pixels / pixels) ** 0.5 * np.log(usual[r.labelled, r.predicted]) ** 2 for r in regions]
+    ranked = sorted(zip(map(float, scores), regions, strict=True), key=lambda pair: -pair[0])
+    believed = shift if shift and shift.agreement - shift.before >= SHIFT_GAIN * (1 - shift.before) else None
+    score = sum(scores) + (SHIFT_WEIGHT * (shift.agreement - shift.before) if believed else 0.0)
+    return Finding(float(score), SHIFT if believed else ranked[0][1].kind if ranked else None, ranked, believed)
