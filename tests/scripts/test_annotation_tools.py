@@ -1,4 +1,4 @@
-"""Annotation tools' files through the programs: u2pl prepare annotations, --map, u2pl export_labels."""
+"""Annotation tools' files through the programs: u2pl prepare annotations, --map, u2pl export-labels."""
 
 import json
 from pathlib import Path

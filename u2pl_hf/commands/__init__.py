@@ -10,16 +10,17 @@ from u2pl_hf.version import __version__
 # Commands in the order of a user's work; the modules have their names.
 COMMANDS = {
     "prepare": "make a data set of archives, of folders of images and masks, or of what annotation tools export",
-    "export_labels": "write a data set's masks for an annotation tool, to correct them there",
+    "export-labels": "write a data set's masks for an annotation tool, to correct them there",
     "inspect": "look at a data set before training: counts, faults, images that are there twice",
     "plan": "say which recipe fits this machine and these images",
+    "compare": "find out whether unlabelled images pay on your data; put finished runs side by side",
     "train": "train U2PL or another method from a recipe",
     "evaluate": "score a model on a data set: mIoU, IoU and accuracy per class",
     "calibrate": "make a model as sure as it is right, and say how sure that is",
     "predict": "segment photographs",
     "next": "say which unlabelled images to label next, and write masks to correct",
+    "check-labels": "find labels that are likely wrong, by runs that were not trained on them",
     "app": "try a model in the browser",
-    "compare": "find out whether unlabelled images pay on your data; put finished runs side by side",
     "push": "push a model to the Hub",
     "space": "make a Space on the Hub where anyone can try a model",
     "export": "write a model as an ONNX file",
@@ -45,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     elif name in COMMANDS:
         # Parsers name their program after it.
         sys.argv = [f"u2pl {name}", *words]
-        importlib.import_module(f"u2pl_hf.commands.{name}").main(words)
+        importlib.import_module(f"u2pl_hf.commands.{name.replace('-', '_')}").main(words)
     else:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"pass one of {', '.join(COMMANDS)}"
