@@ -13,7 +13,7 @@ that is no terminal, is one JSON object.
 
 import argparse
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from u2pl_hf.command_line import ScriptParser, number, print_result
 from u2pl_hf.commands.options import add_device
+from u2pl_hf.constants import IGNORE
 from u2pl_hf.data.sources import Source, load_source
 from u2pl_hf.errors import exits_on_input_error, refuse, refusing, require
 from u2pl_hf.evaluation import label_check
@@ -34,7 +35,9 @@ from u2pl_hf.evaluation.outputs import check_writable
 from u2pl_hf.evaluation.segmentation import segment
 from u2pl_hf.files import read_text, read_yaml, write_atomically, write_json, write_text
 from u2pl_hf.hub.results import finished_results
+from u2pl_hf.markdown import one_line
 from u2pl_hf.pixels import normalize
+from u2pl_hf.training.run.run_folder import refuse_file
 
 logger = logging.getLogger(__name__)
 FILES = {"check.json", "check.txt", "check.html", "pictures"}
@@ -128,94 +131,129 @@ def out_of_fold(runs: Sequence[CheckRun], name: str, image: np.ndarray) -> np.nd
     return (total / len(able)).cpu().numpy()
 
 
+class Look(NamedTuple):
+    """What a look at an image needs: called with rows, it gives id, image, mask and probabilities of each.
+
+    Attributes:
+        runs, source: see `CheckRun` and `Source`.
+        bar: counts the images.
+        border: width of the band along borders; None: by the image's size.
+    """
+
+    runs: list[CheckRun]
+    source: Source
+    bar: tqdm
+    border: int | None
+
+    @property
+    def names(self) -> list[str]:
+        """Of the classes."""
+        return class_names(self.runs[0].model)
+
+    def __call__(self, rows: Sequence[int]) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
+        """Id, image (H,W,3) uint8, mask (H,W) and probabilities (C,H,W) of each row; counts it when it is done with."""
+        for name, image, labels in labelled_samples(self.source, rows, len(self.names)):
+            yield name, image, labels, out_of_fold(self.runs, name, image)
+            self.bar.update()
+
+    def border_of(self, labels: np.ndarray) -> int:
+        """The band's width in this mask."""
+        return label_check.band_width(labels.shape) if self.border is None else self.border
+
+
+class Found(NamedTuple):
+    """Thresholds (C,), the confident joint (C,C) of pixels off the borders of labels, and the finding of each row."""
+
+    thresholds: np.ndarray
+    joint: np.ndarray
+    findings: dict[int, label_check.Finding]
+
+
+def find(look: Look, rows: Sequence[int], min_share: float, max_shift: float) -> Found:
+    """Two passes over the images, for the thresholds and for what they find; no image is kept."""
+    own = label_check.SelfConfidence(len(look.names))
+    for _, _, labels, scores in look(rows):
+        own.update(scores, labels)
+    thresholds, joint, seen = own.thresholds(), np.zeros((len(look.names),) * 2, np.int64), []
+    for _, _, labels, scores in look(rows):
+        confident = label_check.confident_classes(scores, thresholds)
+        border = look.border_of(labels)
+        inside = np.where(label_check.border_band(labels, border), np.uint8(IGNORE), labels)
+        joint += label_check.confident_joint(inside, confident, len(joint))
+        regions = label_check.suspect_regions(scores, labels, confident, border=border, min_share=min_share)
+        shift = label_check.best_shift(scores, labels, round(max_shift * min(labels.shape)))
+        seen.append((regions, shift, labels.size))
+    judged = [label_check.finding(regions, shift, joint, size) for regions, shift, size in seen]
+    return Found(thresholds, joint, dict(zip(rows, judged, strict=True)))
+
+
+def draw(look: Look, rows: Sequence[int], found: Found, folder: Path) -> list[str]:
+    """Write a picture of each row; returns their paths below the folder."""
+    palette, paths = look.source.palette or class_colours(look.runs[0].model), []
+    (folder / "pictures").mkdir(parents=True)
+    for row, (_, image, labels, scores) in zip(rows, look(rows), strict=True):
+        confident = label_check.confident_classes(scores, found.thresholds)
+        suspect = label_check.suspect_pixels(labels, confident, look.border_of(labels))
+        maps = scores.argmax(axis=0).astype(np.uint8), np.where(suspect, confident, np.uint8(IGNORE))
+        paths.append(f"pictures/{len(paths) + 1:03d}.png")
+        draw_check(image, labels, *maps, found.findings[row], palette).save(folder / paths[-1])
+    return paths
+
+
+def write(look: Look, ranked: Sequence[int], shown: int, found: Found, facts: dict, folder: Path) -> dict:
+    """Write the folder; returns what check.json says: the facts, and the ranked rows as images."""
+    images = [{"id": look.source.ids[row], "picture": None} | found.findings[row].facts(look.names) for row in ranked]
+    for image, path in zip(images, draw(look, ranked[:shown], found, folder), strict=False):
+        image["picture"] = path
+    write_json(folder / "check.json", facts | {"images": images})
+    write_text(folder / "check.txt", "".join(f"{image['id']}\n" for image in images))
+    head = f"{facts['dataset']}: something is suspect in {len(ranked)} of {facts['checked']} masks; below are the first"
+    write_text(folder / "check.html", check_page(f"{head} {min(shown, len(ranked))}", images[:shown]))
+    return facts | {"images": images}
+
+
 def check(args: argparse.Namespace) -> dict:
     """Check and write; returns what check.json says.
 
     Raises:
         InputError: runs or data that do not fit, or a folder that cannot be written to.
     """
-    foreign = args.output_dir.exists() and next((p.name for p in args.output_dir.iterdir() if p.name not in FILES), "")
-    require(not foreign, f"--output_dir {args.output_dir} holds {foreign}, which no check wrote: pass another folder")
+    folder = args.output_dir
+    refuse_file("--output_dir", folder)
+    foreign = [path.name for path in folder.glob("*") if path.name not in FILES]
+    require(not foreign, f"--output_dir {folder} holds {''.join(foreign[:1])}, which no check wrote: pass another")
     runs, data = load_runs(args)
-    names = class_names(runs[0].model)
     columns = {key: data[key] for key in ("id_column", "image_column", "label_column")}
     source = load_source(args.dataset, data["train_subset"], **columns, revision=data["dataset_revision"])
+    names = class_names(runs[0].model)
     theirs = len(source.class_names or names)
     told = f"--runs {args.runs[0]} has {len(names)} classes and data set {args.dataset} has {theirs}: pass its own runs"
     require(theirs == len(names), told)
     rows, left_out = rows_to_check(args, source, runs)
     # The last of the checks, since it makes the folder.
-    check_writable(args.output_dir, "--output_dir")
+    check_writable(folder, "--output_dir")
     with tqdm(total=2 * len(rows), desc="check", unit="image", leave=False) as bar:
-
-        def predicted(rows: Sequence[int]) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
-            for name, image, labels in labelled_samples(source, rows, len(names)):
-                yield name, image, labels, out_of_fold(runs, name, image)
-                bar.update()
-
-        thresholds, joint, found = find(predicted, rows, args, len(names))
-        ranked = sorted((place for place in found if found[place].kind), key=lambda place: -found[place].score)
-        facts = {
-            "dataset": args.dataset,
-            "subset": data["train_subset"],
-            "runs": list(map(str, args.runs)),
-            "checked": len(rows),
-            "left_out": left_out,
-            "suspect": len(ranked),
-            "thresholds": {n: t if np.isfinite(t) else None for n, t in zip(names, thresholds.tolist(), strict=True)},
-            "joint": {name: row for name, row in zip(names, joint.tolist(), strict=True)},
-        }
-        images = [{"id": source.ids[row], "picture": None} | found[row].facts(names) for row in ranked]
-        shown = ranked[: args.pictures]
-        bar.total += len(shown)
-        palette = source.palette or class_colours(runs[0].model)
-
-        def write(folder: Path) -> None:
-            (folder / "pictures").mkdir(parents=True)
-            for place, (_, image, labels, scores) in enumerate(predicted(shown)):
-                confident = label_check.confident_classes(scores, thresholds)
-                suspect = label_check.suspect_pixels(labels, confident, border_of(args, labels))
-                images[place]["picture"] = f"pictures/{place + 1:03d}.png"
-                maps = labels, scores.argmax(axis=0).astype(np.uint8), suspect
-                picture = draw_check(image, *maps, found[shown[place]], palette)
-                picture.save(folder / images[place]["picture"])
-            write_json(folder / "check.json", facts | {"images": images})
-            write_text(folder / "check.txt", "".join(f"{image['id']}\n" for image in images))
-            head = f"{args.dataset}: {len(ranked)} of {len(rows)} masks have something suspect; the first {len(shown)}"
-            write_text(folder / "check.html", check_page(head, images[: len(shown)]))
-
-        with refusing(OSError, f"--output_dir {args.output_dir} cannot be written to", "; pass another folder"):
-            write_atomically(args.output_dir.absolute(), write)
-    return facts | {"images": images}
-
-
-def border_of(args: argparse.Namespace, labels: np.ndarray) -> int:
-    """Width of the band along borders in this mask."""
-    return label_check.band_width(labels.shape) if args.border is None else args.border
-
-
-def find(
-    predicted: Callable[[Sequence[int]], Iterator[tuple]], rows: Sequence[int], args: argparse.Namespace, classes: int
-) -> tuple[np.ndarray, np.ndarray, dict[int, label_check.Finding]]:
-    """Thresholds (C,), the confident joint (C,C), and what is found in each row: two passes over the images."""
-    own = label_check.SelfConfidence(classes)
-    for _, _, labels, scores in predicted(rows):
-        own.update(scores, labels)
-    thresholds, joint, seen = own.thresholds(), np.zeros((classes, classes), np.int64), {}
-    for row, (_, _, labels, scores) in zip(rows, predicted(rows), strict=True):
-        confident = label_check.confident_classes(scores, thresholds)
-        joint += label_check.confident_joint(labels, confident, classes)
-        border = border_of(args, labels)
-        found = label_check.suspect_regions(scores, labels, confident, border=border, min_share=args.min_share)
-        shift = label_check.best_shift(scores, labels, round(args.max_shift * min(labels.shape)))
-        seen[row] = found, shift, labels.size
-    return thresholds, joint, {row: label_check.finding(*seen[row][:2], joint, seen[row][2]) for row in rows}
+        look = Look(runs, source, bar, args.border)
+        found = find(look, rows, args.min_share, args.max_shift)
+        ranked = sorted((r for r in rows if found.findings[r].kind), key=lambda r: -found.findings[r].score)
+        bar.total += min(args.pictures, len(ranked))
+        thresholds = [t if np.isfinite(t) else None for t in found.thresholds.tolist()]
+        facts = {"dataset": args.dataset, "subset": data["train_subset"], "runs": list(map(str, args.runs)),
+                 "checked": len(rows), "left_out": left_out, "suspect": len(ranked),
+                 "thresholds": dict(zip(names, thresholds, strict=True)),
+                 "joint": dict(zip(names, found.joint.tolist(), strict=True))}  # fmt: skip
+        written = []
+        with refusing(OSError, f"--output_dir {folder} cannot be written to", "; pass another folder"):
+            write_atomically(
+                folder.absolute(), lambda p: written.append(write(look, ranked, args.pictures, found, facts, p))
+            )
+    return written[0]
 
 
 def words(facts: dict, folder: Path) -> str:
     """A line for each of the first images, and where the rest is."""
     lines = [
-        f"{place:>3}  {image['score']:.3f}  {image['id']}  {finding_words(image)}"
+        f"{place:>3}  {image['score']:.3f}  {one_line(image['id'])}  {finding_words(image)}"
         for place, image in enumerate(facts["images"][:TOLD], 1)
     ]
     told = f"{facts['suspect']} of {facts['checked']} masks have something suspect"

@@ -37,23 +37,23 @@ def draw_check(
     """Image, mask, prediction, and the image with the suspect regions outlined, side by side.
 
     Args:
-        image: RGB (H,W,3) uint8; labels, prediction: ids (H,W).
-        suspect: bool (H,W), of `suspect_pixels`; outlined are those in the regions of the finding.
+        image: RGB (H,W,3) uint8; labels, prediction: ids (H,W) uint8.
+        suspect: the confident class of suspect pixels, 255 elsewhere, (H,W) uint8; outlined are those in the regions
+            of the finding.
         palette: C rows of [r, g, b].
     """
-    size = min(PANEL_WIDTH, labels.shape[1] * 2)
-    size = (size, max(1, round(size * labels.shape[0] / labels.shape[1])))
+    height, width = labels.shape
+    size = min(PANEL_WIDTH, 2 * width), max(1, round(min(PANEL_WIDTH, 2 * width) * height / width))
     within = np.zeros(labels.shape, np.uint8)
     for _, region in finding.regions:
-        x, y, width, height = region.box
-        place = slice(y, y + height), slice(x, x + width)
-        within[place] |= suspect[place] & (labels[place] == region.labelled) & (prediction[place] == region.predicted)
-    panels = [image, overlay(image, labels, palette, contour=True), overlay(image, prediction, palette, contour=True)]
-    panels = [cv2.resize(panel, size, interpolation=cv2.INTER_AREA) for panel in (*panels, image)]
-    contours, _ = cv2.findContours(
-        cv2.resize(within, size, interpolation=cv2.INTER_NEAREST), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
-    )
-    panels[-1] = cv2.drawContours(np.ascontiguousarray(panels[-1]), contours, -1, BORDER_COLOUR, 2)
+        x, y, wide, tall = region.box
+        place = slice(y, y + tall), slice(x, x + wide)
+        within[place] |= (suspect[place] == region.predicted) & (labels[place] == region.labelled)
+    masks = [overlay(image, ids, palette, contour=True) for ids in (labels, prediction)]
+    panels = [cv2.resize(panel, size, interpolation=cv2.INTER_AREA) for panel in (image, *masks, image)]
+    within = cv2.resize(within, size, interpolation=cv2.INTER_NEAREST)
+    contours, _ = cv2.findContours(within, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    panels[-1] = cv2.drawContours(panels[-1], contours, -1, BORDER_COLOUR, 2)
     gap = np.full((size[1], GAP, 3), 255, np.uint8)
     return Image.fromarray(np.hstack([part for panel in panels for part in (panel, gap)][:-1]))
 

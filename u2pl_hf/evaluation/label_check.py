@@ -17,8 +17,8 @@ from u2pl_hf.constants import IGNORE
 CLASS, MISSING, EXTENT, SHIFT = "class", "missing", "extent", "shift"
 # The shorter side of what `best_shift` compares has between once and twice as many pixels.
 COMPARED_SIDE = 64
-# A move is believed in where it takes away this share of the probability that the labels lack.
-SHIFT_GAIN, SHIFT_WEIGHT = 0.15, 10.0
+# A move is believed in from this gain on, and weighs so much beside regions: see `finding`.
+SHIFT_GAIN, SHIFT_WEIGHT = 0.12, 5.0
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def confident_joint(labels: np.ndarray, confident: np.ndarray, num_labels: int) 
 def border_band(labels: np.ndarray, width: int) -> np.ndarray:
     """Pixels within `width` (rows or columns) of one with another label, 255 among them: bool (H,W)."""
     kernel = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
-    return cv2.dilate(labels, kernel) != cv2.erode(labels, kernel)
+    return cv2.dilate(labels, kernel) != cv2.erode(labels, kernel)  # the highest and the lowest id around
 
 
 def band_width(shape: tuple[int, ...]) -> int:
@@ -157,6 +157,8 @@ def suspect_regions(
         for number in np.flatnonzero(stats[1:, cv2.CC_STAT_AREA] >= least) + 1:
             region, (*box, pixels) = places == number, stats[number].tolist()
             margin = float((probabilities[j][region] - probabilities[i][region]).mean())
+            if margin <= 0:  # j reaches its threshold, and i, which does not, is the likelier all the same
+                continue
             kind = region_kind(region, inside & (labels == i), labels == j, 2 * border + 2)
             found.append(Region(tuple(box), i, j, pixels, margin, kind))
     return found
@@ -206,19 +208,28 @@ def best_shift(probabilities: np.ndarray, labels: np.ndarray, reach: int) -> Shi
     return Shift(int(right - reach) * thin, int(down - reach) * thin, agreement, before)
 
 
+def unusual(region: Region, joint: np.ndarray) -> float:
+    """The negative logarithm of how often its label is confidently its other class outside of it, one more of each."""
+    elsewhere = joint[region.labelled].copy()
+    elsewhere[region.predicted] -= region.pixels
+    return float(np.log((elsewhere + 1).sum()) - np.log(elsewhere[region.predicted] + 1))
+
+
 def finding(regions: Sequence[Region], shift: Shift | None, joint: np.ndarray, pixels: int) -> Finding:
     """Regions and shift of a mask of so many pixels as one score.
 
-    A region counts for its mean margin, the square root of its share of the image, so that a clear small one is not
-    lost behind a vague large one, and for how unusual it is: the negative logarithm, squared, of how often this label
-    is confidently the other class in all masks. What models mix up everywhere says little about one mask.
+    A region counts for its mean margin; for the square root of its share of the image, so that a clear small one is not
+    lost behind a vague large one; and for how unusual it is: the negative logarithm of how often this label is
+    confidently the other class elsewhere, since what models mix up everywhere says little about one mask. Regions and
+    shift add up as squares, so that many weak ones do not outdo a strong one.
 
     Args:
-        joint: of all images, see `confident_joint`.
+        joint: of all images, off the borders of labels, see `confident_joint`.
     """
-    usual = (joint + 1) / (joint + 1).sum(axis=1, keepdims=True)
-    scores = [r.margin * (r.pixels / pixels) ** 0.5 * np.log(usual[r.labelled, r.predicted]) ** 2 for r in regions]
+    scores = [r.margin * (r.pixels / pixels) ** 0.5 * unusual(r, joint) for r in regions]
     ranked = sorted(zip(map(float, scores), regions, strict=True), key=lambda pair: -pair[0])
-    believed = shift if shift and shift.agreement - shift.before >= SHIFT_GAIN * (1 - shift.before) else None
-    score = sum(scores) + (SHIFT_WEIGHT * (shift.agreement - shift.before) if believed else 0.0)
-    return Finding(float(score), SHIFT if believed else ranked[0][1].kind if ranked else None, ranked, believed)
+    # Of the probability that the labels lack, what the move takes away.
+    gain = (shift.agreement - shift.before) / (1 - shift.before) if shift else 0.0
+    believed = shift if gain >= SHIFT_GAIN else None
+    score = float(np.linalg.norm([*scores, SHIFT_WEIGHT * gain if believed else 0.0]))
+    return Finding(score, SHIFT if believed else ranked[0][1].kind if ranked else None, ranked, believed)
