@@ -34,7 +34,7 @@ PLACEHOLDERS = {"RECIPE": "training_scripts/recipes/demo_u2pl.yaml", "...": ""}
 PROGRAMS = r"(?:\.venv/bin/)?(?:python3?|accelerate|torchrun|sbatch|make|pip|hf|tensorboard|u2pl) "
 # Commands of u2pl -> the scripts that do the same.
 SCRIPTS = {
-    name.replace("_", "-"): f"training_scripts/{path.name}"
+    name: f"training_scripts/{path.name}"
     for path in (ROOT / "training_scripts").glob("*.py")
     for name in re.findall(r"^from u2pl_hf\.commands\.(\w+) import main", path.read_text(), re.MULTILINE)
 }
@@ -114,7 +114,7 @@ def script_and_arguments(command: Command) -> tuple[str, list[str]] | None:
     if program == "u2pl" or rest[:1] == ["u2pl_hf"]:  # started as a module
         name, *rest = rest[1:] if rest[:1] == ["u2pl_hf"] else rest
         assert name in COMMANDS, f"u2pl has no command {name}"
-        rest = [SCRIPTS.get(name, f"training_scripts/{name}.py"), *rest]
+        rest = [SCRIPTS.get(name.replace("-", "_"), f"training_scripts/{name}.py"), *rest]
     return (rest[0], rest[1:]) if rest else None
 
 
