@@ -34,7 +34,7 @@ PLACEHOLDERS = {"RECIPE": "training_scripts/recipes/demo_u2pl.yaml", "...": ""}
 PROGRAMS = r"(?:\.venv/bin/)?(?:python3?|accelerate|torchrun|sbatch|make|pip|hf|tensorboard|u2pl) "
 # Commands of u2pl -> the scripts that do the same.
 SCRIPTS = {
-    name.replace("_", "-"): f"training_scripts/{path.name}"
+    name: f"training_scripts/{path.name}"
     for path in (ROOT / "training_scripts").glob("*.py")
     for name in re.findall(r"^from u2pl_hf\.commands\.(\w+) import main", path.read_text(), re.MULTILINE)
 }

@@ -73,6 +73,8 @@ ELSEWHERE = {
     r"--backbone facebook/": "training/test_other_backbones.py::test_starts_from_the_weights_in_the_folder",
     r"--backbone_weights timm/": "training/test_initialize.py::test_backbone_from_the_hub",
     r"--backbone_weights \S+\.pth": "training/test_initialize.py::test_every_backbone_weight_is_filled",
+    r"u2pl check-labels": "scripts/test_check_labels.py::test_what_two_runs_have_not_both_seen_is_checked",
+    r"benchmarks/planted_mistakes\.py": "takes half an hour; its parts are in scripts/test_planted_mistakes.py",
     r"benchmarks/training\.py --device cuda": "needs a GPU",
     r"benchmarks/training\.py --device cpu": "takes minutes; its steps are those of training/test_precision.py",
 }

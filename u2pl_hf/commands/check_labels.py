@@ -1,9 +1,8 @@
 """Find labels that are likely wrong: each mask against the predictions of runs that were not trained on it.
 
-    python training_scripts/check_labels.py --dataset data/photos --runs runs/fold1 runs/fold2 runs/fold3 \
-        --output_dir check
+    python training_scripts/check_labels.py --dataset data/photos --runs runs/fold1 runs/fold2 --output_dir check
 
-The runs are finished ones, each trained on a part of the labelled images (train --fold 1/3, 2/3, 3/3). Every image is
+The runs are finished ones, each trained on a part of the labelled images (train --fold 1/2 and 2/2). Every image is
 predicted by those that did not learn it, and their probabilities are averaged. Pixels that are confidently of another
 class than their label, in the manner of confident learning, make regions; a mask that fits better when it is moved is
 told as well. Written are check.json with all that is suspect, check.txt with the ids in the order in which to look at
