@@ -13,6 +13,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from u2pl_hf.data.annotations import LabelledImage, Style, label_map
+from u2pl_hf.data.annotations.coco_json import unpacked
 from u2pl_hf.data.annotations.label_studio import from_brush, to_brush
 from u2pl_hf.data.annotations.reading import ImageNames, annotation_members, read_annotations
 from u2pl_hf.data.annotations.shapes import polygon
@@ -142,6 +143,17 @@ def test_coco_of_all_three_kinds_is_read(tmp_path):
         labels = only_labels(coco_file(tmp_path, {"segmentation": segmentation}))
         # Category ids rise: cat is 0, dog 1.
         assert np.array_equal(labels == 1, expected.astype(bool)) and set(np.unique(labels)) == {1, 255}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.98, 1.0])
+def test_compressed_runs_are_those_of_pycocotools(tmp_path, share):
+    mask = np.random.default_rng(1).random((300, 40)) < share
+    packed = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode()
+    counts = unpacked(packed)
+    assert sum(counts) == mask.size
+    assert coco_mask.frPyObjects({"size": [300, 40], "counts": counts}, 300, 40)["counts"].decode() == packed
+    path = coco_file(tmp_path, {"segmentation": {"size": [300, 40], "counts": packed}}, size=(300, 40))
+    assert np.array_equal(only_labels(path) == 1, mask)
 
 
 def test_later_objects_lie_above_and_crowds_below(tmp_path):
@@ -365,6 +377,9 @@ UNDRAWABLE = [
     ({"segmentation": {"size": [30, 40], "counts": [5, 5]}}, "its runs hold 10 pixels, not 40x30"),
     ({"segmentation": {"size": [3, 4], "counts": [12]}}, "its size is [3, 4], not [30, 40]"),
     ({"segmentation": {"size": [30, 40], "counts": "kaputt!"}}, "cannot be drawn"),
+    ({"segmentation": {"size": [30, 40], "counts": "0o"}}, "its run lengths end too early"),
+    ({"segmentation": {"size": [30, 40], "counts": [1201, -1]}}, "or one is negative"),
+    ({"segmentation": [[0, 0, 9e8, 0, 5, 5]]}, "farther away than 100000 pixels"),
     ({"segmentation": [[1, 2, 3, 4]]}, "a polygon is three or more points"),
 ]
 

@@ -6,7 +6,7 @@ https://cocodataset.org/#format-data; runs go down the columns. pycocotools draw
 import functools
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
@@ -27,6 +27,9 @@ from u2pl_hf.data.prepare.archives import Member
 from u2pl_hf.data.source.class_list import ClassList
 from u2pl_hf.errors import require
 from u2pl_hf.files import write_text
+
+# Of a point, in pixels.
+FARTHEST = 100_000
 
 
 class Runs(TypedDict):
@@ -103,19 +106,59 @@ def _drawn(shape: list | Runs, size: tuple[int, int]) -> Patch:
 
     height, width = size
     if isinstance(shape, list):
-        if any(len(part) < 6 or len(part) % 2 for part in shape) or not np.isfinite(np.concatenate(shape)).all():
+        points = [np.asarray(part, float) for part in shape]
+        if any(len(part) < 6 or len(part) % 2 for part in points):
             raise ValueError("a polygon is three or more points, x and y in turn")
-        return Patch(0, 0, coco.decode(coco.merge(coco.frPyObjects(shape, height, width))).astype(bool))
+        # It allocates what the outline is long, unasked.
+        if not (np.abs(np.concatenate(points)) <= FARTHEST).all():
+            raise ValueError(f"a point is farther away than {FARTHEST} pixels")
+        return _inside(unpacked(coco.merge(coco.frPyObjects(shape, height, width))["counts"].decode("ascii")), size)
     if shape["size"] != [height, width]:
         raise ValueError(f"its size is {shape['size']}, not {[height, width]}")
     counts = shape["counts"]
-    if isinstance(counts, list):
-        if sum(counts) != height * width or min(counts, default=0) < 0:
-            raise ValueError(f"its runs hold {sum(counts)} pixels, not {width}x{height}")
-        packed = coco.frPyObjects(shape, height, width)
-    else:
-        packed = {"size": shape["size"], "counts": counts.encode("ascii")}
-    return Patch(0, 0, coco.decode(packed).astype(bool))
+    return _inside(unpacked(counts) if isinstance(counts, str) else counts, size)
+
+
+def unpacked(text: str) -> list[int]:
+    """Compressed run lengths as numbers: 5 bits a sign, lowest first, from the third on less the last but one.
+
+    Not by pycocotools, which damaged texts make write where they should not.
+
+    Raises:
+        ValueError: no such text.
+    """
+    counts: list[int] = []
+    value = shift = 0
+    for sign in text.encode("ascii"):
+        bits = sign - 48
+        if not 0 <= bits < 64 or shift > 60:
+            raise ValueError("its run lengths are damaged")
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            value -= (bits >> 4 & 1) << shift
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            value = shift = 0
+    if shift:
+        raise ValueError("its run lengths end too early")
+    return counts
+
+
+def _inside(counts: Sequence[int], size: tuple[int, int]) -> Patch:
+    """Runs down the columns, in turn outside and inside, as the columns that they touch."""
+    height, width = size
+    if min(counts, default=0) < 0 or sum(counts) != height * width:
+        raise ValueError(f"its runs hold {sum(counts)} pixels, not {width}x{height}, or one is negative")
+    ends = np.cumsum(np.asarray(counts, int))
+    stops, starts = ends[1::2], ends[: len(ends) - 1 : 2]
+    starts, stops = starts[stops > starts], stops[stops > starts]
+    if not len(starts):
+        return Patch(0, 0, np.zeros((0, 0), bool))
+    left, right = int(starts[0]) // height, (int(stops[-1]) - 1) // height + 1
+    steps = np.zeros((right - left) * height + 1, np.int8)
+    steps[starts - left * height] += 1
+    steps[stops - left * height] -= 1
+    return Patch(left, 0, np.cumsum(steps[:-1], dtype=np.int8).reshape(right - left, height).T > 0)
 
 
 def write_coco(folder: Path, classes: ClassList, images: Iterable[LabelledImage], style: Style) -> list[str]:

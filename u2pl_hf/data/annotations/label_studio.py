@@ -122,7 +122,10 @@ def _draw_ellipse(value: dict, size: tuple[int, int]) -> Patch:
 def _draw_brush(value: dict, size: tuple[int, int]) -> Patch:
     if value.get("format") != "rle":
         raise ValueError(f"its format is {value.get('format')!r}, not 'rle'")
-    return Patch(0, 0, from_brush(_known(value, "rle"), size))
+    mask = from_brush(_known(value, "rle"), size)
+    rows = np.flatnonzero(mask.any(1))
+    top, bottom = (int(rows[0]), int(rows[-1]) + 1) if len(rows) else (0, 0)
+    return Patch(0, top, mask[top:bottom])
 
 
 DRAWN = {"polygonlabels": _draw_polygon, "rectanglelabels": _draw_rectangle, "ellipselabels": _draw_ellipse,
@@ -162,13 +165,17 @@ def from_brush(packed: Sequence[int], size: tuple[int, int]) -> np.ndarray:
     sizes = [read(4) + 1 for _ in range(4)]
     if total != 4 * size[0] * size[1]:
         raise ValueError(f"it has {total} values, not 4 for each of {size[1]}x{size[0]} pixels")
-    values, place = np.empty(total, bool), 0
+    # Of the four channels only alpha counts: of the values before n it has n // 4.
+    place, alpha = 0, np.zeros(total // 4, bool)
     while place < total:
         is_run, length = read(1), read(sizes[read(2)]) + 1
-        end = place + length
-        values[place:end] = read(word) if is_run else [read(word) > 0 for _ in range(min(length, total - place))]
-        place = end
-    return values.reshape(*size, 4)[..., 3]
+        for step in [length] if is_run else [1] * length:
+            if read(word):
+                alpha[place // 4 : (place + step) // 4] = True
+            place += step
+    if place != total:
+        raise ValueError(f"its runs hold {place} values, not {total}")
+    return alpha.reshape(size)
 
 
 def to_brush(mask: np.ndarray) -> list[int]:

@@ -106,7 +106,7 @@ def outline(patch: Patch, tolerance: float) -> np.ndarray:
     Args:
         tolerance: how many pixels a simplified outline may be away.
     """
-    double = np.kron(patch.mask.astype(np.uint8), np.ones((2, 2), np.uint8))
+    double = patch.mask.astype(np.uint8).repeat(2, 0).repeat(2, 1)
     rings, tree = cv2.findContours(double, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     rings = [ring for _, ring in sorted(zip(tree[0][:, 3], rings, strict=True), key=lambda pair: pair[0] >= 0)]
     ring, *holes = (_simplified(ring, tolerance) for ring in rings)
