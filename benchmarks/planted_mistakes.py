@@ -12,7 +12,6 @@ on. OUTPUT_DIR/planted.json has precision among the first 10, 20 and as many as 
 import argparse
 import io
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ import numpy as np
 import pyarrow.parquet
 from PIL import Image
 
-from u2pl_hf.command_line import ScriptParser, number, print_result
+from u2pl_hf.command_line import ScriptParser, number, print_result, split_at_dashes
 from u2pl_hf.commands import check_labels
 from u2pl_hf.constants import IGNORE
 from u2pl_hf.data.source.rows import FEATURES
@@ -182,9 +181,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--share", type=number(float, above=0, at_most=1), default=0.1, help="of the masks with a mistake (0.1)")
     add("--seed", type=number(int), default=0, help="of mistakes and folds (0)")
     add("--jobs", type=number(int, at_least=1), default=1, metavar="N", help="runs at a time (1)")
-    words = sys.argv[1:] if argv is None else argv
-    end = words.index("--") if "--" in words else len(words)
-    return parser.parse_args(words[:end], argparse.Namespace(options=words[end + 1 :]))
+    words, options = split_at_dashes(argv)
+    return parser.parse_args(words, argparse.Namespace(options=options))
 
 
 @exits_on_input_error

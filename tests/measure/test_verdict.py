@@ -60,7 +60,11 @@ def test_the_rule(method, twice, half, kind):
 def test_runs_that_are_missing():
     assert judge([None] * 3, BASE) is None
     found = judge([0.9, None, None], BASE)
-    assert found.kind == "no gain shown" and "a single pair" in found.words
+    assert (
+        found.kind == "no gain shown"
+        and "a single pair" in found.words
+        and "less than a point" in judge(shifted(0.5, 0.6, 0.5), BASE).words
+    )
     # Controls that are not there yet decide nothing.
     assert judge(shifted(3, 4, 3), BASE, twice=[None] * 3, half=[None] * 3).kind == "helps"
 

@@ -60,10 +60,13 @@ def test_what_cannot_be_compared_is_told_in_one_line(tiny_data, without_validati
     for more, told, message in (
         (["--methods", "nonsense"], TINY, "--method nonsense must be one of"),
         (["--methods", "u2pl:rubbish"], TINY, "--variant.*rubbish"),
-        (["--seeds", "0"], TINY, "--seeds needs a validation set"),
+        (["--seeds", "0"], TINY, "--seeds needs a subset validation"),
         (["--folds", "13"], TINY, "the 12 labelled images are fewer than the parts"),
         (["--folds", "2", "--seeds", "0"], TINY, "pass one of them"),
-        (["--split", "all"], TINY, "leaves no unlabelled image"),
+        (["--split", "all"], TINY, "no image is unlabelled: pass --unlabelled_dataset, or a --split"),
+        (["--methods", "u2pl:"], TINY, "names no variant"),
+        ([], [*TINY, "--seed", "7"], "-- --seed is decided here: pass compare's own --seeds"),
+        ([], [*TINY, "--variant=robust"], "own --methods NAME:VARIANT"),
         (["--recipe", "nothing"], TINY, "nothing is neither a file nor one of the recipes"),
         ([], [*TINY, "--epochs", "3"], "counts steps in epochs"),
         ([], ["4"], "-- 4 is none of u2pl train's options"),
@@ -80,7 +83,7 @@ def test_what_cannot_be_compared_is_told_in_one_line(tiny_data, without_validati
     ):
         with pytest.raises(InputError, match=message):
             comparison_of(parse_arguments(argv))
-    with pytest.raises(InputError, match="leaves no unlabelled image"):
+    with pytest.raises(InputError, match="no image is unlabelled"):
         comparison_of(parse_arguments(words(tiny_data, tmp_path / "out", "--split", "all")))
 
 
@@ -104,7 +107,7 @@ def test_from_images_to_a_page(without_validation, tmp_path, monkeypatch, capsys
     assert all(run["num_labelled"] == run["num_evaluation"] == 6 for run in results)
     assert results[1]["num_unlabelled"] == 12 and results[0]["peak_memory_mb"] > 100
     page = (out / "compare.html").read_text()
-    assert facts["headline"] in page and "A class is hurt" in page and "suponly_fold1" not in page
+    assert facts["headline"] in page and "A class is hurt" in page and "Not run yet" not in page
     assert {f"{name}.png" for name in re.findall(r'src="(\w+)\.png"', page)} == {"curves.png", "pictures.png"}
     assert all((out / name).stat().st_size > 1000 for name in ("curves.png", "pictures.png"))
     # On all labels; there is nothing else to score it on.

@@ -15,14 +15,14 @@ import sys
 from pathlib import Path
 
 from u2pl_hf.command_line import ScriptParser, number, print_result, split_at_dashes
-from u2pl_hf.data.sources import load_source
-from u2pl_hf.errors import InputError, TrainingError, exits_on_input_error, refuse, require
+from u2pl_hf.data.sources import subset_names
+from u2pl_hf.errors import TrainingError, exits_on_input_error, refuse, require
 from u2pl_hf.evaluation.outputs import check_writable
 from u2pl_hf.hub.results import finished_results
 from u2pl_hf.markdown import one_line
 from u2pl_hf.measure.comparison import BASE
 from u2pl_hf.measure.comparison_page import score_rows, verdict_lines, write_page
-from u2pl_hf.measure.comparison_runs import RECIPES, Comparison
+from u2pl_hf.measure.comparison_runs import RECIPES, Comparison, first_arguments
 from u2pl_hf.measure.queue import run_all
 from u2pl_hf.measure.side_by_side import aligned, class_rows, rows_of
 
@@ -30,6 +30,10 @@ COLUMNS = ("method", "num_labelled", "num_unlabelled", "seed", "max_steps", "sec
 METHODS = ("suponly", "u2pl:robust", "fixmatch")
 # What is repeated where nothing is told.
 FOLDS, SEEDS = 3, (0, 1, 2)
+# Options of training that a comparison decides -> its own.
+OWN = {"dataset": "--dataset", "split": "--split", "unlabelled_dataset": "--unlabelled_dataset", "seed": "--seeds",
+       "fold": "--folds", "method": "--methods", "variant": "--methods NAME:VARIANT", "output_dir": "--output_dir",
+       "plan": "--list", "labelled_share": "--split"}  # fmt: skip
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -55,11 +59,15 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     words, told = split_at_dashes(argv)
     args = parser.parse_args(words)
     args.told = told
+    own = next(
+        (name for word in told if (name := word.removeprefix("--").partition("=")[0]) in OWN and name != word), None
+    )
     refuse([
         (args.runs and args.dataset, "pass finished runs, or --dataset to train some, not both"),
         (not args.runs and not args.dataset, "pass folders of finished runs, or --dataset with images of your own"),
         (args.runs and told, f"-- {' '.join(told[:1])} is for runs that are trained: it needs --dataset"),
         (args.folds and args.seeds, "--folds and --seeds both say what is repeated: pass one of them"),
+        (own, f"-- --{own} is decided here: pass compare's own {OWN.get(own)}"),
         (bool(told) and not told[0].startswith("--"), f"-- {' '.join(told[:1])} is none of u2pl train's options"),
     ])  # fmt: skip
     return args
@@ -86,26 +94,17 @@ def comparison_of(args: argparse.Namespace) -> Comparison:
     Raises:
         InputError: something of it cannot be used; nothing has been started.
     """
-    has_validation = _has_validation(args)
+    data = {"dataset": args.dataset, "split": args.split}
+    data |= {"unlabelled_dataset": args.unlabelled_dataset} if args.unlabelled_dataset else {}
+    run = first_arguments(args.recipe, data, args.told)
+    has_validation = run.eval_subset in subset_names(run.dataset, run.dataset_revision, streaming=run.streaming)
     folds = args.folds or (FOLDS if not args.seeds and not has_validation else 0)
-    told = f"--seeds needs a validation set, which {args.dataset} has not: pass --folds N"
+    told = f"--seeds needs a subset {run.eval_subset}, which {args.dataset} has not: pass --folds N"
     require(has_validation or folds, told)
     cases = [{"fold": f"{k}/{folds}", "seed": 0} for k in range(1, folds + 1)]
     cases = cases or [{"seed": seed} for seed in dict.fromkeys(args.seeds or SEEDS)]
-    data = {"dataset": args.dataset, "split": args.split}
-    data |= {"unlabelled_dataset": args.unlabelled_dataset} if args.unlabelled_dataset else {}
     how = {"recipe": args.recipe, "told": args.told, "controls": not args.quick, "jobs": args.jobs}
     return Comparison(args.output_dir, data, args.methods, cases, has_validation=has_validation, **how)
-
-
-def _has_validation(args: argparse.Namespace) -> bool:
-    """Whether the data have a subset to evaluate on; train is opened first, so that a wrong name is told as such."""
-    load_source(args.dataset, "train")
-    try:
-        load_source(args.dataset, "validation")
-    except InputError:
-        return False
-    return True
 
 
 def words(comparison: Comparison, facts: dict) -> str:
@@ -131,8 +130,11 @@ def train_methods(args: argparse.Namespace) -> None:
         arm = next(arm for arm in comparison.arms if arm.id == (facts["winner"] or BASE))
         final = args.output_dir / "final"
         print(f"training {arm.title} on all labels: {final}", file=sys.stderr)
-        run_all(program, {"final": comparison.command(arm, comparison.alone, final)}, logs)
         facts["final"] = str(final)
+        try:
+            run_all(program, {"final": comparison.command(arm, comparison.alone, final)}, logs)
+        except TrainingError as error:
+            problem = error
     print_result(facts, words(comparison, facts), as_json=args.json)
     if problem:
         raise problem

@@ -32,7 +32,7 @@ from u2pl_hf.commands.options import add_device, add_model, model_to_use
 from u2pl_hf.data.source.checks import check_labelled
 from u2pl_hf.data.source.rows import stored_bytes
 from u2pl_hf.data.source.splits import resolve_split
-from u2pl_hf.data.sources import Source, load_source
+from u2pl_hf.data.sources import Source, load_source, subset_names
 from u2pl_hf.errors import InputError, exits_on_input_error, refusing, require
 from u2pl_hf.evaluation.folding import folded
 from u2pl_hf.evaluation.inference import (
@@ -117,8 +117,8 @@ def load(args: argparse.Namespace, dataset: str, subset: str, label: str | None,
     return load_source(dataset, subset, **columns, subset_option=option)
 
 
-def load_labelled(args: argparse.Namespace, names: list[str]) -> tuple[Source, list[int], Tensor, Source]:
-    """The source and rows of the labelled images, their pixels (N,C) of each class, and the evaluation images.
+def load_labelled(args: argparse.Namespace, names: list[str]) -> tuple[Source, list[int], Tensor, Source | None]:
+    """The source and rows of the labelled images, their pixels (N,C) of each class, and the evaluation images, if any.
 
     Raises:
         InputError: as training would.
@@ -128,7 +128,10 @@ def load_labelled(args: argparse.Namespace, names: list[str]) -> tuple[Source, l
     split = {"has_label": train.rows.has_label(), "class_presence": train.class_presence, "dataset_dir": args.dataset}
     rows, _ = resolve_split(args.split, train.ids, args.seed, **split)
     labels = check_labelled(train, rows, len(names), what="labelled")
-    evaluation = load(args, args.dataset, args.eval_subset, args.label_column, "--eval_subset")
+    evaluation = None
+    # Whoever compares by folds has no such subset.
+    if args.eval_subset in subset_names(args.dataset):
+        evaluation = load(args, args.dataset, args.eval_subset, args.label_column, "--eval_subset")
     return train, rows, torch.from_numpy(labels.counts), evaluation
 
 

@@ -144,6 +144,19 @@ def load_source(
     return Source(rows, list(map(str, ids)), _class_list(path, revision), streamed)
 
 
+def subset_names(dataset: str, revision: str | None = None, *, streaming: bool = False) -> list[str]:
+    """The subsets that a data set has; arguments as for `load_source`.
+
+    Raises:
+        InputError: no such data set.
+    """
+    path = place_to_read(str(demo_folder()) if dataset == "demo" else dataset, revision)
+    if _photographs(Path(path)):
+        return ["train"]
+    with _reading(path):
+        return list(map(str, _subsets(path, revision, streaming)[0]))
+
+
 @contextmanager
 def _reading(path: str):
     """Turns whatever `datasets` raises about a data set into one line, and shows none of its progress bars."""

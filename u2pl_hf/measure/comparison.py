@@ -3,6 +3,7 @@
 An arm is a method, or SupOnly with twice the steps or half of the labels; a run is an arm on a fold or with a seed.
 """
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -54,18 +55,23 @@ def arms_of(methods: Sequence[str], words: Sequence[str], told: Sequence[str], *
         base = arms[BASE]
         longer = {"max_steps": 2 * args.max_steps, "eval_steps": 2 * args.eval_steps}
         arms[TWICE] = Arm(TWICE, f"{base.title}, twice the steps", base.options | longer)
-        arms[HALF] = Arm(HALF, f"{base.title}, half of the labels", base.options | {"labelled_share": 0.5})
+        fewer = {"labelled_share": args.labelled_share / 2}
+        arms[HALF] = Arm(HALF, f"{base.title}, half of the labels", base.options | fewer)
     return list(arms.values())
 
 
 def _method_arm(text: str, words: Sequence[str], told: Sequence[str]) -> Arm:
-    name, _, variant = text.partition(":")
+    name, colon, variant = text.partition(":")
+    require(bool(variant) or not colon, f"--methods {text} names no variant: pass {name}, or {name}:VARIANT")
     method = find_method(name)
     options = {"method": name} | ({"variant": variant} if variant else {})
     args = parse_run([*words, *fitting(told, name), *option_words(options)], "")
-    if hasattr(args.settings, "warmup_steps") and not method.latest_start(args.settings, args.max_steps):
+    is_told = any(word.partition("=")[0] == "--warmup_steps" for word in told)
+    needs = hasattr(args.settings, "warmup_steps") and not method.latest_start(args.settings, args.max_steps)
+    if needs and not is_told:
         options["warmup_steps"] = round(WARMUP_SHARE * args.max_steps)
-    return Arm(text.replace(":", "_"), f"{method.title}, {variant}" if variant else method.title, options)
+    told = getattr(args.settings, "variant", "paper")
+    return Arm(text.replace(":", "_"), method.title if told == "paper" else f"{method.title}, {told}", options)
 
 
 def fitting(told: Sequence[str], method: str) -> list[str]:
@@ -105,6 +111,23 @@ class Found:
     def done(self) -> list[dict]:
         """The results that are there."""
         return [run for run in self.runs if run is not None]
+
+
+def of_shown_classes(results: dict) -> dict:
+    """Results whose mean IoU is over the classes that occur in the masks, so that runs on few images can be paired.
+
+    A class that a fold lacks has no IoU where nothing is predicted as it, and 0 where a single pixel is, which would
+    move the mean of one run and not of the other.
+    """
+    changed = {}
+    for which in ("last", "best"):
+        scores = results[which]
+        shown = {name for name, recall in (scores.get("per_class_accuracy") or {}).items() if recall is not None}
+        ious = {name: iou if name in shown else None for name, iou in scores["per_class_iou"].items()}
+        if shown:
+            mean = statistics.fmean(iou for iou in ious.values() if iou is not None)
+            changed[which] = scores | {"per_class_iou": ious, "mean_iou": mean}
+    return results | changed
 
 
 def weigh(arms: Sequence[Arm], results: Mapping[str, Sequence[dict | None]]) -> list[Found]:

@@ -157,9 +157,10 @@ def draw_pictures(comparison: Comparison, found: Sequence[Found], path: Path) ->
     models = [folded(load_model(str(comparison.folder / name))) for name in names]
     data = comparison.first_data()
     source, palette, looked_at = data.evaluation, models[0].config.palette, []
+    how = comparison.arguments(names[0]).evaluation
     for row in np.unique(np.linspace(0, len(data.evaluation.ids) - 1, LOOKED_AT).round().astype(int)).tolist():
         image = source.read_image(row)
-        predictions = [predict_all(model, [image], with_entropy=False)[0].labels for model in models]
+        predictions = [predict_all(model, [image], with_entropy=False, **how)[0].labels for model in models]
         looked_at.append((sum(np.mean(p != predictions[0]) for p in predictions), row, predictions))
     cells = []
     for _, row, predictions in sorted(looked_at, key=lambda each: -each[0])[:SHOWN]:

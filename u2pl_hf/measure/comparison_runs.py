@@ -8,7 +8,7 @@ import torch
 
 from u2pl_hf.errors import InputError
 from u2pl_hf.hub.results import finished_results
-from u2pl_hf.measure.comparison import BASE, Arm, Found, arms_of, case_name, fitting, weigh
+from u2pl_hf.measure.comparison import BASE, Arm, Found, arms_of, case_name, fitting, of_shown_classes, weigh
 from u2pl_hf.measure.queue import option_words
 from u2pl_hf.training.inputs import TrainingData, load_training_data
 from u2pl_hf.training.recipe.arguments import ALL, RunArguments
@@ -20,6 +20,16 @@ from u2pl_hf.training.weights.backbones import backbone_config
 RECIPES = {True: "own_data_dinov2_suponly", False: "own_data_cpu_suponly"}
 # Evaluations of a run, which make its curve.
 EVALUATIONS = 5
+
+
+def first_arguments(recipe: str | None, data: Mapping, told: Sequence[str]) -> RunArguments:
+    """Of SupOnly on the data, by which the rest is planned.
+
+    Raises:
+        InputError: the recipe, or what is told, cannot be used.
+    """
+    words = [recipe or RECIPES[torch.cuda.is_available()], *option_words(data)]
+    return parse_run([*words, *fitting(told, BASE), "--method", BASE], "")
 
 
 class Comparison:
@@ -55,20 +65,22 @@ class Comparison:
     ):
         self.folder, self.data, self.cases, self.told = folder, dict(data), list(cases), list(told)
         self.alone = {"seed": 0} if has_validation else {"seed": 0, "fold": ALL}
-        shared = {**data, "trackers": "none", "picture_samples": 0}
-        shared |= {"cpu_threads": max(1, (os.cpu_count() or 1) // jobs)} if jobs > 1 else {}
-        self.words = [recipe or RECIPES[torch.cuda.is_available()], *option_words(shared)]
-        steps = parse_run([*self.words, *fitting(told, BASE), "--method", BASE], "").max_steps
+        steps = first_arguments(recipe, data, told).max_steps
+        self.words = [recipe or RECIPES[torch.cuda.is_available()], *option_words(data)]
         self.words += option_words({"eval_steps": max(1, steps // EVALUATIONS)})
+        # Of the runs that are compared, not of the one that is kept.
+        self.queued = {"trackers": "none", "picture_samples": 0}
+        self.queued |= {"cpu_threads": max(1, (os.cpu_count() or 1) // jobs)} if jobs > 1 else {}
         self.arms = arms_of(methods, self.words, told, controls=controls)
         pairs = [(case, arm) for case in self.cases for arm in self.arms]
         self.commands = {case_name(arm, case): self.command(arm, case) for case, arm in pairs}
         self._check()
 
     def command(self, arm: Arm, case: Mapping, folder: Path | None = None) -> list[str]:
-        """What training is called with for one run."""
+        """What training is called with for one run; in another folder, for one that is kept."""
         last = {**arm.options, **case, "output_dir": folder or self.folder / case_name(arm, case)}
-        return [*self.words, *fitting(self.told, arm.options["method"]), *option_words(last)]
+        words = [*self.words, *option_words({} if folder else self.queued)]
+        return [*words, *fitting(self.told, arm.options["method"]), *option_words(last)]
 
     def arguments(self, name: str) -> RunArguments:
         """Of a run."""
@@ -80,21 +92,26 @@ class Comparison:
 
     def _check(self) -> None:
         """All that the runs would refuse before they start; of the data, what those of the first case would."""
-        parsed = {}
+        first = [self.arguments(case_name(arm, self.cases[0])) for arm in self.arms]
+        backbone_config(first[0])
+        try:
+            load_training_data(first[0])
+            load_training_data(next((args for args in first if args.step_class.uses_unlabelled), first[0]))
+        except InputError as error:
+            told = str(error)
+            if "leaves no unlabelled image" in told:
+                told = "no image is unlabelled: pass --unlabelled_dataset, or a --split that labels fewer"
+            raise InputError(told) from error
         for name in self.commands:
             try:
-                parsed[name] = self.arguments(name)
-                RunFolder(parsed[name]).check()
+                RunFolder(self.arguments(name)).check()
             except InputError as error:
                 raise InputError(f"{name}: {error}") from error
-        first = [parsed[case_name(arm, self.cases[0])] for arm in self.arms]
-        backbone_config(first[0])
-        load_training_data(next((args for args in first if args.step_class.uses_unlabelled), first[0]))
 
     def results(self, name: str) -> dict | None:
-        """results.json of a finished run."""
+        """results.json of a finished run, scored over the classes that its images show."""
         folder = self.folder / name
-        return finished_results(folder) if (folder / "results.json").is_file() else None
+        return of_shown_classes(finished_results(folder)) if (folder / "results.json").is_file() else None
 
     def weighed(self) -> list[Found]:
         """Each arm beside SupOnly, as far as it has been run."""

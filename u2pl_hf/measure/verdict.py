@@ -97,13 +97,17 @@ def judge(
         longer = f"SupOnly still rises, by {points(rise.mean)} with twice the steps: train longer, then compare again"
         kind, words = "too early", f"{told}; {longer}"
     elif room and room.mean < POINT:
-        less = f"half of the labels cost SupOnly {points(-room.mean)} points"
+        less = f"with half of the labels SupOnly has {points(-room.mean)}"
         kind, words = "no room", f"{told}; {less}, so more labels, or stand-ins for them, can bring little"
     elif gain.mean <= -POINT and gain.upper < 0:
         kind, words = "hurts", told
     else:
-        single = ", of a single pair of runs" if gain.deviation is None else ""
-        kind, words = "no gain shown", f"{told}{single}, which these runs cannot tell from nothing"
+        why = "which these runs cannot tell from nothing"
+        if gain.deviation is None:
+            why = "of a single pair of runs, which tells little"
+        elif gain.lower > 0 or gain.upper < 0:
+            why = "less than a point" if abs(gain.mean) < POINT else "not above SupOnly with twice the steps"
+        kind, words = "no gain shown", f"{told}, {why}"
     pairs = {name: difference(*scores) for name, scores in (classes or {}).items()}
     hurt = [name for name, d in pairs.items() if d and d.mean <= -CLASS_POINTS and d.upper < 0]
     return Verdict(kind, words, hurt)
