@@ -16,8 +16,8 @@ from u2pl_hf.data.annotations import LabelledImage, Style, label_map
 from u2pl_hf.data.annotations.coco_json import unpacked
 from u2pl_hf.data.annotations.label_studio import from_brush, to_brush
 from u2pl_hf.data.annotations.reading import ImageNames, annotation_members, read_annotations
-from u2pl_hf.data.annotations.shapes import polygon
-from u2pl_hf.data.annotations.writing import MARKER, WRITERS, parts_of, write_annotations
+from u2pl_hf.data.annotations.shapes import from_runs, polygon
+from u2pl_hf.data.annotations.writing import MARKER, WRITERS, check_export, parts_of, write_annotations
 from u2pl_hf.data.source.class_list import ClassList
 from u2pl_hf.errors import InputError
 
@@ -410,3 +410,28 @@ def test_names_find_images_by_the_end_of_their_path(tmp_path):
     names = ImageNames(paths, str)
     assert names.find("C:\\photos\\x\\a.jpg") == ["x/a"] and names.find("./b.jpg") == ["b"]
     assert names.find("a.jpg") == ["x/a", "y/a"] and names.find("c.jpg") == []
+
+
+def test_runs_that_would_reach_out_of_their_memory_are_refused():
+    # Their sum is 100 in 64 bits.
+    for counts, size in (([2**62] * 3 + [2**62 + 100], (10, 10)), ([10**16], (10**8, 10**8)), ([1.5, 98.5], (10, 10))):
+        with pytest.raises((ValueError, TypeError)):
+            from_runs(counts, *size)
+
+
+def test_an_export_that_was_corrected_is_kept(tmp_path):
+    folder, classes = tmp_path / "out", ClassList(("a", "b"), None)
+    mask = np.zeros((8, 9), np.uint8)
+    mask[2:5, 3:7] = 1
+
+    def export():
+        check_export(folder, "labelme", "--output_dir")
+        image = LabelledImage("x.png", mask.shape, list(parts_of(mask, classes.names)), None)
+        write_annotations(folder, "labelme", classes, lambda _: iter([image]), Style("polygons", 0.5))
+
+    export()
+    export()
+    (file,) = folder.glob("x*.json")
+    file.write_text(file.read_text() + " ")
+    with pytest.raises(InputError, match="was changed or added since it was exported"):
+        export()

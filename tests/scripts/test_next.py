@@ -1,6 +1,7 @@
 """u2pl next: the choice and what is written, on a tiny model with random weights and rendered photographs."""
 
 import json
+import shutil
 import math
 
 import numpy as np
@@ -157,6 +158,15 @@ def test_a_name_that_is_there_twice_is_no_labelled_image(world, chosen, caplog):
     told, facts, _ = chosen("--dataset", world / "data", "--number", 2, photos="namesakes")
     assert set(told["chosen"]) == {"train_0", "train_1"} and facts["left_out"] == 1
     assert "2 images have the id of a labelled image and other bytes, such as train_0: they stay" in caplog.text
+
+
+def test_data_without_validation_images(world, chosen):
+    """As after a comparison by folds."""
+    shutil.copytree(world / "data", world / "alone")
+    for file in (world / "alone").rglob("validation*"):
+        file.unlink()
+    told, _, _ = chosen("--dataset", world / "alone", "--number", 2)
+    assert len(told["chosen"]) == 2
 
 
 def test_all_pixels_of_a_mask_where_asked(chosen):

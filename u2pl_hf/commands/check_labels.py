@@ -62,7 +62,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--runs", required=True, nargs="+", type=Path, metavar="RUN", help="output folders of finished runs")
     add("--output_dir", required=True, type=Path, help="where to write; an earlier check there is replaced")
     told = "width in pixels of the band along borders of labels that is left out (a hundredth of the shorter side)"
-    add("--border", type=number(int), help=told)
+    add("--border", type=number(int, at_most=1000), help=told)
     told = "smallest region, as a share of the image (0.001)"
     add("--min_share", type=number(float, at_most=1), default=0.001, help=told)
     told = "how far a mask may be shifted, as a share of the shorter side (0.1)"
@@ -219,7 +219,9 @@ def check(args: argparse.Namespace) -> dict:
     """
     folder = args.output_dir
     refuse_file("--output_dir", folder)
-    foreign = [path.name for path in folder.glob("*") if path.name not in FILES]
+    foreign = [
+        path.name for path in folder.glob("*") if path.name not in FILES or not (folder / "check.json").is_file()
+    ]
     require(not foreign, f"--output_dir {folder} holds {''.join(foreign[:1])}, which no check wrote: pass another")
     runs, data = load_runs(args)
     columns = {key: data[key] for key in ("id_column", "image_column", "label_column")}

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from u2pl_hf.command_line import ScriptParser, print_result
 from u2pl_hf.commands.options import add_annotation_style, annotation_style
+from u2pl_hf.constants import IGNORE
 from u2pl_hf.data.annotations import LabelledImage, Style
 from u2pl_hf.data.annotations.writing import WRITERS, check_export, parts_of, write_annotations
 from u2pl_hf.data.source.decode import open_stored
@@ -60,7 +61,10 @@ def rows_to_write(source: Source, ids: Path | None) -> list[int]:
 def labelled_images(source: Source, rows: list[int], folder: Path, with_images: bool) -> Iterator[LabelledImage]:
     """Each row as it is written; its image's file first, where that is asked for."""
     for row in tqdm(rows, "export", unit="image"):
-        cell, labels = source.rows.cell(row, "image"), source.read_label(row)
+        cell, labels, names = source.rows.cell(row, "image"), source.read_label(row), source.class_names
+        highest = int(labels[labels != IGNORE].max(initial=0))
+        known = f"there are {len(names)} classes (0..{len(names) - 1}, 255)"
+        require(highest < len(names), f"label of {source.ids[row]} holds the value {highest}, but {known}")
         suffix = Path(cell["path"] or "").suffix
         if not suffix:
             suffix = f".{open_stored(cell, f'image of {source.ids[row]}').format.lower()}"

@@ -55,6 +55,8 @@ logger = logging.getLogger(__name__)
 STRATEGIES = ("score", "entropy", "random")
 # Unlike images are looked for among so many times those that are asked for, the best ones.
 POOL = 5
+# The usual subset to evaluate on.
+EVALUATION = "validation"
 # What next.json repeats of the command line.
 ASKED = ("model", "unlabelled", "unlabelled_subset", "dataset", "split", "strategy", "alpha", "seed", "precision")
 
@@ -91,7 +93,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--dataset", help="what is labelled so far: left out, unlike images are chosen, its classes say what is rare")
     add("--split", default="all", help="which images of --dataset are labelled, as in training (all)")
     add("--train_subset", default="train", help="of --dataset (train)")
-    add("--eval_subset", default="validation", help="of --dataset, left out likewise (validation)")
+    add("--eval_subset", default=EVALUATION, help="of --dataset, left out likewise where it is there (validation)")
     for role in ("id", "image", "label"):
         add(f"--{role}_column", default=role, help=f"of data sets ({role})")
     told = "score: as above; entropy: the highest over all pixels; random: for comparison (score)"
@@ -129,8 +131,8 @@ def load_labelled(args: argparse.Namespace, names: list[str]) -> tuple[Source, l
     rows, _ = resolve_split(args.split, train.ids, args.seed, **split)
     labels = check_labelled(train, rows, len(names), what="labelled")
     evaluation = None
-    # Whoever compares by folds has no such subset.
-    if args.eval_subset in subset_names(args.dataset):
+    # Whoever compares by folds has no such subset; one that is named has to be there.
+    if args.eval_subset != EVALUATION or EVALUATION in subset_names(args.dataset):
         evaluation = load(args, args.dataset, args.eval_subset, args.label_column, "--eval_subset")
     return train, rows, torch.from_numpy(labels.counts), evaluation
 
@@ -286,7 +288,9 @@ def main(argv: list[str] | None = None) -> None:
     rows, most = list(range(len(source.ids))), None
     if labelled:
         train, labelled_rows, counts, evaluation = labelled
-        rows = without_labelled(source, [(train, labelled_rows), (evaluation, [*range(len(evaluation.ids))])])
+        known = [(train, labelled_rows)]
+        known += [(evaluation, [*range(len(evaluation.ids))])] if evaluation else []
+        rows = without_labelled(source, known)
         require(rows, f"all {len(source.ids)} images of --unlabelled {args.unlabelled} are labelled: pass others")
     check_output(args.output_dir, [str(source.ids[row]) for row in rows])
     facts = {name: getattr(args, name) for name in ASKED} | {"left_out": len(source.ids) - len(rows)}

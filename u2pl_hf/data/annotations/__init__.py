@@ -134,6 +134,10 @@ def require_extra(module: str, what: str) -> None:
     require(is_there, f"{what} needs {module}: pip install 'u2pl_hf[annotations]'")
 
 
+# What libraries raise about outlines, runs and bitmaps that are none.
+UNDRAWABLE = (ValueError, TypeError, LookupError, OverflowError, OSError, SyntaxError, MemoryError)
+
+
 def label_map(image: AnnotatedImage, size: tuple[int, int], ids: Mapping[str, int], rest: int) -> np.ndarray:
     """Regions -> uint8 (H,W) class ids, 255 = ignore; crowds first, then all in their order.
 
@@ -151,7 +155,7 @@ def label_map(image: AnnotatedImage, size: tuple[int, int], ids: Mapping[str, in
     require((own_height, own_width) == size, told)
     labels = np.full(size, rest, np.uint8)
     for region in sorted(image.regions, key=lambda region: not region.is_crowd):
-        with refusing((ValueError, TypeError, IndexError, OverflowError), f"{region.where} cannot be drawn"):
+        with refusing(UNDRAWABLE, f"{region.where} cannot be drawn"):
             patch = region.draw(size)
         height, width = patch.mask.shape
         inside = labels[patch.top : patch.top + height, patch.left : patch.left + width]

@@ -48,7 +48,9 @@ def read_cvat(member: Member, data: bytes) -> AnnotationFile:
     require(root.find("track") is None, f"{member} holds tracks of a film: {HINT}")
     found = AnnotationFile()
     for label in root.iterfind("meta/*/labels/label"):
-        found.names.append(label.findtext("name", ""))
+        name = label.findtext("name")
+        require(name, f"{member}: a label of the task has no name: {HINT}")
+        found.names.append(name)
         colour = re.fullmatch("#([0-9a-fA-F]{6})", label.findtext("color", ""))
         if colour:
             found.colours[found.names[-1]] = tuple(bytes.fromhex(colour[1]))

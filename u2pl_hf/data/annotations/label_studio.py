@@ -18,7 +18,7 @@ from u2pl_hf.data.annotations import AnnotatedImage, AnnotationFile, LabelledIma
 from u2pl_hf.data.annotations.shapes import box, ellipse, outline, polygon
 from u2pl_hf.data.prepare.archives import Member
 from u2pl_hf.data.source.class_list import ClassList
-from u2pl_hf.errors import require
+from u2pl_hf.errors import refusing, require
 from u2pl_hf.files import write_text
 
 # Bits of the lengths of runs.
@@ -30,7 +30,7 @@ class Result(TypedDict):
     """One object, or another answer, such as a choice."""
 
     type: str
-    value: dict
+    value: NotRequired[dict]
     original_width: NotRequired[int]
     original_height: NotRequired[int]
     image_rotation: NotRequired[float | None]
@@ -69,7 +69,7 @@ def read_label_studio(member: Member, tasks: Sequence[Task]) -> AnnotationFile:
         for place, item in enumerate(kept[-1]["result"] if kept else []):
             told = f"{where}.annotations.{len(task['annotations']) - 1}.result.{place}"
             if item["type"] not in DRAWN:
-                found.left_out[item["type"]] += item["type"] not in ("choices", "textarea", "rating")
+                found.left_out[item["type"]] += item["type"] not in ("choices", "textarea", "rating", "relation")
                 continue
             size = (item.get("original_height"), item.get("original_width"))
             require(None not in size, f"{told} has no original_width and original_height; {HINT}")
@@ -89,7 +89,8 @@ def _image_of(data: dict, where: str) -> str:
     """The image's file, out of links such as /data/upload/1/0a1b2c3d-a.jpg and /data/local-files/?d=photos/a.jpg."""
     values = [data["image"]] if isinstance(data.get("image"), str) else [v for v in data.values() if isinstance(v, str)]
     for value in values:
-        link = urlsplit(value)
+        with refusing(ValueError, f"{where}.data names no image: {value[:80]} is no link"):
+            link = urlsplit(value)
         name = (parse_qs(link.query).get("d") or [unquote(link.path)])[0]
         if Path(name).suffix.lower() in IMAGE_SUFFIXES:
             return name
@@ -97,7 +98,7 @@ def _image_of(data: dict, where: str) -> str:
 
 
 def _region(item: Result, where: str) -> Region:
-    value = item["value"]
+    value = item.get("value", {})
     names = value.get(item["type"]) or value.get("labels")
     is_named = isinstance(names, list) and names and isinstance(names[0], str)
     require(is_named, f"{where} has no label: give it one in the tool, or delete it")

@@ -61,6 +61,8 @@ def read_annotations(members: Sequence[Member], kind: str | None = None) -> Anno
     kind = kind or _guessed(files)
     suffix = ".xml" if kind == "cvat" else ".json"
     used = [member for member in files if member.suffix == suffix and member.path.name != META]
+    if kind == "supervisely":  # Beside the annotations it may have folders about images.
+        used = [member for member in used if member.path.parent.name == "ann"] or used
     require(used, f"--annotations: no {suffix} file of {kind} is there")
     found = AnnotationFile()
     if kind == "supervisely":

@@ -1,11 +1,15 @@
 """Shapes <-> pixels. A pixel belongs to a shape if its centre does: that of the first pixel is (0.5, 0.5)."""
 
+import operator
 from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
 
 from u2pl_hf.data.annotations import Patch
+
+# Of a mask in a file: more are no photograph, and would take the memory before they are compared with one.
+MOST_PIXELS = 2**28
 
 
 def polygon(points: Sequence[Sequence[float]], size: tuple[int, int]) -> Patch:
@@ -75,9 +79,12 @@ def from_runs(counts: Sequence[int], height: int, width: int) -> np.ndarray:
     Raises:
         ValueError: their sum is not height x width, or one is negative.
     """
-    counts = np.asarray(counts, int)
-    if min(height, width) <= 0 or counts.ndim != 1 or counts.min(initial=0) < 0 or counts.sum() != height * width:
-        raise ValueError(f"its runs hold {counts.sum()} pixels, not {width}x{height}")
+    # In Python's integers, which do not wrap around; numpy's would let runs through that reach out of their memory.
+    counts = [operator.index(count) for count in counts]
+    if min(height, width) <= 0 or min(counts, default=0) < 0 or sum(counts) != height * width:
+        raise ValueError(f"its runs hold {sum(counts)} pixels, not {width}x{height}")
+    if sum(counts) > MOST_PIXELS:
+        raise ValueError(f"it is said to have {width}x{height} pixels")
     return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(height, width)
 
 

@@ -1,5 +1,6 @@
 """Label maps -> a folder that an annotation tool reads, complete or not there."""
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from u2pl_hf.data.annotations.labelme_json import write_labelme
 from u2pl_hf.data.annotations.shapes import connected_parts
 from u2pl_hf.data.source.class_list import ClassList, write_class_list
 from u2pl_hf.errors import refusing, require
-from u2pl_hf.files import write_atomically, write_json
+from u2pl_hf.files import read_json, write_atomically, write_json
 
 WRITERS = {"coco": write_coco, "cvat": write_cvat, "labelme": write_labelme, "labelstudio": write_label_studio}
 # Where a class has this name, pixels of no object are of it when a tool's file is read, and it is not written.
@@ -33,8 +34,21 @@ def check_export(folder: Path, kind: str, option: str) -> None:
     """
     if kind == "coco":
         require_extra("pycocotools", "COCO's format")
-    is_ours = not folder.exists() or (folder / MARKER).is_file() or (folder.is_dir() and not any(folder.iterdir()))
-    require(is_ours, f"{folder} is there and was not written by this program: pass another {option}")
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    is_ours, another = (folder / MARKER).is_file(), f"pass another {option}"
+    require(is_ours, f"{folder} is there and was not written by this program: {another}")
+    # A tool saves corrections in place; they must not be lost.
+    written, there = read_json(folder / MARKER).get("digests"), _digests(folder)
+    changed = sorted(name for name, digest in there.items() if (written or {}).get(name) != digest)
+    told = f"{folder / ''.join(changed[:1])} was changed or added since it was exported, and would be lost: {another}"
+    require(not changed, told)
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """Of each file in it and below, but the marker: place below the folder -> sha256."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / MARKER)
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def parts_of(
@@ -92,8 +106,10 @@ def write_annotations(
         partial.mkdir()
         facts["files"] = WRITERS[kind](partial, shown, counted(partial), style)
         write_class_list(partial / "class_names.txt", classes)
-        write_json(partial / MARKER, {key: value for key, value in facts.items() if key != "files"})
+        told = {key: value for key, value in facts.items() if key != "files"}
+        write_json(partial / MARKER, told | {"digests": _digests(partial)})
 
+    folder = folder.absolute()
     with refusing(OSError, f"{folder} cannot be written"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(folder, write)

@@ -14,7 +14,14 @@ from u2pl_hf.data.annotations.reading import ImageNames, read_annotations
 from u2pl_hf.data.annotations.writing import BACKGROUND
 from u2pl_hf.data.prepare.archives import Member
 from u2pl_hf.data.prepare.layouts import About, ImageRow, Layout, unique_by
-from u2pl_hf.data.prepare.layouts.folder import DEFAULT_VALIDATION, FolderFile, found_files, loose_file, subsets_of
+from u2pl_hf.data.prepare.layouts.folder import (
+    DEFAULT_VALIDATION,
+    SURROGATE,
+    FolderFile,
+    found_files,
+    loose_file,
+    subsets_of,
+)
 from u2pl_hf.data.source.class_list import ClassList
 from u2pl_hf.errors import require
 
@@ -95,6 +102,7 @@ def annotated_layout(
         k: Drawing(source, image, ids, rest) for k, image in found.items() if image.regions or empty == BACKGROUND
     }
     require(drawings, "no image has an object: annotate some, or pass --empty background")
+    bad += [(key, "the name is not valid text") for key in sorted(images) if SURROGATE.search(key)]
     unclear = {key for key, _ in bad}
     chosen = {key: drawings.get(key) for key in images.keys() - unclear}
     subsets, more_notes = subsets_of(chosen, {file.key: file for file in files}, validation, seed)
@@ -134,6 +142,9 @@ def _classes(
     if read.left_out.total():
         listed = ", ".join(f"{count} {kind}" for kind, count in read.left_out.most_common() if count)
         notes.append(f"objects without an area are left out: {listed}")
+    if palette and len({tuple(colour) for colour in palette}) < len(palette):
+        palette = None
+        notes.append("two classes have one colour, so none is kept: the default ones are shown")
     return ClassList(tuple(names), palette and tuple(map(tuple, palette))), rest, notes
 
 
