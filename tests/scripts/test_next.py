@@ -1,8 +1,8 @@
 """u2pl next: the choice and what is written, on a tiny model with random weights and rendered photographs."""
 
 import json
-import shutil
 import math
+import shutil
 
 import numpy as np
 import pytest
