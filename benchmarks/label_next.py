@@ -10,10 +10,9 @@ stderr, and results.json to the folder. Options of training for all runs come at
 
 import argparse
 import statistics
-import sys
 from pathlib import Path
 
-from u2pl_hf.command_line import ScriptParser, number, print_result
+from u2pl_hf.command_line import ScriptParser, number, print_result, split_at_dashes
 from u2pl_hf.data.source.id_lists import read_ids
 from u2pl_hf.errors import exits_on_input_error, require
 from u2pl_hf.files import write_json, write_text
@@ -38,9 +37,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--seeds", type=positive, default=3, help="how many (3)")
     add("--jobs", type=positive, default=1, help="runs at a time (1)")
     add("--output_dir", type=Path, default=Path("runs/label_next"), help="default: runs/label_next")
-    words = sys.argv[1:]
-    end = words.index("--") if "--" in words else len(words)
-    return parser.parse_args(words[:end], argparse.Namespace(options=words[end + 1 :]))
+    words, options = split_at_dashes(None)
+    return parser.parse_args(words, argparse.Namespace(options=options))
 
 
 def train_all(args: argparse.Namespace, lists: dict[str, tuple[Path, int]]) -> dict[str, float]:
