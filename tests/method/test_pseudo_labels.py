@@ -72,6 +72,26 @@ def test_class_quantiles_of_padding_alone_and_of_one_class():
     assert one.item() == pytest.approx(np.quantile(values.double().numpy(), 0.8), rel=1e-6)
 
 
+@pytest.mark.parametrize("size", [(3, 4), (17, 9), (1, 5), (2, 2), (161, 130)])
+@pytest.mark.parametrize("classes", [2, 15, 16])
+def test_logits_are_resized_as_torch_does(classes, size):
+    """Few classes are resized by matrix products on a CPU: the same numbers and gradients."""
+    results = []
+    for shape in ((2, classes, 7, 5), (2, classes, 1, 5)):
+        logits = torch.randn(shape).contiguous(memory_format=torch.channels_last)
+        weights = torch.randn(2, classes, *size)
+        for resize in (
+            pl.resize_logits,
+            lambda x, s: torch.nn.functional.interpolate(x, size=s, mode="bilinear", align_corners=True),
+        ):
+            own = logits.clone().requires_grad_()
+            out = resize(own, size)
+            (out * weights).sum().backward()
+            results.append((out, own.grad))
+        for found, right in zip(*results[-2:], strict=True):
+            torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
+
+
 def test_label_pixels_equal_a_loop():
     """At the size of the logits, and between their corners."""
     logits = torch.randn(2, 3, 3, 4)

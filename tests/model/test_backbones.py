@@ -40,6 +40,7 @@ def test_any_size_trains_and_loads_again(tmp_path, name):
     assert output.aux_logits.shape == (2, 5, -(-70 // third), -(-97 // third))
     assert output.representation.shape[1] == 12
     output.loss.backward()
+    assert (model.backbone.multiple == 1) == (name == "resnet")
     # The image's last row and column are seen, whatever the patch.
     assert pixels.grad[..., -1, :].any() and pixels.grad[..., -1].any()
 

@@ -261,3 +261,41 @@ def test_slow_depthwise_convolutions_of_a_cpu_compute_in_float32():
         for found, right in zip((c(x) for c in copy.deepcopy(network)[:2]), expected, strict=True):
             assert found.dtype == torch.bfloat16 and torch.equal(found, right.bfloat16())
     assert list(network.state_dict()) == names and {type(plain), type(dense)} == {nn.Conv2d}
+
+
+@pytest.mark.parametrize("dilation", [2, 3, 5])
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_a_dilated_depthwise_convolution_by_phases_is_the_same(dilation, kernel):
+    torch.manual_seed(0)
+    padding = dilation * (kernel // 2)
+    plain = nn.Conv2d(4, 4, kernel, padding=padding, dilation=dilation, groups=4, dtype=torch.float64)
+    by_phases = copy.deepcopy(plain)
+    spare_slow_gradients(by_phases)
+    x = torch.randn(2, 4, 11, 13, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    weights = torch.randn_like(x)
+    results = []
+    for module in (plain, by_phases):
+        own = x.clone().requires_grad_()
+        out = module(own)
+        (out * weights).sum().backward()
+        results.append((out, own.grad, module.weight.grad, module.bias.grad))
+    for found, right in zip(*results, strict=True):
+        torch.testing.assert_close(found, right)
+    # What is compared is two ways: the second one never convolves with a dilation.
+    with TorchFunctionLog() as log:
+        by_phases(x.requires_grad_())
+    assert log.dilations == [1 if 2 * dilation <= 11 else dilation]
+
+
+class TorchFunctionLog(torch.overrides.TorchFunctionMode):
+    """Notes the dilation of each convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.dilations = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.nn.functional.conv2d:
+            dilation = args[5] if len(args) > 5 else 1
+            self.dilations.append(dilation if isinstance(dilation, int) else dilation[0])
+        return function(*args, **(kwargs or {}))

@@ -34,7 +34,7 @@ def pixel_losses(logits: Tensor, labels: Tensor, ignore_index: int = IGNORE) -> 
 
     Summing is another kernel's work: on GPUs, a sum that torch's loss makes itself depends on the order of threads.
     """
-    if logits.is_contiguous(memory_format=torch.channels_last):
+    if logits.is_contiguous(memory_format=torch.channels_last) and not logits.is_contiguous():
         # The classes of a pixel lie side by side: a list of pixels is a view, and its kernels are the faster ones.
         logits, labels = logits.movedim(1, -1).flatten(0, 2), labels.flatten()
     losses = F.cross_entropy(_precise(logits), labels.long(), ignore_index=ignore_index, reduction="none")

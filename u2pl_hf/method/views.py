@@ -76,7 +76,8 @@ def adjust_colours(pixels: Tensor, factors: Tensor, turns: Tensor, order: Tensor
             v.view(-1, 1, 1, 1).to(pixels.device, non_blocking=True) for v in (factor, to_mean, to_grey)
         )
         luma = grey(pixels)
-        pixels = (factor * pixels + to_mean * luma.mean(dim=(2, 3), keepdim=True) + to_grey * luma).clamp(0, 1)
+        added = torch.addcmul(to_mean * luma.mean(dim=(2, 3), keepdim=True), to_grey, luma)
+        pixels = torch.addcmul(added, factor, pixels).clamp_(0, 1)
         hued = (operation == 3).nonzero().flatten()
         pixels = _where(pixels, hued, lambda x, hued=hued: turn_hue(x, turns[hued]))
     return pixels
@@ -100,7 +101,9 @@ def turn_hue(pixels: Tensor, turns: Tensor) -> Tensor:
     )
     hue = hue / 6 + turns.view(-1, 1, 1).to(pixels.device, non_blocking=True)
     # Each channel falls from the value to the lowest within a sixth of the circle and stays there (HSV to RGB, f(n)).
-    place = torch.stack([(n + hue * 6) % 6 for n in (5, 3, 1)], dim=1)
+    place = torch.stack([n + hue * 6 for n in (5, 3, 1)], dim=1)
+    # The remainder of a division by 6; torch's own takes one number at a time on a CPU.
+    place = place - 6 * (place / 6).floor()
     return value.unsqueeze(1) - chroma.unsqueeze(1) * torch.minimum(place, 4 - place).clamp(0, 1)
 
 

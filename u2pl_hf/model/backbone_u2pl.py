@@ -168,8 +168,8 @@ class U2PLAutoBackbone(nn.Module):
 
     Images are padded at the right and at the bottom, with the mean colour, to whole patches or whole cells of the last
     stage, and the features that see nothing but padding are cut off: many backbones would leave out the image's last
-    rows and columns, and each stage others. DPT on a plain vision transformer has them resized to the nearest number
-    of patches instead, as published.
+    rows and columns, and each stage others. Convolutional networks that leave out none get them as they are. DPT on a
+    plain vision transformer has them resized to the nearest number of patches instead, as published.
     """
 
     def __init__(self, config: U2PLConfig):
@@ -181,7 +181,7 @@ class U2PLAutoBackbone(nn.Module):
         self.channels = tuple(self.features.channels[i] for i in self.taps)
         self._normalise_as(config)
         # Backbones that are no plain transformers come to 1/32 in small steps.
-        self.multiple = config.patch or 32
+        self.multiple = 1 if _leaves_out_nothing(self.features) else config.patch or 32
         self.resizes = config.head == "dpt" and config.patch is not None
         if config.head == "dpt" and config.backbone == "dinov2":
             embeddings = self.features.embeddings
@@ -196,6 +196,9 @@ class U2PLAutoBackbone(nn.Module):
             m = self.multiple
             size = [torch.sym_max(m, (2 * side + m) // (2 * m) * m) for side in (height, width)]
             maps = self.features(resize(x, size)).feature_maps
+            return tuple(maps[i] for i in self.taps)
+        if self.multiple == 1:
+            maps = self.features(x).feature_maps
             return tuple(maps[i] for i in self.taps)
         # No negative numbers: ONNX divides and takes remainders of these in another way than Python.
         right, bottom = (self.multiple - (side - 1) % self.multiple - 1 for side in (width, height))
@@ -214,6 +217,27 @@ class U2PLAutoBackbone(nn.Module):
         del self.image_scale, self.image_shift
         self.register_buffer("image_scale", (std / own_std).view(1, 3, 1, 1))
         self.register_buffer("image_shift", ((mean - own_mean) / own_std).view(1, 3, 1, 1))
+
+
+def _leaves_out_nothing(features: nn.Module) -> bool:
+    """Whether a network of convolutions gives ceil(n / stride) features for any n: none of its strides loses pixels.
+
+    What takes steps by other means, as transformers do, has linear layers, or a convolution that does not overlap; and
+    what enlarges maps again, as HRNet does, needs whole cells for the sizes to fit.
+    """
+    kinds = nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d
+    layers = [layer for layer in features.modules() if isinstance(layer, kinds) and layer.stride not in (1, (1, 1))]
+    others = any(isinstance(layer, nn.Linear | nn.Upsample | nn.ConvTranspose2d) for layer in features.modules())
+    return bool(layers) and not others and all(_reaches_the_edge(layer) for layer in layers)
+
+
+def _reaches_the_edge(layer: nn.Module) -> bool:
+    sides = zip(*(_pair(getattr(layer, name, 1)) for name in ("kernel_size", "padding", "dilation")), strict=True)
+    return all(2 * padding == dilation * (kernel - 1) for kernel, padding, dilation in sides)
+
+
+def _pair(value: int | tuple[int, int] | str) -> tuple:
+    return value if isinstance(value, tuple) else (value, value)
 
 
 def _cut(features: torch.Tensor, padded: torch.Size, height: int, width: int) -> torch.Tensor:

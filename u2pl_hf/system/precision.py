@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from u2pl_hf.errors import InputError, TrainingError
@@ -111,28 +112,52 @@ def checkpoint_gradients(student: nn.Module) -> None:
             ) from error
 
 
-class _InFloat32:
-    """Computes in float32 under autocast, and gives what comes after it the type that came."""
+class _InOwnType:
+    """Computes in the type of its weights under autocast, and gives what comes after it the type that came."""
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            return super().forward(x.float()).to(x.dtype)
+            return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+
+
+class _ByPhases(_InOwnType):
+    """Computes a convolution of dilation d as d x d plain ones side by side, each on the pixels that it keeps apart."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        d, (batch, channels, height, width) = self.dilation[0], x.shape
+        # Without gradients there is no slow kernel; and where d is large, phases would be padding mostly.
+        if not torch.is_grad_enabled() or 2 * d > min(height, width):
+            return super().forward(x)
+        h, w = -(-height // d), -(-width // d)
+        x = F.pad(x, (0, w * d - width, 0, h * d - height)).permute(0, 2, 3, 1)
+        phases = x.reshape(batch, h, d, w, d, channels).permute(2, 4, 0, 1, 3, 5).flatten(0, 2)
+        weight, padding = self.weight, tuple(side // 2 for side in self.kernel_size)
+        out = F.conv2d(phases.permute(0, 3, 1, 2), weight, self.bias, 1, padding, 1, self.groups)
+        out = out.permute(0, 2, 3, 1).unflatten(0, (d, d, batch)).permute(2, 3, 0, 4, 1, 5)
+        out = out.reshape(batch, h * d, w * d, channels)[:, :height, :width].permute(0, 3, 1, 2)
+        return out.contiguous(memory_format=torch.channels_last)
 
 
 @cache
-def _in_float32(kind: type[nn.Module]) -> type[nn.Module]:
-    return type(kind.__name__, (_InFloat32, kind), {"__module__": kind.__module__})
+def _computing(way: type, kind: type[nn.Module]) -> type[nn.Module]:
+    return type(kind.__name__, (way, kind), {"__module__": kind.__module__})
 
 
 def spare_slow_gradients(network: nn.Module) -> None:
-    """Compute depthwise convolutions with a stride or a dilation in float32, in place, for bfloat16 on CPUs.
+    """Compute the depthwise convolutions otherwise, in place, for which oneDNN has no fast kernel of gradients on CPUs.
 
-    There oneDNN has no fast bfloat16 kernel for their gradients.
+    With a dilation it has none: such a one is computed as plain ones. With a stride there is one for float32 alone.
     """
     for module in network.modules():
-        is_depthwise = isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1
-        if is_depthwise and max(*module.stride, *module.dilation) > 1:
-            module.__class__ = _in_float32(type(module))
+        if not (isinstance(module, nn.Conv2d) and module.groups == module.in_channels == module.out_channels > 1):
+            continue
+        one, dilation = module.stride == (1, 1), module.dilation
+        kept = tuple(d * (side - 1) for d, side in zip(dilation, module.kernel_size, strict=True))
+        keeps = isinstance(module.padding, tuple) and tuple(2 * side for side in module.padding) == kept
+        if one and keeps and dilation[0] == dilation[1] > 1 and module.padding_mode == "zeros":
+            module.__class__ = _computing(_ByPhases, type(module))
+        elif not one or max(dilation) > 1:
+            module.__class__ = _computing(_InOwnType, type(module))
 
 
 def compile_networks(networks: Iterable[nn.Module], *, dynamic: bool = False) -> None:

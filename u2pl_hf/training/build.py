@@ -203,7 +203,7 @@ def tune_networks(args: RunArguments, student: nn.Module, method: Step) -> None:
 
     Call it when the method has copied its teacher and accelerate has wrapped the student's forward.
     """
-    if args.mixed_precision == "bf16" and student.device.type == "cpu":
+    if student.device.type == "cpu":
         spare_slow_gradients(student)
     if args.gradient_checkpointing:
         checkpoint_gradients(student)
