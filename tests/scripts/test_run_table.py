@@ -101,7 +101,7 @@ def test_finished_runs_are_passed_over_and_failed_ones_are_named(tiny_data, tmp_
     lines = (tmp_path / "cards" / "records" / "tiny.jsonl").read_text().splitlines()
     results = json.loads(lines[1])
     assert results["method"] == "u2pl_ael" and results["run"] == "tiny_ael_seed0" and len(lines) == 2
-    assert sorted(path.name for path in (tmp_path / "cards").iterdir()) == ["records", "tiny.md"]
+    assert sorted(path.name for path in (tmp_path / "cards").iterdir()) == ["records", "tiny.md", "tiny.png"]
     score = f"{100 * results['last']['mean_iou']:.2f}"
     assert f"| U2PL + AEL | 6 | 4 | 0 | {score} |" in errors
     assert f"| U2PL + AEL | 6 | 4 | 0 | {score} |" in (tmp_path / "cards" / "tiny.md").read_text()

@@ -2,7 +2,7 @@
 
 model_cards/records/demo.jsonl   the facts of each run of a table, a line each, without paths of the machine it ran on;
                                  of runs that are of no table: other.jsonl
-model_cards/demo.md              the table
+model_cards/demo.md demo.png     the table, and the curves of its rows where records have them
 model_cards/demo_u2pl_seed0/     a run that is shown: README.md, its card, and curves.png reliability.png
                                  pictures/
 """
@@ -16,20 +16,23 @@ from typing import Required
 from PIL import Image
 
 from u2pl_hf.errors import refusing, require
+from u2pl_hf.evaluation.curves import read_metrics
 from u2pl_hf.files import read_json_lines, read_text, remove, write_atomically, write_text
 from u2pl_hf.hub.exported import picture_in
 from u2pl_hf.hub.model_card import render_model_card
 from u2pl_hf.hub.results import PICTURES, Results, finished_results, public_facts
-from u2pl_hf.measure.tables import Table, render_table
+from u2pl_hf.measure.table_picture import has_curves, save_table_curves
+from u2pl_hf.measure.tables import Table, measured_rows, render_table
 from u2pl_hf.pixels import DAMAGED
 
 OTHER = "other"
 
 
-class Record(Results):
-    """A line of records/TABLE.jsonl: results of a run, and its name."""
+class Record(Results, total=False):
+    """A line of records/TABLE.jsonl: results of a run, its name, and step and mean IoU of each evaluation."""
 
     run: Required[str]
+    curve: list[list[float]] | None
 
 
 def read_records(collection: Path, name: str = "*") -> dict[str, dict]:
@@ -69,7 +72,7 @@ def add_run(run: Path, collection: Path, tables: Iterable[Table] = (), *, pictur
         for picture in filter(None, shown):
             (folder / picture).parent.mkdir(parents=True, exist_ok=True)
             write_atomically(folder / picture, functools.partial(_reduce, run / picture))
-    known = read_records(collection, records.stem) | {name: public_facts(results)}
+    known = read_records(collection, records.stem) | {name: public_facts(results) | evaluations(run)}
     order = list(table.runs()) if table else []
     names = sorted(known, key=lambda name: (order.index(name) if name in order else len(order), name))
     records.parent.mkdir(parents=True, exist_ok=True)
@@ -102,10 +105,21 @@ def write_collection(collection: Path, tables: Iterable[Table] = ()) -> list[Pat
     """
     texts = render_collection(collection, tables)
     changed = [path for path, text in texts.items() if not path.is_file() or read_text(path) != text]
+    records, named = read_records(collection), {collection / f"{table.name}.md": table for table in tables}
     for path in changed:
         _require_inside(collection, path.parent)
+        measured = measured_rows(named[path], records) if path in named else ()
+        if has_curves(measured):
+            save_table_curves(measured, path.with_suffix(".png"))
         write_text(path, texts[path])
     return changed
+
+
+def evaluations(run: Path) -> dict[str, list]:
+    """`curve`: step and mean IoU of each evaluation of a run's metrics.jsonl; nothing where that was taken away."""
+    lines = read_metrics(run / "metrics.jsonl") if (run / "metrics.jsonl").is_file() else []
+    curve = [[line["step"], line["eval_mean_iou"]] for line in lines if line.get("eval_mean_iou") is not None]
+    return {"curve": curve} if curve else {}
 
 
 def _require_inside(collection: Path, folder: Path) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 from u2pl_hf.errors import refusing, require
 from u2pl_hf.files import misfit, read_yaml
 from u2pl_hf.markdown import escaped, markdown_table, one_line
-from u2pl_hf.measure.side_by_side import class_rows, rows_of, words
+from u2pl_hf.measure.room import room_lines, room_rows
+from u2pl_hf.measure.side_by_side import Groups, class_rows, rows_of, words
+from u2pl_hf.measure.table_picture import has_curves
 from u2pl_hf.resources import resource_folder
 
 SLUG = re.compile(r"[a-z0-9_]+")
@@ -93,10 +95,7 @@ def render_table(table: Table, found: Mapping[str, dict]) -> str:
         table: what belongs together.
         found: run name -> results; others than the table's are passed over.
     """
-    groups: dict[str, list[dict]] = {row.id: [] for row in table.rows}
-    for name, (row, _) in table.runs().items():
-        groups[row.id] += [found[name]] if name in found else []
-    measured = [(row.name, groups[row.id]) for row in table.rows if groups[row.id]]
+    measured = measured_rows(table, found)
     missing = [name for name in table.runs() if name not in found]
     parts = [f"# {one_line(table.title)}", table.text.strip()]
     if measured:
@@ -105,11 +104,29 @@ def render_table(table: Table, found: Mapping[str, dict]) -> str:
             markdown_table(head, rows),
             "Mean IoU and IoU per class in per cent, means over the seeds.",
             markdown_table(["class", *(name for name, _ in measured)], class_rows(measured, 1)),
+            *room_parts(table, measured),
             _circumstances([run for _, runs in measured for run in runs]),
         ]
     if missing:
         parts.append(f"Not run: {', '.join(missing)}.")
     return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def measured_rows(table: Table, found: Mapping[str, dict]) -> Groups:
+    """(name, results of its runs) of each row that has some."""
+    groups: dict[str, list[dict]] = {row.id: [] for row in table.rows}
+    for name, (row, _) in table.runs().items():
+        groups[row.id] += [found[name]] if name in found else []
+    return [(row.name, groups[row.id]) for row in table.rows if groups[row.id]]
+
+
+def room_parts(table: Table, measured: Groups) -> list[str]:
+    """What labels could bring, what each method brings of it, and the curves; nothing where SupOnly is missing."""
+    head, *rows = room_rows(measured)
+    if not rows:
+        return []
+    picture = f"![Mean IoU over the labelled images seen]({table.name}.png)" if has_curves(measured) else ""
+    return ["## Room", " ".join(room_lines(measured)), markdown_table(head, rows), picture]
 
 
 def _circumstances(runs: Sequence[dict]) -> str:
