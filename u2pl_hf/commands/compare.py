@@ -12,6 +12,7 @@ on stdout, where that is no terminal, is one JSON object.
 
 import argparse
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 from u2pl_hf.command_line import ScriptParser, number, print_result, split_at_dashes
@@ -23,17 +24,26 @@ from u2pl_hf.markdown import one_line
 from u2pl_hf.measure.comparison import BASE
 from u2pl_hf.measure.comparison_page import score_rows, verdict_lines, write_page
 from u2pl_hf.measure.comparison_runs import RECIPES, Comparison, first_arguments
+from u2pl_hf.measure.label_curve import label_curve, label_lines, label_rows
 from u2pl_hf.measure.queue import run_all
 from u2pl_hf.measure.side_by_side import aligned, class_rows, rows_of
 
 COLUMNS = ("method", "num_labelled", "num_unlabelled", "seed", "max_steps", "seconds", "last", "best", "best at step")
-METHODS = ("suponly", "u2pl:robust", "fixmatch")
+METHODS = ("suponly", "u2pl:robust", "u2pl_ael", "fixmatch")
 # What is repeated where nothing is told.
 FOLDS, SEEDS = 3, (0, 1, 2)
 # Options of training that a comparison decides -> its own.
 OWN = {"dataset": "--dataset", "split": "--split", "unlabelled_dataset": "--unlabelled_dataset", "seed": "--seeds",
        "fold": "--folds", "method": "--methods", "variant": "--methods NAME:VARIANT", "output_dir": "--output_dir",
-       "plan": "--list", "labelled_share": "--split"}  # fmt: skip
+       "plan": "--list", "labelled_share": "--label_shares"}  # fmt: skip
+
+
+def fraction(text: str) -> Fraction:
+    """0.3 or 3/10, exactly."""
+    try:
+        return Fraction(text)
+    except ZeroDivisionError as error:
+        raise ValueError(f"{text} divides by zero") from error
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -51,7 +61,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--seeds", nargs="+", type=number(int), metavar="S", help="of the runs (0 1 2, where there is a validation set)"
     )
-    add("--quick", action="store_true", help="without SupOnly with twice the steps, and with half of the labels")
+    share, told = number(fraction, above=0, below=1), "of the labels, for SupOnly as well (default: 1/4 1/2)"
+    add("--label_shares", nargs="+", type=share, metavar="S", help=f"{told}; 1/2 says whether there is room")
+    add("--quick", action="store_true", help="without SupOnly with twice the steps, and with shares of the labels")
     add("--then_train", action="store_true", help="at the end, train the winner on all labels: OUTPUT_DIR/final")
     add("--list", action="store_true", help="start nothing: write the page of what is finished")
     add("--output_dir", type=Path, default=Path("runs/compare"), metavar="DIR", help="default: runs/compare")
@@ -67,6 +79,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         (not args.runs and not args.dataset, "pass folders of finished runs, or --dataset with images of your own"),
         (args.runs and told, f"-- {' '.join(told[:1])} is for runs that are trained: it needs --dataset"),
         (args.folds and args.seeds, "--folds and --seeds both say what is repeated: pass one of them"),
+        (args.quick and args.label_shares, "--quick leaves SupOnly with --label_shares out: pass one of them"),
         (own, f"-- --{own} is decided here: pass compare's own {OWN.get(own)}"),
         (bool(told) and not told[0].startswith("--"), f"-- {' '.join(told[:1])} is none of u2pl train's options"),
     ])  # fmt: skip
@@ -103,14 +116,17 @@ def comparison_of(args: argparse.Namespace) -> Comparison:
     require(has_validation or folds, told)
     cases = [{"fold": f"{k}/{folds}", "seed": 0} for k in range(1, folds + 1)]
     cases = cases or [{"seed": seed} for seed in dict.fromkeys(args.seeds or SEEDS)]
-    how = {"recipe": args.recipe, "told": args.told, "controls": not args.quick, "jobs": args.jobs}
+    how = {"recipe": args.recipe, "told": args.told, "jobs": args.jobs}
+    how |= {"controls": not args.quick, "shares": args.label_shares}
     return Comparison(args.output_dir, data, args.methods, cases, has_validation=has_validation, **how)
 
 
 def words(comparison: Comparison, facts: dict) -> str:
     """For the terminal."""
     found = comparison.weighed()
-    parts = [aligned(score_rows(found)), "\n".join(verdict_lines(found)), facts["headline"], facts["page"]]
+    labels = label_curve(found)
+    told = [aligned(label_rows(labels)), "\n".join(label_lines(labels))] if labels else []
+    parts = [aligned(score_rows(found)), "\n".join(verdict_lines(found)), *told, facts["headline"], facts["page"]]
     return "\n\n".join(["", *parts])
 
 

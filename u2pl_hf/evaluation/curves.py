@@ -1,5 +1,6 @@
 """The curves of a run as one picture: mean IoU on the left, losses on the right."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,10 +12,12 @@ import numpy as np
 from u2pl_hf.files import read_json_lines
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 WIDTH, HEIGHT, DPI = 560, 300, 100  # of a panel, in pixels
 GRID = "#e2e2e2"
+LEGEND_COLUMNS = 4
 # Told apart by people who see no difference between red and green (Okabe and Ito).
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 # A running mean over this share of the logged steps is what a loss's line shows.
@@ -78,19 +81,50 @@ def draw_panels(panels: Mapping[str, Mapping[str, Points]], last_step: int) -> "
 
     figure = Figure((WIDTH * len(panels) / DPI, HEIGHT / DPI), dpi=DPI, layout="constrained")
     for axes, (title, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        axes.set_prop_cycle(color=COLOURS)
-        for name, points in lines.items():
-            axes.plot(*np.reshape(points, (-1, 2)).T, label=name, marker="o" if len(points) == 1 else None)
-        axes.set_title(title, loc="left", fontsize="medium")
+        _draw_lines(axes, title, lines)
         axes.set_xlim(0, last_step * 1.02)
         axes.set_xlabel("step", loc="right")
         axes.xaxis.set_major_formatter("{x:,.10g}")
-        axes.grid(axis="y", color=GRID)
-        axes.spines[["top", "left", "right"]].set_visible(False)
         if len(lines) > 1:
             # Beside the title, so that it hides no curve.
-            axes.legend(loc="lower right", bbox_to_anchor=(1, 0.98), ncols=len(lines), frameon=False, fontsize="small")
+            columns = min(len(lines), LEGEND_COLUMNS)
+            axes.legend(loc="lower right", bbox_to_anchor=(1, 0.98), ncols=columns, frameon=False, fontsize="small")
     return figure
+
+
+def draw_doublings(title: str, lines: Mapping[str, Points], x_label: str, *, dashed: str) -> "Figure":
+    """A panel of lines, and of points where they are alone, over numbers of which each doubling is equally wide.
+
+    Args:
+        lines: name of a line -> its points.
+        dashed: the name of a line that was not measured.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure((WIDTH * 1.5 / DPI, HEIGHT * 1.2 / DPI), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    _draw_lines(axes, title, lines)
+    axes.lines[0].set_marker("o")
+    for line in axes.lines:
+        if line.get_label() == dashed:
+            line.set(linestyle="--", color=COLOURS[0])
+    numbers = sorted({x for points in lines.values() for x, _ in points})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(numbers, [f"{x:,.0f}" for x in numbers])
+    axes.minorticks_off()
+    axes.set_xlabel(x_label, loc="right")
+    figure.legend(loc="outside right", frameon=False, fontsize="small")
+    return figure
+
+
+def _draw_lines(axes: "Axes", title: str, lines: Mapping[str, Points]) -> None:
+    # Dashed where the colours begin again.
+    styles = [{"color": colour, "linestyle": style} for style in ("-", "--") for colour in COLOURS]
+    for name, points, style in zip(lines, lines.values(), itertools.cycle(styles), strict=False):
+        axes.plot(*np.reshape(points, (-1, 2)).T, label=name, marker="o" if len(points) == 1 else None, **style)
+    axes.set_title(title, loc="left", fontsize="medium")
+    axes.grid(axis="y", color=GRID)
+    axes.spines[["top", "left", "right"]].set_visible(False)
 
 
 def _points(lines: Sequence[dict], name: str) -> list[tuple[float, float]]:

@@ -1,11 +1,12 @@
 """Methods beside SupOnly on one's own data: which runs that takes, and what they say together.
 
-An arm is a method, or SupOnly with twice the steps or half of the labels; a run is an arm on a fold or with a seed.
+An arm is a method, or SupOnly with twice the steps or a share of the labels; a run is an arm on a fold or with a seed.
 """
 
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 from u2pl_hf.errors import require
 from u2pl_hf.measure.queue import option_words
@@ -15,6 +16,9 @@ from u2pl_hf.training.recipe.arguments import find_method, other_settings
 from u2pl_hf.training.recipe.command import parse_arguments as parse_run
 
 BASE, TWICE, HALF = "suponly", "suponly_twice", "suponly_half"
+# Of the labels, for SupOnly beside all of them: what they bring by each doubling.
+SHARES = (Fraction(1, 4), Fraction(1, 2))
+NAMED = {Fraction(1, 2): (HALF, "half"), Fraction(1, 4): ("suponly_quarter", "a quarter")}
 # Of U2PL and its like, as in the project's own tables: from a teacher that knows little, wrong labels spread.
 WARMUP_SHARE = 1 / 4
 
@@ -27,20 +31,30 @@ class Arm:
         id: names its runs.
         title: what the page calls it.
         options: fields in place of the recipe's.
+        share: of the labels.
     """
 
     id: str
     title: str
     options: dict = field(default_factory=dict)
+    share: Fraction = Fraction(1)
+
+    @property
+    def is_control(self) -> bool:
+        """Whether it is SupOnly with other steps or labels than the methods have."""
+        return self.id == TWICE or self.share < 1
 
 
-def arms_of(methods: Sequence[str], words: Sequence[str], told: Sequence[str], *, controls: bool = True) -> list[Arm]:
-    """SupOnly, the methods, and SupOnly's two controls.
+def arms_of(
+    methods: Sequence[str], words: Sequence[str], told: Sequence[str], *, shares: Sequence[Fraction] | None = SHARES
+) -> list[Arm]:
+    """SupOnly, the methods, and SupOnly's controls.
 
     Args:
         methods: NAME or NAME:VARIANT, in the order of the page; SupOnly is there whether named or not.
         words: what training is called with in all runs, the recipe first.
         told: further words, for the runs that take them.
+        shares: of the labels, each in (0, 1); None: without any control.
 
     Raises:
         InputError: no such method, or what all runs are told cannot be; or steps are counted in epochs.
@@ -51,12 +65,14 @@ def arms_of(methods: Sequence[str], words: Sequence[str], told: Sequence[str], *
     arms = {BASE: Arm(BASE, find_method(BASE).title, {"method": BASE})}
     for text in methods:
         arms.setdefault(text.replace(":", "_"), _method_arm(text, words, told))
-    if controls:
+    if shares is not None:
         base = arms[BASE]
         longer = {"max_steps": 2 * args.max_steps, "eval_steps": 2 * args.eval_steps}
         arms[TWICE] = Arm(TWICE, f"{base.title}, twice the steps", base.options | longer)
-        fewer = {"labelled_share": args.labelled_share / 2}
-        arms[HALF] = Arm(HALF, f"{base.title}, half of the labels", base.options | fewer)
+        for share in sorted(shares, reverse=True):
+            name, words_of = NAMED.get(share, (f"suponly_share{float(share):.3g}", f"{100 * float(share):.3g} %"))
+            fewer = {"labelled_share": args.labelled_share * float(share)}
+            arms[name] = Arm(name, f"{base.title}, {words_of} of the labels", base.options | fewer, share)
     return list(arms.values())
 
 
@@ -142,7 +158,7 @@ def weigh(arms: Sequence[Arm], results: Mapping[str, Sequence[dict | None]]) -> 
         base, own = results[BASE], results[arm.id]
         pairs = {name: (_of_class(own, name), _of_class(base, name)) for name in _class_names(own)}
         verdict = None
-        if arm.id not in (BASE, TWICE, HALF):
+        if arm.id != BASE and not arm.is_control:
             controls = {"twice": scores.get(TWICE), "half": scores.get(HALF)}
             verdict = judge(scores[arm.id], scores[BASE], classes=pairs, **controls)
         gain = None if arm.id == BASE else difference(scores[arm.id], scores[BASE])

@@ -11,14 +11,15 @@ from pathlib import Path
 import jinja2
 import numpy as np
 
-from u2pl_hf.evaluation.curves import draw_panels, read_metrics
+from u2pl_hf.evaluation.curves import draw_doublings, draw_panels, read_metrics
 from u2pl_hf.evaluation.folding import folded
 from u2pl_hf.evaluation.inference import predict_all
 from u2pl_hf.evaluation.loading import load_model
 from u2pl_hf.evaluation.pictures import contact_sheet, overlay
 from u2pl_hf.files import write_atomically, write_text
-from u2pl_hf.measure.comparison import BASE, HALF, TWICE, Found, best_of, case_name, headline
+from u2pl_hf.measure.comparison import BASE, Found, best_of, case_name, headline
 from u2pl_hf.measure.comparison_runs import Comparison
+from u2pl_hf.measure.label_curve import FURTHER, curve_lines, label_curve, label_facts, label_lines, label_rows
 from u2pl_hf.measure.side_by_side import deviation, mean_iou, percent
 from u2pl_hf.measure.verdict import RULE, Difference, points
 
@@ -101,6 +102,7 @@ def render(
     further: Sequence[Mapping[str, str]],
     circumstances: str,
     curves: str | None,
+    label_picture: str | None,
     pictures: str | None,
 ) -> str:
     """HTML; all text is escaped.
@@ -112,8 +114,9 @@ def render(
         missing: names of runs that are not there.
         further: what to do next: `words`, and a `command` where there is one.
         circumstances: recipe, hardware, versions.
-        curves, pictures: files beside the page.
+        curves, label_picture, pictures: files beside the page.
     """
+    labels = label_curve(found)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title=title,
@@ -124,6 +127,9 @@ def render(
         scores=score_rows(found),
         classes=class_rows(found),
         about=about,
+        labels=label_rows(labels) if labels else None,
+        label_lines=label_lines(labels) if labels else (),
+        label_picture=label_picture,
         curves=curves,
         pictures=pictures,
         next=further,
@@ -152,7 +158,7 @@ def _curve(path: Path) -> dict[int, float]:
 
 def draw_pictures(comparison: Comparison, found: Sequence[Found], path: Path) -> None:
     """Images that the first case's runs have not seen and judge most differently: image, mask, each prediction."""
-    shown = [f for f in found if f.runs[0] is not None and f.arm.id not in (TWICE, HALF)]
+    shown = [f for f in found if f.runs[0] is not None and not f.arm.is_control]
     names = [case_name(f.arm, comparison.cases[0]) for f in shown]
     models = [folded(load_model(str(comparison.folder / name))) for name in names]
     data = comparison.first_data()
@@ -196,10 +202,15 @@ def next_steps(comparison: Comparison, found: Sequence[Found]) -> list[dict[str,
 def write_page(comparison: Comparison, title: str) -> dict:
     """Curves, pictures, compare.json and compare.html of what is finished; gives what compare.json says."""
     found, missing, folder = comparison.weighed(), comparison.missing(), comparison.folder
-    curves = "curves.png" if found[0].done else None
+    curves, labels = "curves.png" if found[0].done else None, label_curve(found)
+    label_picture = "labels.png" if labels else None
     pictures = "pictures.png" if found[0].runs[0] else None
     if curves:
         draw_curves(comparison, found, folder / curves)
+    if labels:
+        lines = curve_lines(labels)
+        figure = draw_doublings("mean IoU, per cent", lines, "labelled images", dashed=FURTHER)
+        write_atomically(folder / label_picture, functools.partial(figure.savefig, format="png"))
     if pictures:
         draw_pictures(comparison, found, folder / pictures)
     facts = facts_of(comparison, found, missing)
@@ -211,6 +222,7 @@ def write_page(comparison: Comparison, title: str) -> dict:
         further=next_steps(comparison, found),
         circumstances=circumstances(comparison, found),
         curves=curves,
+        label_picture=label_picture,
         pictures=pictures,
     )
     write_text(folder / "compare.json", json.dumps(facts, indent=1) + "\n")
@@ -244,4 +256,5 @@ def facts_of(comparison: Comparison, found: Sequence[Found], missing: Sequence[s
         judged = {"verdict": f.verdict.kind, "words": f.verdict.words, "hurt": f.verdict.hurt} if f.verdict else {}
         arms[f.arm.id] = {"title": f.arm.title, **scores, "gain": gain, **judged}
     told = {"headline": headline(found), "winner": best_of(found), "arms": arms, "cases": comparison.cases}
+    told |= {"labels": label_facts(label_curve(found))}
     return told | {"missing": list(missing), "page": str(comparison.folder / "compare.html")}
