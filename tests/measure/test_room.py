@@ -57,6 +57,8 @@ def test_the_crossing_is_where_a_method_stays_ahead():
     # The mean of two seeds, at the evaluations of both.
     assert mean_curve(of(0.1, 0.2) + of(0.3, 0.4, 0.5, seed=1)) == pytest.approx({80: 0.2, 160: 0.3})
     assert ahead_from([run("u2pl", 0, 0.3)], base) == "-"
+    # SupOnly's curve is that of the same seeds.
+    assert crossing(of(0.2, 0.3, 0.3, 0.3), base + of(0.9, 0.9, 0.9, 0.9, seed=1, method="suponly")) == 80
 
 
 def test_curves_are_drawn_where_a_method_and_suponly_have_some(tmp_path):

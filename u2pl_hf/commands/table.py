@@ -16,7 +16,7 @@ from pathlib import Path
 
 from u2pl_hf.command_line import ScriptParser, number, print_result, split_at_dashes
 from u2pl_hf.errors import InputError, TrainingError, exits_on_input_error, refusing, require
-from u2pl_hf.measure.collection import add_run, write_collection
+from u2pl_hf.measure.collection import add_run, evaluations, write_collection
 from u2pl_hf.measure.queue import option_words, run_all
 from u2pl_hf.measure.tables import Table, TableRow, project_tables, read_table, render_table
 from u2pl_hf.resources import find_resource, resource_folder
@@ -69,7 +69,7 @@ def finished_runs(table: Table, arguments: dict[str, list[str]]) -> dict[str, di
         except InputError as error:
             raise InputError(f"table {table.name}, row {table.runs()[name][0].id}: {error}") from error
         if results is not None:
-            found[name] = results
+            found[name] = results | evaluations(folder.path)
     return found
 
 

@@ -64,13 +64,16 @@ def ahead_from(runs: Sequence[dict], base: Sequence[dict]) -> str:
     """`crossing` in words: "never" where a method ends below SupOnly, "-" where there is no curve."""
     at = crossing(runs, base)
     if at is None:
-        return "never" if mean_curve(runs).keys() & mean_curve(base).keys() else "-"
+        return "never" if mean_curve(runs).keys() & mean_curve(_of_seeds(runs, base)).keys() else "-"
     return f"{at:,} images"
 
 
 def crossing(runs: Sequence[dict], base: Sequence[dict]) -> int | None:
-    """From how many labelled images on a method's mean curve stays above SupOnly's, at the evaluations of both."""
-    own, other = mean_curve(runs), mean_curve(base)
+    """From how many labelled images on a method's mean curve stays above SupOnly's, at the evaluations of both.
+
+    SupOnly's is that of the same seeds.
+    """
+    own, other = mean_curve(runs), mean_curve(_of_seeds(runs, base))
     seen = sorted(own.keys() & other.keys())
     below = max((at for at in seen if own[at] <= other[at]), default=-1)
     return next((at for at in seen if at > below), None)
@@ -107,6 +110,11 @@ def _ceiling(groups: Groups, base: Sequence[dict]) -> Sequence[dict] | None:
 
 def _alike(a: Sequence[dict], b: Sequence[dict]) -> bool:
     return all(a[0].get(fact) == b[0].get(fact) for fact in ("num_labelled", "max_steps"))
+
+
+def _of_seeds(runs: Sequence[dict], base: Sequence[dict]) -> list[dict]:
+    seeds = {run.get("seed") for run in runs}
+    return [run for run in base if run.get("seed") in seeds]
 
 
 def _paired(runs: Sequence[dict], base: Sequence[dict]) -> tuple[list[float | None], list[float | None]]:

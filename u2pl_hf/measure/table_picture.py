@@ -43,7 +43,8 @@ def _draw(axes, number: int, name: str, runs: Sequence[dict], base: Sequence[dic
     colour = "black" if plain else COLOURS[number % len(COLOURS)]
     dash = DASHES[number // len(COLOURS) % len(DASHES)] if not plain or number == 0 else "--"
     points = list(curve), [100 * value for value in curve.values()]
-    axes.plot(*points, dash, color=colour, label=name, linewidth=2 if plain else 1.3)
+    label = f"{name} ({len(runs)} seed{'s' * (len(runs) > 1)})"
+    axes.plot(*points, dash, color=colour, label=label, linewidth=2 if plain else 1.3)
     at = None if plain or base is None else crossing(runs, base)
     if at is not None:
         axes.plot([at], [100 * curve[at]], "o", color=colour, markerfacecolor="none", markersize=9)
