@@ -11,7 +11,7 @@ from u2pl_hf.measure.verdict import POINT, Difference, difference, points
 
 OTHER_HALF = "the other half of the labels"
 # The name of a line of the picture.
-FURTHER = "if labels go on so"
+FURTHER = "were labels doubled again"
 
 
 @dataclass(frozen=True)
