@@ -71,13 +71,14 @@ def test_the_picture_has_methods_at_all_labels():
 def test_little_room_and_missing_runs():
     little = curve_of(half=(0.495, 0.515))
     assert [gain.of_room for gain in little.gains] == [None, None]
-    (line,) = label_lines(little)
+    line, *gains = label_lines(little)
     assert line.endswith("+0.5 ± 0.0 points, less than one: too little to measure methods by.")
+    assert gains == ["Good: +2.5 points.", "Bad: -1.0 points."]
     assert label_facts(little)["methods"]["good"]["of_last_doubling"] is None
     # Pairs alone count: 5 points of the first fold.
     one = curve_of(half=(0.45, None))
     assert one.room.each == pytest.approx([0.05]) and label_rows(one)[2] == ["Half", "6", "45.00", ""]
-    (line,) = label_lines(curve_of(half=(None, None)))
+    line, *_ = label_lines(curve_of(half=(None, None)))
     assert line == "What the other half of the labels brings is not known: SupOnly with half of them was not run."
     assert curve_of(half=(None, None), suponly_quarter=(None, None)) is None
     assert curve_of(suponly=(None, None)) is None
