@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from u2pl_hf.evaluation.curves import COLOURS, HEIGHT, WIDTH, draw_curves, read_metrics, save_curves
+from u2pl_hf.evaluation.curves import (
+    COLOURS,
+    HEIGHT,
+    WIDTH,
+    draw_curves,
+    draw_doublings,
+    draw_panels,
+    read_metrics,
+    save_curves,
+)
 
 
 def test_points_are_those_of_the_metrics():
@@ -36,6 +45,23 @@ def test_points_are_those_of_the_metrics():
 def test_little_to_draw(tmp_path, metrics):
     draw_curves(metrics).savefig(tmp_path / "x.png")
     assert Image.open(tmp_path / "x.png").size == (2 * WIDTH, HEIGHT)
+
+
+def test_doublings_are_equally_wide():
+    lines = {"all": [(25, 40.0), (50, 45.0), (100, 48.0)], "other": [(100, 50.0)], "more": [(100, 48.0), (200, 51.0)]}
+    figure = draw_doublings("scores", lines, "labelled images", dashed="more")
+    (axes,) = figure.axes
+    at = axes.transData.transform([(x, 0) for x in (25, 50, 100, 200)])[:, 0]
+    assert np.allclose(np.diff(at), at[1] - at[0])
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["25", "50", "100", "200"]
+    assert [line.get_linestyle() for line in axes.lines] == ["-", "-", "--"]
+    assert [line.get_marker() for line in axes.lines] == ["o", "o", "None"]
+    assert np.allclose(axes.lines[1].get_xydata(), [(100, 50)])
+
+
+def test_no_two_of_many_lines_look_alike():
+    (axes,) = draw_panels({"scores": {str(n): [(0, n), (9, n)] for n in range(7)}}, 9).axes
+    assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines}) == 7
 
 
 def test_a_line_that_was_not_finished_is_left_out(tmp_path):

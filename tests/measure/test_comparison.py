@@ -1,11 +1,13 @@
 """What is made of the results of a comparison's runs, given as results.json has them."""
 
 import re
+from fractions import Fraction
 
 from u2pl_hf.measure.comparison import BASE, HALF, TWICE, Arm, best_of, fitting, headline, weigh
 from u2pl_hf.measure.comparison_page import class_rows, render, score_rows, verdict_lines
 
-ARMS = [Arm(name, f"<{name}>", {"method": BASE}) for name in (BASE, "other", TWICE, HALF)]
+ARMS = [Arm(name, f"<{name}>", {"method": BASE}) for name in (BASE, "other", TWICE)]
+ARMS.append(Arm(HALF, f"<{HALF}>", {"method": BASE}, Fraction(1, 2)))
 
 
 def run(mean: float, road: float | None = 0.5, **more) -> dict:
@@ -16,6 +18,7 @@ def run(mean: float, road: float | None = 0.5, **more) -> dict:
         "best": scores,
         "seconds": 60.0,
         "peak_memory_mb": 700,
+        "num_labelled": 6,
     } | more
 
 
@@ -59,9 +62,11 @@ def test_the_page_escapes_and_passes_on_warnings():
         further=[{"words": "w", "command": "c <d>"}],
         circumstances="c",
         curves=None,
+        label_picture="labels.png",
         pictures="pictures.png",
     )
     assert "<title>Tea &amp; &lt;cake&gt;</title>" in page and "c &lt;d&gt;" in page and "x_fold1" in page
+    assert "&lt;other&gt;: +10.0 points, 50 % of what the other half" in page and 'src="labels.png"' in page
     assert "&lt;other&gt;, 2 of 2 runs: &lt;sky&gt; is lost" in page and page.count("is lost") == 1
     assert not re.search("<(other|sky|suponly|d|cake)>", page) and "curves.png" not in page
 

@@ -4,8 +4,10 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 
+from tests.training.test_inputs import halves, write_data
 from u2pl_hf.commands import compare, train
 from u2pl_hf.commands.compare import comparison_of, main, parse_arguments
 from u2pl_hf.errors import InputError
@@ -38,12 +40,13 @@ def planned(data, folder, *more, **options):
 
 def test_runs_share_all_but_the_method(tiny_data, without_validation, tmp_path):
     runs = planned(without_validation, tmp_path / "out", "--folds", "2", told=[*TINY, "--learning_rate", "0.01"])
-    names = ("suponly", "u2pl_robust", "fixmatch", "suponly_twice", "suponly_half")
+    names = ("suponly", "u2pl_robust", "u2pl_ael", "fixmatch", "suponly_twice", "suponly_half", "suponly_quarter")
     assert [*runs] == [f"{name}_fold{k}" for k in (1, 2) for name in names]
     assert {run.fold for name, run in runs.items() if name.endswith("2")} == {"2/2"}
     assert {run.learning_rate for run in runs.values()} == {0.01} and {run.seed for run in runs.values()} == {0}
     steps = [runs[f"{name}_fold1"].max_steps for name in names]
-    assert steps == [4, 4, 4, 8, 4] and runs["suponly_half_fold1"].labelled_share == 0.5
+    assert steps == [4, 4, 4, 4, 8, 4, 4]
+    assert [runs[f"suponly_{name}_fold2"].labelled_share for name in ("twice", "half", "quarter")] == [1, 0.5, 0.25]
     robust = runs["u2pl_robust_fold1"]
     assert (robust.method, robust.variant, robust.warmup_steps) == ("u2pl", "robust", 1)
     # A validation set is used where there is one; a warm-up that is told is kept, and told to nobody else.
@@ -54,6 +57,36 @@ def test_runs_share_all_but_the_method(tiny_data, without_validation, tmp_path):
     assert [*planned(tiny_data, tmp_path / "out", "--quick", "--seeds", "5", "--methods", "suponly")] == [
         "suponly_seed5"
     ]
+
+
+def test_shares_of_the_labels(without_validation, tmp_path):
+    """Those that were asked for have to leave an image in each fold; of the usual ones, those that do are run."""
+
+    def shares(data, *more) -> list[str]:
+        runs = planned(data, tmp_path / "out", "--methods", "suponly", *more)
+        return [name.split("_")[1] for name, run in runs.items() if name[-1] in "01" and run.labelled_share < 1]
+
+    # Two folds; the smaller one decides, and a quarter of four is one.
+    for labelled, usual in ((8, ["half", "quarter"]), (7, ["half"]), (3, [])):
+        assert shares(without_validation, "--folds", "2", "--split", labelled) == usual, labelled
+    asked = (without_validation, "--folds", "2", "--label_shares")
+    assert shares(*asked, "3/10", "0.5", "0.9", "0.3") == ["share0.9", "half", "share0.3"]
+    for told, message in (
+        (["1/7"], "--label_shares 1/7 leaves less than one of the 6 labelled images of a run; pass other shares"),
+        (["1/2", "0.99"], "--label_shares 99/100 leaves all of the 6 labelled images"),
+        (["1"], r"--label_shares is 1: it must lie in \(0, 1\)"),
+        (["1/0"], "invalid fraction value: '1/0'"),
+        (["1/2", "--quick"], "--quick leaves SupOnly with --label_shares out"),
+    ):
+        with pytest.raises(InputError, match=message):
+            shares(*asked, *told)
+    # One image of these cannot show both classes; two do.
+    plain = [np.full((70, 90), value, np.uint8) for value in (0, 0, 1, 1)]
+    write_data(tmp_path / "plain", [*plain, halves(), halves()])
+    data = (tmp_path / "plain", "--split", "all", "--seeds", "0")
+    assert shares(*data) == ["half"]
+    with pytest.raises(InputError, match="--label_shares 1/4 leaves a single image: the 1 labelled images have pixels"):
+        shares(*data, "--label_shares", "1/4")
 
 
 def test_what_cannot_be_compared_is_told_in_one_line(tiny_data, without_validation, tmp_path):
@@ -97,8 +130,9 @@ def test_from_images_to_a_page(without_validation, tmp_path, monkeypatch, capsys
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setattr(compare, "run_all", queue_here)
     out = tmp_path / "out"
-    asked = words(without_validation, out, "--folds", "2", "--methods", "fixmatch", "--jobs", "2", "--then_train")
-    main([*asked[: asked.index("--")], "--quick", *asked[asked.index("--") :]])
+    more = ["--folds", "2", "--methods", "fixmatch", "--jobs", "2", "--then_train", "--label_shares", "1/2"]
+    asked = words(without_validation, out, *more, told=[*TINY, "--eval_steps", "4"])
+    main(asked)
     told = capsys.readouterr()
     facts = json.loads(told.out.splitlines()[-1])
     results = [json.loads((out / f"{name}/results.json").read_text()) for name in ("suponly_fold1", "fixmatch_fold1")]
@@ -108,15 +142,26 @@ def test_from_images_to_a_page(without_validation, tmp_path, monkeypatch, capsys
     assert results[1]["num_unlabelled"] == 12 and results[0]["peak_memory_mb"] > 100
     page = (out / "compare.html").read_text()
     assert facts["headline"] in page and "A class is hurt" in page and "Not run yet" not in page
-    assert {f"{name}.png" for name in re.findall(r'src="(\w+)\.png"', page)} == {"curves.png", "pictures.png"}
-    assert all((out / name).stat().st_size > 1000 for name in ("curves.png", "pictures.png"))
+    assert {f"{name}.png" for name in re.findall(r'src="(\w+)\.png"', page)} == {
+        "curves.png",
+        "labels.png",
+        "pictures.png",
+    }
+    assert all((out / name).stat().st_size > 1000 for name in ("curves.png", "labels.png", "pictures.png"))
+    half, whole = facts["labels"]["suponly"]
+    assert [s["labelled"] for s in (half, whole)] == [3, 6] and [s["share"] for s in (half, whole)] == [0.5, 1]
+    scores = [json.loads((out / f"suponly_half_fold{k}/results.json").read_text())["last"]["mean_iou"] for k in (1, 2)]
+    assert half["each"] == pytest.approx(scores) and half["mean"] == pytest.approx(sum(scores) / 2)
+    rises = [a - b for a, b in zip(facts["arms"]["suponly"]["last"], scores, strict=True)]
+    assert facts["labels"]["last_doubling"]["each"] == pytest.approx(rises)
+    assert "labelled images" in told.err and "The other half of the labels brings SupOnly" in page
     # On all labels; there is nothing else to score it on.
     final = json.loads((out / "final" / "results.json").read_text())
     assert final["num_labelled"] == 12 and final["subset"] == "its own labelled images"
     # Nothing is trained twice, and the page is written from what is there.
     before = (out / "fixmatch_fold2" / "results.json").stat().st_mtime_ns
     shutil.rmtree(out / "suponly_fold2")
-    main([*asked[: asked.index("--")], "--quick", "--list", *asked[asked.index("--") :]])
+    main([*asked[: asked.index("--")], "--list", *asked[asked.index("--") :]])
     facts = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert facts["missing"] == ["suponly_fold2"] and len(facts["arms"]["fixmatch"]["gain"]["each"]) == 1
     assert "Not run yet" in (out / "compare.html").read_text()

@@ -11,7 +11,7 @@ from u2pl_hf.measure.verdict import POINT, Difference, difference, points
 
 OTHER_HALF = "the other half of the labels"
 # The name of a line of the picture.
-FURTHER = "if labels go on so"
+FURTHER = "were labels doubled again"
 
 
 @dataclass(frozen=True)
@@ -106,16 +106,15 @@ def label_lines(curve: LabelCurve) -> list[str]:
     """What the last doubling of the labels brought, and what each method brings beside it."""
     room = curve.room
     if room is None:
-        return [f"What {OTHER_HALF} brings is not known: SupOnly with half of them was not run."]
-    spread = "" if room.deviation is None else f" ± {100 * room.deviation:.1f}"
-    brings = f"{OTHER_HALF.capitalize()} brings SupOnly {points(room.mean)}{spread} points"
-    if not curve.tells:
-        return [f"{brings}, less than one: too little to measure methods by."]
-    # A loss is no part of what labels bring.
-    lines = [f"{brings}."]
+        lines = [f"What {OTHER_HALF} brings is not known: SupOnly with half of them was not run."]
+    else:
+        spread = "" if room.deviation is None else f" ± {100 * room.deviation:.1f}"
+        too_little = "" if curve.tells else ", less than one: too little to measure methods by"
+        lines = [f"{OTHER_HALF.capitalize()} brings SupOnly {points(room.mean)}{spread} points{too_little}."]
     for gain in curve.gains:
         # A loss is no part of what labels bring.
-        part = f", {100 * gain.of_room:.0f} % of what {OTHER_HALF} brings" if gain.mean > 0 else ""
+        is_part = gain.of_room is not None and gain.mean > 0
+        part = f", {100 * gain.of_room:.0f} % of what {OTHER_HALF} brings" if is_part else ""
         lines.append(f"{gain.title}: {points(gain.mean)} points{part}.")
     return lines
 
