@@ -210,7 +210,7 @@ def test_a_plan_for_other_processes(tiny_data, tmp_path):
 
 def meta_student(args):
     with torch.device("meta"):
-        return build_student(args, list("abcde"))
+        return build_student(args, list("abcdefghijklmnop"))
 
 
 def test_activations_are_counted_without_values_as_with_them():
