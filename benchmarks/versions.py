@@ -64,7 +64,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=20, help="timed steps of each (default: 20)")
     parser.add_argument("--warmup", type=int, default=2, help="steps before (default: 2)")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if not Path(args.before, "u2pl_hf", "__init__.py").is_file():
+        parser.error(f"{args.before} holds no u2pl_hf: pass the folder of another version's sources")
+    return args
 
 
 def start(args, way: str, tree: Path) -> subprocess.Popen:
