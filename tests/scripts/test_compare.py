@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.training.test_inputs import halves, write_data
 from u2pl_hf.commands import compare, train
@@ -112,6 +113,8 @@ def test_what_cannot_be_compared_is_told_in_one_line(tiny_data, without_validati
         ([], "pass folders of finished runs, or --dataset"),
         (["a", "--dataset", "b"], "not both"),
         (["a", "--", "--seed", "1"], "needs --dataset"),
+        (["--dataset", "a", "--picture", "b.png"], "--picture is of finished runs"),
+        (["a", "--picture", "b.jpg"], "b.jpg must end in .png"),
         (["--dataset", str(tmp_path / "none")], "none"),
     ):
         with pytest.raises(InputError, match=message):
@@ -155,6 +158,17 @@ def test_from_images_to_a_page(without_validation, tmp_path, monkeypatch, capsys
     rises = [a - b for a, b in zip(facts["arms"]["suponly"]["last"], scores, strict=True)]
     assert facts["labels"]["last_doubling"]["each"] == pytest.approx(rises)
     assert "labelled images" in told.err and "The other half of the labels brings SupOnly" in page
+    # Finished runs are drawn where they differ.
+    runs = [str(out / f"{name}_fold1") for name in ("suponly", "fixmatch")]
+    main([*runs, "--picture", str(tmp_path / "made" / "differ.png")])
+    assert Image.open(tmp_path / "made" / "differ.png").width > 4 * 200
+    results = json.loads((out / "fixmatch_fold1" / "results.json").read_text())
+    other = shutil.copytree(out / "fixmatch_fold1", tmp_path / "other")
+    names = [*results["class_names"][1:], "other"]
+    (other / "results.json").write_text(json.dumps(results | {"class_names": names}))
+    with pytest.raises(SystemExit):
+        main([*runs, str(other), "--picture", str(tmp_path / "differ.png")])
+    assert "has other classes than" in capsys.readouterr().err and not (tmp_path / "differ.png").exists()
     # On all labels; there is nothing else to score it on.
     final = json.loads((out / "final" / "results.json").read_text())
     assert final["num_labelled"] == 12 and final["subset"] == "its own labelled images"

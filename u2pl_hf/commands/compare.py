@@ -1,7 +1,7 @@
 """Find out whether unlabelled images pay on data of one's own, or put finished runs side by side.
 
     python training_scripts/compare.py --dataset data/photos --unlabelled_dataset more_photos --output_dir runs/compare
-    python training_scripts/compare.py runs/demo_suponly_seed0 runs/demo_u2pl_seed0
+    python training_scripts/compare.py runs/demo_suponly_seed0 runs/demo_u2pl_seed0 --picture differ.png
 
 With --dataset: SupOnly and other methods are trained with the same steps from one recipe, on folds of the labelled
 images, or with several seeds where the data have a validation set; then OUTPUT_DIR/compare.html tells what came of it,
@@ -11,6 +11,7 @@ on stdout, where that is no terminal, is one JSON object.
 """
 
 import argparse
+import functools
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -18,7 +19,10 @@ from pathlib import Path
 from u2pl_hf.command_line import ScriptParser, number, print_result, split_at_dashes
 from u2pl_hf.data.sources import subset_names
 from u2pl_hf.errors import TrainingError, exits_on_input_error, refuse, require
+from u2pl_hf.evaluation.differing import draw_differing
+from u2pl_hf.evaluation.loading import load_model
 from u2pl_hf.evaluation.outputs import check_writable
+from u2pl_hf.files import write_atomically
 from u2pl_hf.hub.results import finished_results
 from u2pl_hf.markdown import one_line
 from u2pl_hf.measure.comparison import BASE
@@ -27,6 +31,8 @@ from u2pl_hf.measure.comparison_runs import RECIPES, Comparison, first_arguments
 from u2pl_hf.measure.label_curve import label_curve, label_lines, label_rows
 from u2pl_hf.measure.queue import run_all
 from u2pl_hf.measure.side_by_side import aligned, class_rows, rows_of
+from u2pl_hf.training.inputs import load_training_data
+from u2pl_hf.training.recipe.command import parse_arguments as parse_run
 
 COLUMNS = ("method", "num_labelled", "num_unlabelled", "seed", "max_steps", "seconds", "last", "best", "best at step")
 METHODS = ("suponly", "u2pl:robust", "u2pl_ael", "fixmatch")
@@ -51,6 +57,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = ScriptParser(description=__doc__)
     add, several = parser.add_argument, number(int, at_least=2, at_most=100)
     add("runs", nargs="*", type=Path, help="output folders of finished runs, to put side by side")
+    add("--picture", type=Path, metavar="FILE", help="draw the evaluation images that RUNS judge most differently")
     add("--dataset", help="folder that u2pl prepare made, Hub id, or demo: train the methods on it and compare them")
     add("--unlabelled_dataset", nargs="+", default=[], metavar="DIR", help="further images, used as unlabelled")
     add("--split", default="all", help="which images are labelled, as for training (default: all that have a label)")
@@ -78,6 +85,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         (args.runs and args.dataset, "pass finished runs, or --dataset to train some, not both"),
         (not args.runs and not args.dataset, "pass folders of finished runs, or --dataset with images of your own"),
         (args.runs and told, f"-- {' '.join(told[:1])} is for runs that are trained: it needs --dataset"),
+        (args.picture and not args.runs, "--picture is of finished runs; the page has one of those that are trained"),
+        (args.picture and args.picture.suffix != ".png", f"--picture {args.picture} must end in .png"),
         (args.folds and args.seeds, "--folds and --seeds both say what is repeated: pass one of them"),
         (args.quick and args.label_shares, "--quick leaves SupOnly with --label_shares out: pass one of them"),
         (own, f"-- --{own} is decided here: pass compare's own {OWN.get(own)}"),
@@ -93,12 +102,31 @@ def side_by_side(args: argparse.Namespace) -> None:
     # By their paths where two folders have one name.
     named = {str(f) if names.count(f.resolve().name) > 1 else f.resolve().name: f for f in folders}
     runs = {name: finished_results(folder) for name, folder in named.items()}
+    if args.picture:
+        draw_runs(named, runs, args.picture)
     groups = [(name, [results]) for name, results in runs.items()]
     classes = [[f"  {one_line(name)}", *ious] for name, *ious in class_rows(groups, 2)]
     told = [f"\n{aligned([*zip(*rows_of(groups, COLUMNS), strict=True), *classes])}\n"]
     told += [f"pictures: {named[name] / run['pictures']}" for name, run in runs.items() if run.get("pictures")]
     summary = {name: {k: r.get(k) for k in ("method", "seed", "seconds", "best", "last")} for name, r in runs.items()}
     print_result(summary, "\n".join(told), as_json=args.json)
+
+
+def draw_runs(folders: dict[str, Path], results: dict[str, dict], path: Path) -> None:
+    """What the runs make of the evaluation images of the first one that they judge most differently.
+
+    Raises:
+        InputError: a run has other classes, or the data of the first one are not there.
+    """
+    name, *others = folders
+    for other in others:
+        same = results[other]["class_names"] == results[name]["class_names"]
+        require(same, f"--picture: {folders[other]} has other classes than {folders[name]}; leave one of them out")
+    check_writable(path.parent, "--picture")
+    arguments = parse_run([str(folders[name] / "recipe.yaml")], "")
+    data, models = load_training_data(arguments), {name: load_model(str(run)) for name, run in folders.items()}
+    sheet = draw_differing(models, data.evaluation, data.class_names, arguments.evaluation)
+    write_atomically(path, functools.partial(sheet.save, format="PNG"))
 
 
 def comparison_of(args: argparse.Namespace) -> Comparison:

@@ -9,13 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jinja2
-import numpy as np
 
 from u2pl_hf.evaluation.curves import draw_doublings, draw_panels, read_metrics
-from u2pl_hf.evaluation.folding import folded
-from u2pl_hf.evaluation.inference import predict_all
+from u2pl_hf.evaluation.differing import draw_differing
 from u2pl_hf.evaluation.loading import load_model
-from u2pl_hf.evaluation.pictures import contact_sheet, overlay
 from u2pl_hf.files import write_atomically, write_text
 from u2pl_hf.measure.comparison import BASE, Found, best_of, case_name, headline
 from u2pl_hf.measure.comparison_runs import Comparison
@@ -23,8 +20,6 @@ from u2pl_hf.measure.label_curve import FURTHER, curve_lines, label_curve, label
 from u2pl_hf.measure.side_by_side import deviation, mean_iou, percent
 from u2pl_hf.measure.verdict import RULE, Difference, points
 
-# Images on the page, those they are chosen from, and how strong their colours are.
-SHOWN, LOOKED_AT, OPACITY = 4, 32, 0.7
 TEMPLATE = Path(__file__).with_name("comparison.html")
 
 
@@ -159,21 +154,10 @@ def _curve(path: Path) -> dict[int, float]:
 def draw_pictures(comparison: Comparison, found: Sequence[Found], path: Path) -> None:
     """Images that the first case's runs have not seen and judge most differently: image, mask, each prediction."""
     shown = [f for f in found if f.runs[0] is not None and not f.arm.is_control]
-    names = [case_name(f.arm, comparison.cases[0]) for f in shown]
-    models = [folded(load_model(str(comparison.folder / name))) for name in names]
-    data = comparison.first_data()
-    source, palette, looked_at = data.evaluation, models[0].config.palette, []
-    how = comparison.arguments(names[0]).evaluation
-    for row in np.unique(np.linspace(0, len(data.evaluation.ids) - 1, LOOKED_AT).round().astype(int)).tolist():
-        image = source.read_image(row)
-        predictions = [predict_all(model, [image], with_entropy=False, **how)[0].labels for model in models]
-        looked_at.append((sum(np.mean(p != predictions[0]) for p in predictions), row, predictions))
-    cells = []
-    for _, row, predictions in sorted(looked_at, key=lambda each: -each[0])[:SHOWN]:
-        masks = {"mask": source.read_label(row)} | {f.arm.title: p for f, p in zip(shown, predictions, strict=True)}
-        image = source.read_image(row)
-        cells += [(source.ids[row], image), *((name, overlay(image, m, palette, OPACITY)) for name, m in masks.items())]
-    sheet = contact_sheet(cells, palette, data.class_names, columns=2 + len(shown))
+    names = {f.arm.title: case_name(f.arm, comparison.cases[0]) for f in shown}
+    models = {title: load_model(str(comparison.folder / name)) for title, name in names.items()}
+    data, how = comparison.first_data(), comparison.arguments(next(iter(names.values()))).evaluation
+    sheet = draw_differing(models, data.evaluation, data.class_names, how)
     write_atomically(path, functools.partial(sheet.save, format="PNG"))
 
 
