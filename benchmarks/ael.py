@@ -125,10 +125,10 @@ def main() -> None:
             phases.wrap(method, supervised_loss="L_s forward", contrast="anchors, negatives, queues")
             phases.wrap(method, update_confidence="AEL: confidence bank")
             if name == "u2pl_ael":
-                phases.wrap(method, choose_donors="AEL: choosing")
+                phases.wrap(method.copy_paste, choose="AEL: choosing")
                 phases.wrap(method.partners, choose="AEL: choosing")
                 phases.wrap(method.categories, update="AEL: category bank")
-                for pool in (method.pool_l, method.partners.pool):
+                for pool in (method.copy_paste.pool, method.partners.pool):
                     phases.wrap(pool, receive="AEL: waiting for images")
             method.begin(trainer.run.student, 0)
             trainer.run.batches.start()

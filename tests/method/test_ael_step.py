@@ -15,7 +15,7 @@ from u2pl_hf.method import equalization as eq
 from u2pl_hf.method import losses
 from u2pl_hf.method import pseudo_labels as pl
 from u2pl_hf.method.ael import AEL
-from u2pl_hf.method.base import Batch, Further
+from u2pl_hf.method.batch import Batch, Further
 from u2pl_hf.method.teacher import batch_statistics
 
 
@@ -77,15 +77,15 @@ def test_step_equals_the_method_written_out():
     step.bank.confidence.fill_(0.4)  # all alike, so that every pixel is kept
     step.categories.holds[4] = True
     reference_student, reference_teacher = copy.deepcopy(student), copy.deepcopy(step.teacher)
-    donors, partners = step.choose_donors(batch.seed, 2), step.partners.choose(batch.seed, 2)
+    donors, partners = step.copy_paste.choose(batch.seed, 2), step.partners.choose(batch.seed, 2)
     assert partners.rows.tolist() == [4, 4]  # the only one that is known to hold anything
     torch.manual_seed(7)
     contrast, told = step.contrast, []
     step.contrast = lambda *args: told.extend(args) or contrast(*args)
-    output = step(student, batch, step=10, total_steps=40)
+    output = step.learn(student, batch, step=10, total_steps=40)
 
     with torch.no_grad():
-        x, y, _ = step.pool_l.receive(donors.images)
+        x, y, _ = step.copy_paste.pool.receive(donors.images)
         x_l, y_l, pasted = batch.x_l.clone(), batch.y_l.clone(), torch.zeros(2, SIZE, SIZE, dtype=torch.bool)
         for image in range(2):
             if int(donors.rows[image]) != image:
@@ -150,7 +150,7 @@ def test_images_chosen_ahead_are_those_that_a_resumed_run_chooses():
         [numbered(make_batch(), 11 + 2 * n) for n in range(4)],
     )
     for number in range(2):
-        step(student, batches[number], number, 10)
+        step.learn(student, batches[number], number, 10)
     resumed_student = copy.deepcopy(student)
     resumed = make_step(resumed_student, copy_paste_probability=0.5)
     resumed.load_state_dict(step.state_dict())
@@ -158,11 +158,11 @@ def test_images_chosen_ahead_are_those_that_a_resumed_run_chooses():
         outputs = []
         for network, method in ((student, step), (resumed_student, resumed)):
             torch.manual_seed(number)
-            outputs.append(method(network, batches[number], number, 10))
+            outputs.append(method.learn(network, batches[number], number, 10))
         assert outputs[0].total == outputs[1].total
     # The last choice of the resumed run is the last of the other's; together they asked once more, for pass 2.
     for kept, new in (
-        (step.pool_l.asked, resumed.pool_l.asked),
+        (step.copy_paste.pool.asked, resumed.copy_paste.pool.asked),
         (step.partners.pool.asked, resumed.partners.pool.asked),
     ):
         assert len(kept) == 5 and kept[-3:] == new
@@ -171,61 +171,64 @@ def test_images_chosen_ahead_are_those_that_a_resumed_run_chooses():
 def test_warm_up_pastes_and_learns_confidence_but_asks_for_no_partner():
     student, batch = make_student(), numbered(make_batch())
     step = make_step(student, warmup_steps=2)
-    output = step(student, dataclasses.replace(batch, x_u=None, valid_u=None), 1, 10)
+    output = step.learn(student, dataclasses.replace(batch, x_u=None, valid_u=None), 1, 10)
     output.total.backward()
     assert all(p.grad is not None for p in student.parameters())
     assert output.stats["pasted_share"] > 0 and (step.bank.confidence > 0).all()
-    assert step.partners.pool.asked == [] and len(step.pool_l.asked) == 2
+    assert step.partners.pool.asked == [] and len(step.copy_paste.pool.asked) == 2
     assert set(output.named) == {"loss", "loss_supervised"}
     step.begin(student, 2)
-    assert step(student, batch, 2, 10).named["loss_unsupervised"] > 0
+    assert step.learn(student, batch, 2, 10).named["loss_unsupervised"] > 0
 
 
 def test_contrastive_loss_begins_at_its_step():
     student, batch = make_student(), numbered(make_batch())
     step = make_step(student, contrastive_start_steps=3)
-    before = step(student, batch, 2, 10)
+    before = step.learn(student, batch, 2, 10)
     before.total.backward()
     assert "loss_contrastive" not in before.named and step.queues.pushed.sum() == 0
     assert all(p.grad is not None for p in student.parameters())  # distributed training needs every gradient
-    after = step(student, batch, 3, 10)
+    after = step.learn(student, batch, 3, 10)
     assert after.named["loss_contrastive"] > 0 and step.queues.pushed.sum() > 0
 
 
-@pytest.mark.parametrize("probability", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("probability", [0.01, 0.5, 1.0])
 def test_donors_come_with_their_probability_and_hold_a_drawn_class(probability):
     step = make_step(make_student(), labelled=40, copy_paste_probability=probability)
-    step.presence = torch.rand(40, CLASSES) < 0.2
+    step.copy_paste.presence = torch.rand(40, CLASSES) < 0.2
     rows = []
     for seed in range(200):
-        chosen = step.choose_donors(seed, 4)
+        chosen = step.copy_paste.choose(seed, 4)
         given = chosen.rows[chosen.rows >= 0]
-        assert chosen.classes.sort().values.tolist() == [1, 2, 3] and step.presence[given][:, 1:].any(dim=1).all()
+        assert (
+            chosen.classes.sort().values.tolist() == [1, 2, 3]
+            and step.copy_paste.presence[given][:, 1:].any(dim=1).all()
+        )
         rows += chosen.rows.tolist()
     assert sum(row >= 0 for row in rows) == pytest.approx(800 * probability, abs=60)
 
 
 def test_seeds_decide_donors_and_partners():
     step = make_step(make_student(), labelled=40, unlabelled=40)
-    for choose in (step.choose_donors, step.partners.choose):
+    for choose in (step.copy_paste.choose, step.partners.choose):
         drawn = [tuple(choose(seed, 4).rows.tolist()) for seed in (0, 1, 2, 3, 0)]
         assert drawn[0] == drawn[4] and len(set(drawn)) == 4
 
 
 def test_a_class_that_nobody_has_takes_any_image_and_pastes_nothing():
     step = make_step(make_student(), frequent_classes=["0", "1", "2"])
-    step.pool_l.y %= 3
-    step.presence[:, 3] = False
-    assert len({int(row) for seed in range(60) for row in step.choose_donors(seed, 1).rows}) == 6
+    step.copy_paste.pool.y %= 3
+    step.copy_paste.presence[:, 3] = False
+    assert len({int(row) for seed in range(60) for row in step.copy_paste.choose(seed, 1).rows}) == 6
     batch = numbered(make_batch())
-    pasted, stats = step.copy_paste(batch)
+    pasted, stats = step.copy_paste.paste(batch)
     assert torch.equal(pasted.x_l, batch.x_l) and stats["pasted_share"] == 0
 
 
 def test_the_only_labelled_image_is_no_donor_to_itself():
     step = make_step(make_student(), labelled=1, unlabelled=1)
     batch = numbered(make_batch(1))
-    pasted, stats = step.copy_paste(batch)
+    pasted, stats = step.copy_paste.paste(batch)
     assert torch.equal(pasted.x_l, batch.x_l) and torch.equal(pasted.y_l, batch.y_l) and stats["pasted_share"] == 0
 
 
@@ -239,7 +242,7 @@ def test_edge_cases_are_finite(case):
     batch = showing(numbered(batch), torch.zeros(len(batch.x_u), dtype=torch.long))
     if case == "all labels ignored":
         batch.y_l.fill_(255)
-        step.pool_l.y.fill_(255)
+        step.copy_paste.pool.y.fill_(255)
     elif case == "all padding":
         batch.valid_u.fill_(False)
         step.partners.pool.receive = lambda images: (
@@ -251,7 +254,7 @@ def test_edge_cases_are_finite(case):
         step.bank.confidence.fill_(1.0)
     elif case == "two classes":
         batch.y_l[batch.y_l != 255] %= 2
-    output = step(student, batch, 0, 10)
+    output = step.learn(student, batch, 0, 10)
     output.total.backward()
     assert output.total.isfinite() and all(p.grad.isfinite().all() for p in student.parameters())
     assert all(torch.as_tensor(value).isfinite().all() for name, value in output.stats.items() if name != "gamma")
@@ -287,7 +290,7 @@ def test_only_the_boxes_of_components_need_the_host(monkeypatch):
     student, batch = make_student().to("meta"), numbered(make_batch())
     step = make_step(student).to("meta")
     monkeypatch.setattr(torch, "Generator", lambda device: SimpleNamespace(manual_seed=lambda seed: None))
-    for pool in (step.pool_l, step.partners.pool):
+    for pool in (step.copy_paste.pool, step.partners.pool):
         images = [None if t is None else t[:2].to("meta") for t in (pool.x, pool.y, torch.ones(2, SIZE, SIZE).bool())]
         pool.request = lambda rows, seeds: (rows.shape, seeds.shape)
         pool.receive = lambda requested, images=images: images
@@ -296,7 +299,7 @@ def test_only_the_boxes_of_components_need_the_host(monkeypatch):
     batch = dataclasses.replace(showing(batch, torch.arange(2)), **tensors)
     with CopiesThatWait() as waits:
         for number in range(2):
-            output = step(student, batch, number, 10)
+            output = step.learn(student, batch, number, 10)
             output.total.backward()
             step.finish(student, number)
     assert waits.found == []
@@ -314,7 +317,7 @@ def test_watched_labels_are_mixed_like_their_images():
     right_p = pl.resize_logits(teacher(x).logits, (SIZE, SIZE)).argmax(1)
     receive = step.partners.pool.receive
     step.partners.pool.receive = lambda images: (receive(images)[0], right_p, receive(images)[2])
-    stats = step(student, dataclasses.replace(batch, y_u=right), 3, 40).stats
+    stats = step.learn(student, dataclasses.replace(batch, y_u=right), 3, 40).stats
     assert stats["accuracy_reliable"] == 1 and stats["accuracy_unreliable"] == 1
 
 
@@ -326,6 +329,6 @@ def test_a_row_shows_what_its_pool_holds_now():
     batch = showing(batch, torch.arange(2))
     labels = teacher(batch.x_u).logits.argmax(1).masked_fill(~pl.nearest_on_corners(batch.valid_u, (9, 9)), 255)
     assert labels.shape[-2:] == (9, 9) and set(partners.rows.tolist()) <= {0, 1}
-    step(student, batch, 0, 10)
+    step.learn(student, batch, 0, 10)
     share = torch.stack([(labels == c).float().mean(dim=(1, 2)) for c in range(CLASSES)], dim=1)
     assert torch.equal(step.categories.holds, share >= 0.01)

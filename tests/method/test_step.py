@@ -10,7 +10,7 @@ import torch
 from u2pl_hf import U2PLConfig, U2PLForSemanticSegmentation
 from u2pl_hf.method import losses
 from u2pl_hf.method import pseudo_labels as pl
-from u2pl_hf.method.base import Batch
+from u2pl_hf.method.batch import Batch
 from u2pl_hf.method.suponly import SupOnly
 from u2pl_hf.method.teacher import batch_statistics
 from u2pl_hf.method.u2pl import U2PL

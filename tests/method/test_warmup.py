@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.method.test_step import CLASSES, SIZE, make_batch, make_settings, make_student
-from u2pl_hf.method.base import Batch
+from u2pl_hf.method.batch import Batch
 from u2pl_hf.method.u2pl import U2PL
 from u2pl_hf.method.warmup import IMAGES, Stability, agreement, is_stable, latest_end
 from u2pl_hf.pixels import denormalize, normalize

@@ -88,7 +88,7 @@ def _train_and_compare(data, folder, streaming: bool) -> None:
     assert len(compared) == 7 and compared[0][0] > 0 and compared[1][1] == 0 < compared[2][1]
     # What is chosen for the next pass is each process's own.
     method = trainer.run.method
-    for kind, chosen in {"donors": method.donors, "partners": method.partners.chosen}.items():
+    for kind, chosen in {"donors": method.copy_paste.donors, "partners": method.partners.chosen}.items():
         (folder / f"{kind}{torch.distributed.get_rank()}").write_text(str(chosen.images.result()["pixel_values"].sum()))
 
 
@@ -115,7 +115,7 @@ def test_rare_classes(tiny_data, tmp_path):
 
     def rare(name, **options):
         trainer = make_trainer(tiny_data, tmp_path / name, **AEL | options)
-        return trainer, tuple(trainer.run.method.rare.tolist())
+        return trainer, tuple(trainer.run.method.copy_paste.rare.tolist())
 
     trainer, found = rare("default")
     total = trainer.run.data.labels.counts.sum(axis=0)
@@ -155,7 +155,7 @@ def test_donors_come_in_other_sizes_than_labelled_images(tiny_data, tmp_path):
     def filled(pool) -> torch.Tensor:
         return pool.receive(pool.request(rows, torch.arange(60)))[2].float().mean(dim=(1, 2))
 
-    donors, partners = filled(trainer.run.method.pool_l), filled(trainer.run.method.partners.pool)
+    donors, partners = filled(trainer.run.method.copy_paste.pool), filled(trainer.run.method.partners.pool)
     # Images of 64 pixels in crops of 65: the tenth fills 1 %, the half 24 %.
     assert 0.005 < donors.min() < 0.1 and donors.max() == 1
     assert 0.2 < partners.min() < 0.5 and partners.max() == 1

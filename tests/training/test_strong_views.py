@@ -20,9 +20,9 @@ ALL = {"variant": "robust", "confidence_floor": 0.14, "class_quantiles": True, "
        "symmetric_cross_entropy": 0.1, "prototype_momentum": 0.9, "protect_unlearnt": 1e-5}  # fmt: skip
 METHODS = {
     "fixmatch, class": {"method": "fixmatch"} | CLASS,
-    "unimatch_v2": {"method": "unimatch_v2"},
+    "unimatch_v2": {"method": "unimatch_v2", "copy_paste_probability": 0.5},
     # Robust, and what else there is.
-    "everything": ALL | CLASS,
+    "everything": ALL | CLASS | {"copy_paste_probability": 0.5},
 }
 SMALL = {"max_steps": 3, "warmup_steps": 1, "save_steps": 1, "keep_checkpoints": 9, "logging_steps": 1,
          "gradient_accumulation_steps": 2, "learning_rate": 0.01}  # fmt: skip
@@ -54,6 +54,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tiny_data, tmp_path, name):
     lines = [line for line in lines_of(tmp_path / "whole") if "loss" in line]
     assert all(line["loss_unsupervised"] > 0 for line in lines[1:])
     method = whole.run.method
+    if method.copy_paste is not None:
+        assert any(line["pasted_share"] for line in lines) and (method.pasting_bank.confidence > 0).any()
     if "fixmatch" in name or name == "unimatch_v2":
         assert all(0 < line["confident_share"] <= 1 and 0 < line["confidence"] < 1 for line in lines)
         assert whole.run.student.representation_head is None

@@ -1,19 +1,17 @@
-"""What a method is: settings, capabilities and one training step; `METHODS` knows every one by its name.
+"""What a method is: settings, capabilities and one training step; `METHODS` knows every one by its name."""
 
-`_l` and `_u` mark labelled and unlabelled; x (B,3,H,W) normalised images, y_l (B_l,H,W) labels with 255 = ignore,
-valid_u bool (B_u,H,W) without padding.
-"""
-
-from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 from torch import Tensor, nn
 
-from u2pl_hf.errors import InputError
+from u2pl_hf.errors import InputError, require
 from u2pl_hf.fields import setting
 from u2pl_hf.method import losses
-from u2pl_hf.method.pseudo_labels import resize_logits
+from u2pl_hf.method.batch import Batch, ImagePools
+from u2pl_hf.method.copy_paste import CopyPaste
+from u2pl_hf.method.equalization import MOMENTUM, ConfidenceBank
+from u2pl_hf.method.pseudo_labels import nearest_on_corners, resize_logits
 
 
 @dataclass(frozen=True)
@@ -24,36 +22,19 @@ class MethodSettings:
     ohem_threshold: float = setting(0.7, "OHEM keeps pixels whose label's probability is at most this", at_most=1)
     ohem_min_kept: int = setting(100_000, "OHEM keeps at least this many pixels of a batch")
     auxiliary_weight: float = setting(0.4, "weight of the auxiliary head's loss", at_least=0)
+    copy_paste_probability: float = setting(
+        0.0, "probability that a labelled image gets rare classes of another one pasted in (AEL's)", at_most=1
+    )
+    copy_paste_classes: int = setting(3, "rare classes that a pass pastes", at_least=1, at_most=255)
+    frequent_classes: list[str] = setting(
+        [],
+        "names or numbers of the classes that copy-paste leaves alone, or none; default: those with more than "
+        "1/classes of the labelled pixels",
+    )
 
     def settled(self) -> "MethodSettings":
         """With the values that follow from others, where nothing was told."""
         return self
-
-
-@dataclass(frozen=True)
-class Further:
-    """For methods with pools, see `ImagePool`: what the loaders gave, and the seed of the process's next pass."""
-
-    loaded_l: dict
-    loaded_u: dict | None
-    next_seed: int
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One process's images of one pass; the unlabelled half is None where the method does not use it.
-
-    y_u are labels of the unlabelled images where someone wants to watch the pseudo-labels; nothing is learnt from them.
-    `seed` is the pass's own, for what is to be drawn from a generator.
-    """
-
-    x_l: Tensor
-    y_l: Tensor
-    x_u: Tensor | None = None
-    valid_u: Tensor | None = None
-    y_u: Tensor | None = None
-    seed: int = 0
-    further: Further | None = None
 
 
 @dataclass
@@ -68,40 +49,6 @@ class StepOutput:
     named: dict[str, Tensor]
     stats: dict[str, Tensor | float] = field(default_factory=dict)
     counts: dict[str, Tensor] = field(default_factory=dict)
-
-
-class ImagePool(Protocol):
-    """Images by row.
-
-    size: rows of the pool, over all processes.
-    """
-
-    size: int
-
-    def reachable(self) -> tuple[int, int]:
-        """The rows, from the first up to but without the last, that this process may ask for now."""
-
-    def add(self, loaded: dict) -> Tensor:
-        """Take note of the images of a batch, as its loader gave them; their rows, int64 (B,)."""
-
-    def request(self, rows: Tensor, seeds: Tensor) -> Future:
-        """Begin to read rows (K,), augmented with seeds (K,), beside the computation; -1 stands for an empty image."""
-
-    def receive(self, requested: Future) -> tuple[Tensor, Tensor | None, Tensor]:
-        """What was requested: images (K,3,H,W), labels (K,H,W) where the pool has any, and valid bool (K,H,W)."""
-
-
-class ImagePools(Protocol):
-    """Further images of a run for methods that ask for some; nothing is read before that.
-
-    counts: pixels of each class in each labelled image, int64 (labelled,C).
-    passes: forward passes per optimizer step.
-    """
-
-    labelled: ImagePool
-    unlabelled: ImagePool
-    counts: Tensor
-    passes: int
 
 
 class Step(nn.Module):
@@ -122,11 +69,18 @@ class Step(nn.Module):
     about: ClassVar[str] = ""
     uses_unlabelled: ClassVar[bool] = True
     uses_representation: ClassVar[bool] = False
+    # Whether it has a confidence bank that copy-paste goes by; else copy-paste brings one.
+    brings_bank: ClassVar[bool] = False
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
 
     def __init__(self, settings: MethodSettings, student: nn.Module, pools: ImagePools | None = None):
         super().__init__()
         self.settings = settings.settled()
+        self.copy_paste: CopyPaste | None = None
+        self.pasting_bank: ConfidenceBank | None = None
+        if self.settings.copy_paste_probability and not self.brings_bank:
+            self.pasting_bank = ConfidenceBank(student.config.num_labels, MOMENTUM, at_once=True, passes=pools.passes)
+            self.copy_paste = CopyPaste(self.settings, student, pools, self.pasting_bank)
 
     @classmethod
     def check(cls, settings: MethodSettings, *, num_labels: int | None = None, total_steps: int | None = None) -> None:
@@ -135,6 +89,8 @@ class Step(nn.Module):
         Raises:
             InputError: one line that names the option.
         """
+        unused = settings.frequent_classes and not settings.copy_paste_probability
+        require(not unused, "--frequent_classes is about copy-paste: pass --copy_paste_probability too, such as 0.5")
 
     @classmethod
     def unlabelled_from(cls, settings: MethodSettings) -> int:
@@ -175,6 +131,16 @@ class Step(nn.Module):
         """Losses of one step; `step` counts from 0."""
         raise NotImplementedError
 
+    def learn(self, student: nn.Module, batch: Batch, step: int, total_steps: int) -> StepOutput:
+        """What a run calls: `forward`, of labelled images with rare classes pasted in where that is asked for."""
+        if self.copy_paste is None:
+            return self(student, batch, step, total_steps)
+        batch, stats = self.copy_paste.paste(batch)
+        output = self(student, batch, step, total_steps)
+        self.copy_paste.prepare(batch)
+        output.stats |= stats
+        return output
+
     def begin(self, student: nn.Module, step: int) -> None:
         """Called before each step with the unwrapped student."""
 
@@ -212,6 +178,9 @@ class Step(nn.Module):
 
     def supervised_loss(self, output, y_l: Tensor) -> Tensor:
         """L_s of the first len(y_l) images, with the auxiliary head's part where there is one (equation 2)."""
+        if self.pasting_bank is not None:
+            logits = output.logits.detach()[: len(y_l)]
+            self.pasting_bank.update(logits, nearest_on_corners(y_l, logits.shape[-2:]))
         loss = self._label_loss(output.logits[: len(y_l)], y_l)
         if output.aux_logits is not None:
             loss = loss + self.settings.auxiliary_weight * self._label_loss(output.aux_logits[: len(y_l)], y_l)

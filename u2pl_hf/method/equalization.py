@@ -21,18 +21,20 @@ from u2pl_hf.method.queues import several_processes
 # A class belongs to an image's categories from this share of the crop on, and a component is large from this one on.
 CATEGORY_SHARE = 0.01
 COMPONENT_SHARE = 0.005
+# Of the confidence in each class; AEL's 0.999, from 0 on, is for runs of 50,000 steps.
+MOMENTUM = 0.99
 
 
 class ConfidenceBank(nn.Module):
     """Confidence c in [0, 1) per class: the moving average of the student's mean probability of the true class.
 
     It begins at 0, as published, or (`at_once`) with the first mean of a class that comes; it is the same on all
-    processes.
+    processes. It moves once per pass, and the `passes` of a step are to move it as one would that has all their images.
     """
 
-    def __init__(self, num_classes: int, momentum: float = 0.999, *, at_once: bool = False):
+    def __init__(self, num_classes: int, momentum: float = 0.999, *, at_once: bool = False, passes: int = 1):
         super().__init__()
-        self.momentum, self.at_once = momentum, at_once
+        self.momentum, self.at_once = momentum ** (1.0 / passes), at_once
         self.register_buffer("confidence", torch.zeros(num_classes))
 
     @torch.no_grad()

@@ -10,7 +10,8 @@ from u2pl_hf.errors import require
 from u2pl_hf.fields import setting
 from u2pl_hf.method import losses, schedules
 from u2pl_hf.method import pseudo_labels as pl
-from u2pl_hf.method.base import Batch, ImagePools, MethodSettings, Step, StepOutput, register
+from u2pl_hf.method.base import MethodSettings, Step, StepOutput, register
+from u2pl_hf.method.batch import Batch, ImagePools
 from u2pl_hf.method.mixing import box_masks, take_from_next
 from u2pl_hf.method.partners import ClassPartners, class_banks
 from u2pl_hf.method.pseudo_labels import PseudoLabelled
@@ -60,6 +61,7 @@ class FixMatch(Step):
     @classmethod
     def check(cls, settings: Settings, *, num_labels: int | None = None, total_steps: int | None = None) -> None:
         """Refuse partners that nothing is taken from."""
+        super().check(settings, num_labels=num_labels, total_steps=total_steps)
         unused = settings.partner == "class" and not settings.cutmix_probability
         require(not unused, "--partner class takes nothing with --cutmix_probability 0: leave one of them out")
 

@@ -1,34 +1,13 @@
 """Adaptive CutMix of AEL (Hu et al., NeurIPS 2021), for any method: partners that show badly known classes."""
 
-from concurrent.futures import Future
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
 from u2pl_hf.method import equalization as eq
 from u2pl_hf.method import pseudo_labels as pl
-from u2pl_hf.method.base import Batch, ImagePool, ImagePools
+from u2pl_hf.method.batch import Batch, Chosen, ImagePool, ImagePools, ask
 from u2pl_hf.method.pseudo_labels import PseudoLabelled
 from u2pl_hf.method.views import strong_view
-
-# Of the confidence in each class; AEL's 0.999, from 0 on, is for runs of 50,000 steps.
-MOMENTUM = 0.99
-
-
-@dataclass
-class Chosen:
-    """Images of a pool that were asked for: their rows (K,), the classes they are to give, and the images to come."""
-
-    rows: Tensor
-    classes: Tensor
-    images: Future
-
-
-def ask(pool: ImagePool, rows: Tensor, classes: Tensor, generator: torch.Generator) -> Chosen:
-    """Begin to read rows of a pool, with seeds of the generator."""
-    seeds = torch.randint(2**31, rows.shape, generator=generator, device=rows.device)
-    return Chosen(rows, classes, pool.request(rows, seeds))
 
 
 class ClassPartners:
@@ -94,9 +73,8 @@ class ClassPartners:
 
 
 def class_banks(
-    pools: ImagePools, num_labels: int, momentum: float = MOMENTUM, *, at_once: bool = True
+    pools: ImagePools, num_labels: int, momentum: float = eq.MOMENTUM, *, at_once: bool = True
 ) -> tuple[eq.ConfidenceBank, eq.CategoryBank]:
     """Empty banks; a method registers both, so that they are in its checkpoints."""
-    # The bank moves once per pass, and a step's passes are to move it as one would that has all their images.
-    bank = eq.ConfidenceBank(num_labels, momentum ** (1.0 / pools.passes), at_once=at_once)
+    bank = eq.ConfidenceBank(num_labels, momentum, at_once=at_once, passes=pools.passes)
     return bank, eq.CategoryBank(pools.unlabelled.size, num_labels)

@@ -2,7 +2,8 @@
 
 from torch import nn
 
-from u2pl_hf.method.base import Batch, Step, StepOutput, register
+from u2pl_hf.method.base import Step, StepOutput, register
+from u2pl_hf.method.batch import Batch
 
 
 @register

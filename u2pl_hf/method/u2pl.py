@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from u2pl_hf.errors import refuse
 from u2pl_hf.method import losses, official, schedules
 from u2pl_hf.method import pseudo_labels as pl
-from u2pl_hf.method.base import Batch, ImagePools, Step, StepOutput, register, require_in_time
+from u2pl_hf.method.base import Step, StepOutput, register, require_in_time
+from u2pl_hf.method.batch import Batch, ImagePools
 from u2pl_hf.method.mixing import STRONG_AUGMENTATIONS
 from u2pl_hf.method.partners import ClassPartners, class_banks
 from u2pl_hf.method.prototypes import Prototypes
@@ -56,6 +57,7 @@ class U2PL(Step):
     @classmethod
     def check(cls, settings: U2PLSettings, *, num_labels: int | None = None, total_steps: int | None = None) -> None:
         """Refuse ranks that leave no negatives, defects that are not there, and a warm-up without an end."""
+        super().check(settings, num_labels=num_labels, total_steps=total_steps)
         low, high = settings.ranks(num_labels) if num_labels else (1, 2)
         refuse([
             (num_labels and not 1 <= low < min(high, num_labels),

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from u2pl_hf.errors import InputError
-from u2pl_hf.method.base import Batch, ImagePools, StepOutput, register
+from u2pl_hf.method.base import StepOutput, register
+from u2pl_hf.method.batch import Batch, ImagePools
 from u2pl_hf.method.fixmatch import FixMatch
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from u2pl_hf.method.base import Batch
+from u2pl_hf.method.batch import Batch
 from u2pl_hf.method.pseudo_labels import IGNORE, nearest_on_corners
 from u2pl_hf.method.queues import several_processes
 from u2pl_hf.pixels import denormalize, normalize

@@ -13,7 +13,7 @@ from u2pl_hf.data.stream.pools import Reservoir, RowPool
 from u2pl_hf.data.stream.streams import SampleStream, endless_loader
 from u2pl_hf.data.transforms import WeakAugmentation
 from u2pl_hf.method import Batch
-from u2pl_hf.method.base import Further
+from u2pl_hf.method.batch import Further
 from u2pl_hf.pixels import normalize
 from u2pl_hf.system.processes import EACH_PROCESS
 from u2pl_hf.training.inputs import TrainingData

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from u2pl_hf import U2PLConfig, U2PLForSemanticSegmentation
 from u2pl_hf.constants import default_palette
 from u2pl_hf.method import Step
-from u2pl_hf.method.base import ImagePools
+from u2pl_hf.method.batch import ImagePools
 from u2pl_hf.system.frozen import freeze
 from u2pl_hf.system.precision import (
     checkpoint_gradients,

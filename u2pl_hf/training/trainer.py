@@ -100,7 +100,7 @@ class Trainer:
             last = part == passes - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(run.wrapped):
                 with self.accelerator.autocast():
-                    output = run.method(run.wrapped, batch, step, self.args.max_steps)
+                    output = run.method.learn(run.wrapped, batch, step, self.args.max_steps)
                 self.accelerator.backward(output.total / passes)
             self.finite.note(step + 1, output.named, ids)
             outputs.append(output)
