@@ -3,7 +3,7 @@
 import re
 from fractions import Fraction
 
-from u2pl_hf.measure.comparison import BASE, HALF, TWICE, Arm, best_of, fitting, headline, weigh
+from u2pl_hf.measure.comparison import BASE, HALF, PASTED, TWICE, Arm, best_of, fitting, headline, weigh
 from u2pl_hf.measure.comparison_page import class_rows, render, score_rows, verdict_lines
 
 ARMS = [Arm(name, f"<{name}>", {"method": BASE}) for name in (BASE, "other", TWICE)]
@@ -39,6 +39,15 @@ def test_an_arm_is_weighed_against_suponly():
     assert best_of(nothing) is None and headline(nothing).startswith("Too early: <other>")
 
 
+def test_a_winner_that_needs_no_unlabelled_image_is_called_that():
+    arms = [ARMS[0], Arm("other", "AEL", {}, pasted=0.5), Arm(PASTED, "SupOnly + copy-paste", {}, pasted=0.5)]
+    results = {BASE: [run(0.50), run(0.52)], "other": [run(0.60), run(0.62)], PASTED: [run(0.55), run(0.57)]}
+    assert headline(weigh(arms, results)).startswith("Yes, AEL helps: +10.0 points over SupOnly, and +5.0 over SupOnly")
+    _, other, pasted = found = weigh(arms, results | {PASTED: [run(0.61), run(0.63)]})
+    assert other.verdict.kind == "no gain shown" and pasted.verdict.kind == "helps" and best_of(found) == PASTED
+    assert headline(found).startswith("No unlabelled image is needed: SupOnly + copy-paste helps most, +11.0")
+
+
 def test_rows_say_what_was_measured():
     _, base, other, _, half = score_rows(found())
     assert base == ["<suponly>", "51.00", "1.41", "51.00", "", "", "", "1.0", "700"]
@@ -72,6 +81,8 @@ def test_the_page_escapes_and_passes_on_warnings():
 
 
 def test_options_go_to_those_who_take_them():
+    assert fitting(["--frequent_classes", "sky", "--seed", "1"], "u2pl_ael") == ["--seed", "1"]
+    assert fitting(["--frequent_classes", "sky"], "suponly", pastes=True) == ["--frequent_classes", "sky"]
     told = ["--warmup_steps", "3", "--seed", "1", "--confidence_threshold=0.8", "--aspp_dilations", "1", "2", "3"]
     assert fitting(told, "suponly") == ["--seed", "1", "--aspp_dilations", "1", "2", "3"]
     assert fitting(told, "fixmatch") == [*told[2:]]

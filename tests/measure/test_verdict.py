@@ -57,6 +57,16 @@ def test_the_rule(method, twice, half, kind):
     assert judge(method, BASE, twice=twice, half=half).kind == kind
 
 
+def test_what_copy_paste_brings_is_not_counted_as_the_methods():
+    twice, method = shifted(1, 1, 2), shifted(3, 4, 3)
+    found = judge(method, BASE, twice=twice, pasted=shifted(1, 1, 1))
+    told = "+3.3 points over SupOnly, and +2.0 over SupOnly with twice the steps and +2.3 over SupOnly with copy-paste"
+    assert found.kind == "helps" and found.words == told
+    found = judge(method, BASE, twice=BASE, pasted=shifted(4, 4, 4))
+    assert found.kind == "no gain shown" and found.words.endswith("not above SupOnly with copy-paste")
+    assert judge(method, BASE, twice=BASE, pasted=[None] * 3).kind == "helps"
+
+
 def test_runs_that_are_missing():
     assert judge([None] * 3, BASE) is None
     found = judge([0.9, None, None], BASE)

@@ -84,7 +84,7 @@ def test_without_it_nothing_is_asked_for_and_nothing_kept():
 
 
 def test_passes_move_the_bank_as_one_step_and_wrong_settings_are_named():
-    assert make_step(make_student(0), passes=4).pasting_bank.momentum**4 == pytest.approx(0.99)
+    assert make_step(make_student(0), passes=4).pasting_bank.momentum ** 4 == pytest.approx(0.99)
     for kind in METHODS.values():
         with pytest.raises(InputError, match="--frequent_classes is about copy-paste: pass --copy_paste_probability"):
             kind.check(kind.Settings(frequent_classes=["0"], copy_paste_probability=0.0))

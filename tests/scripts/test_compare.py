@@ -41,12 +41,23 @@ def planned(data, folder, *more, **options):
 
 def test_runs_share_all_but_the_method(tiny_data, without_validation, tmp_path):
     runs = planned(without_validation, tmp_path / "out", "--folds", "2", told=[*TINY, "--learning_rate", "0.01"])
-    names = ("suponly", "u2pl_robust", "u2pl_ael", "fixmatch", "suponly_twice", "suponly_half", "suponly_quarter")
+    names = ("suponly", "u2pl_robust", "u2pl_ael", "fixmatch", "suponly_copy_paste", "suponly_twice", "suponly_half",
+             "suponly_quarter")  # fmt: skip
     assert [*runs] == [f"{name}_fold{k}" for k in (1, 2) for name in names]
     assert {run.fold for name, run in runs.items() if name.endswith("2")} == {"2/2"}
     assert {run.learning_rate for run in runs.values()} == {0.01} and {run.seed for run in runs.values()} == {0}
     steps = [runs[f"{name}_fold1"].max_steps for name in names]
-    assert steps == [4, 4, 4, 4, 8, 4, 4]
+    assert steps == [4, 4, 4, 4, 4, 8, 4, 4]
+    # As AEL, and none of the others, has it.
+    pastes = {name: runs[f"{name}_fold1"].settings.copy_paste_probability for name in names}
+    assert pastes == dict.fromkeys(names, 0) | {"u2pl_ael": 0.5, "suponly_copy_paste": 0.5}
+    told = [*TINY, "--copy_paste_probability", "0.3", "--frequent_classes", "1"]
+    everywhere = planned(without_validation, tmp_path / "out", "--folds", "2", told=told)
+    assert {run.settings.copy_paste_probability for run in everywhere.values()} == {0.3}
+    assert "suponly_copy_paste_fold1" not in everywhere and len(everywhere) == 14
+    one = planned(without_validation, tmp_path / "out", "--folds", "2", told=[*TINY, "--frequent_classes", "1"])
+    named = {name for name, run in one.items() if run.settings.frequent_classes}
+    assert named == {f"{name}_fold{k}" for name in ("u2pl_ael", "suponly_copy_paste") for k in (1, 2)}
     assert [runs[f"suponly_{name}_fold2"].labelled_share for name in ("twice", "half", "quarter")] == [1, 0.5, 0.25]
     robust = runs["u2pl_robust_fold1"]
     assert (robust.method, robust.variant, robust.warmup_steps) == ("u2pl", "robust", 1)
@@ -103,6 +114,7 @@ def test_what_cannot_be_compared_is_told_in_one_line(tiny_data, without_validati
         ([], [*TINY, "--variant=robust"], "own --methods NAME:VARIANT"),
         (["--recipe", "nothing"], TINY, "nothing is neither a file nor one of the recipes"),
         ([], [*TINY, "--epochs", "3"], "counts steps in epochs"),
+        (["--methods", "fixmatch"], [*TINY, "--frequent_classes", "1"], "--frequent_classes is about copy-paste"),
         ([], ["4"], "-- 4 is none of u2pl train's options"),
         ([], [*TINY, "--max_stepz", "3"], "max_stepz"),
     ):

@@ -1,6 +1,7 @@
 """Methods beside SupOnly on one's own data: which runs that takes, and what they say together.
 
-An arm is a method, or SupOnly with twice the steps or a share of the labels; a run is an arm on a fold or with a seed.
+An arm is a method, or SupOnly with copy-paste, twice the steps or a share of the labels; a run is an arm on a fold or
+with a seed.
 """
 
 import statistics
@@ -15,7 +16,9 @@ from u2pl_hf.measure.verdict import Difference, Verdict, difference, judge, winn
 from u2pl_hf.training.recipe.arguments import find_method, other_settings
 from u2pl_hf.training.recipe.command import parse_arguments as parse_run
 
-BASE, TWICE, HALF = "suponly", "suponly_twice", "suponly_half"
+BASE, TWICE, HALF, PASTED = "suponly", "suponly_twice", "suponly_half", "suponly_copy_paste"
+# Refused where nothing is pasted.
+PASTING = {"copy_paste_classes", "frequent_classes"}
 # Of the labels, for SupOnly beside all of them: what they bring by each doubling.
 SHARES = (Fraction(1, 4), Fraction(1, 2))
 NAMED = {Fraction(1, 2): (HALF, "half"), Fraction(1, 4): ("suponly_quarter", "a quarter")}
@@ -32,12 +35,14 @@ class Arm:
         title: what the page calls it.
         options: fields in place of the recipe's.
         share: of the labels.
+        pasted: the probability of copy-paste into its labelled images.
     """
 
     id: str
     title: str
     options: dict = field(default_factory=dict)
     share: Fraction = Fraction(1)
+    pasted: float = 0.0
 
     @property
     def is_control(self) -> bool:
@@ -62,17 +67,26 @@ def arms_of(
     args = parse_run([*words, *fitting(told, BASE), *option_words({"method": BASE})], "")
     uneven = "the recipe counts steps in epochs, which are not equally long for all methods: pass -- --max_steps N"
     require(not args.epochs, uneven)
-    arms = {BASE: Arm(BASE, find_method(BASE).title, {"method": BASE})}
+    pasted = args.settings.copy_paste_probability
+    arms = {BASE: Arm(BASE, find_method(BASE).title, {"method": BASE}, pasted=pasted)}
     for text in methods:
         arms.setdefault(text.replace(":", "_"), _method_arm(text, words, told))
+    unused = next((word for word in told if word[2:].partition("=")[0] in PASTING), None)
+    is_used = any(arm.pasted for arm in arms.values())
+    require(not unused or is_used, f"-- {unused} is about copy-paste, which no run has: pass --copy_paste_probability")
     if shares is not None:
         base = arms[BASE]
+        # What a method that pastes gains by that alone, for which it needs no unlabelled image.
+        most = max(arm.pasted for arm in arms.values())
+        if most > base.pasted:
+            options = base.options | {"copy_paste_probability": most}
+            arms[PASTED] = Arm(PASTED, f"{base.title} + copy-paste", options, pasted=most)
         longer = {"max_steps": 2 * args.max_steps, "eval_steps": 2 * args.eval_steps}
-        arms[TWICE] = Arm(TWICE, f"{base.title}, twice the steps", base.options | longer)
+        arms[TWICE] = Arm(TWICE, f"{base.title}, twice the steps", base.options | longer, pasted=base.pasted)
         for share in sorted(shares, reverse=True):
             name, words_of = NAMED.get(share, (f"suponly_share{float(share):.3g}", f"{100 * float(share):.3g} %"))
             fewer = {"labelled_share": args.labelled_share * float(share)}
-            arms[name] = Arm(name, f"{base.title}, {words_of} of the labels", base.options | fewer, share)
+            arms[name] = Arm(name, f"{base.title}, {words_of} of the labels", base.options | fewer, share, base.pasted)
     return list(arms.values())
 
 
@@ -87,12 +101,13 @@ def _method_arm(text: str, words: Sequence[str], told: Sequence[str]) -> Arm:
     if needs and not is_told:
         options["warmup_steps"] = round(WARMUP_SHARE * args.max_steps)
     told = getattr(args.settings, "variant", "paper")
-    return Arm(text.replace(":", "_"), method.title if told == "paper" else f"{method.title}, {told}", options)
+    title = method.title if told == "paper" else f"{method.title}, {told}"
+    return Arm(text.replace(":", "_"), title, options, pasted=args.settings.copy_paste_probability)
 
 
-def fitting(told: Sequence[str], method: str) -> list[str]:
+def fitting(told: Sequence[str], method: str, *, pastes: bool = False) -> list[str]:
     """The words of a command line without options that only other methods have, and their values."""
-    others, kept, is_kept = other_settings(find_method(method)), [], True
+    others, kept, is_kept = other_settings(find_method(method)) | (set() if pastes else PASTING), [], True
     for word in told:
         if word.startswith("--"):
             is_kept = word[2:].partition("=")[0] not in others
@@ -160,6 +175,7 @@ def weigh(arms: Sequence[Arm], results: Mapping[str, Sequence[dict | None]]) -> 
         verdict = None
         if arm.id != BASE and not arm.is_control:
             controls = {"twice": scores.get(TWICE), "half": scores.get(HALF)}
+            controls |= {"pasted": scores.get(PASTED)} if arm.pasted and arm.id != PASTED else {}
             verdict = judge(scores[arm.id], scores[BASE], classes=pairs, **controls)
         gain = None if arm.id == BASE else difference(scores[arm.id], scores[BASE])
         classes = {name: difference(*pair) for name, pair in pairs.items()}
@@ -181,6 +197,8 @@ def headline(found: Sequence[Found]) -> str:
         return "nothing to compare yet"
     chosen = best_of(found)
     best = next((f for f in judged if f.arm.id == chosen), max(judged, key=lambda f: f.gain.mean))
+    if chosen == PASTED:
+        return f"No unlabelled image is needed: {best.arm.title} helps most, {best.verdict.words}"
     if chosen:
         return f"Yes, {best.arm.title} helps: {best.verdict.words}"
     return f"{best.verdict.kind.capitalize()}: {best.arm.title}, {best.verdict.words}"

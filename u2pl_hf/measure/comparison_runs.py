@@ -85,7 +85,7 @@ class Comparison:
         """What training is called with for one run; in another folder, for one that is kept."""
         last = {**arm.options, **case, "output_dir": folder or self.folder / case_name(arm, case)}
         words = [*self.words, *option_words({} if folder else self.queued)]
-        return [*words, *fitting(self.told, arm.options["method"]), *option_words(last)]
+        return [*words, *fitting(self.told, arm.options["method"], pastes=arm.pasted > 0), *option_words(last)]
 
     def arguments(self, name: str) -> RunArguments:
         """Of a run."""

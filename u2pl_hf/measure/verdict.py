@@ -15,10 +15,11 @@ POINT, CLASS_POINTS = 0.01, 0.02
 RULE = (
     "A method helps where its paired differences to SupOnly have a mean of at least one point of mean IoU and are "
     "above zero with 90 % confidence (Student's t, one-sided), and where it ends above SupOnly with twice the steps as "
-    "well. Else it is too early where twice the steps bring SupOnly a point or more; there is no room where the other "
-    "half of the labels brings it less than a point; and else no gain is shown, or a loss where that is as sure as a "
-    "gain has to be. A class is hurt where it loses at least two points of IoU with that confidence. The last "
-    "evaluation counts; the best is shown."
+    "well, and, if it pastes rare classes into labelled images, above SupOnly that does the same. Else it is too early "
+    "where twice the steps bring SupOnly a point or more; there is no room where the other half of the labels brings "
+    "it less than a point; and else no gain is shown, or a loss where that is as sure as a gain has to be. A class is "
+    "hurt where it loses at least two points of IoU with that confidence. The last evaluation counts; the best is "
+    "shown."
 )
 
 
@@ -71,6 +72,7 @@ def judge(
     *,
     twice: Sequence[float | None] | None = None,
     half: Sequence[float | None] | None = None,
+    pasted: Sequence[float | None] | None = None,
     classes: Mapping[str, tuple[Sequence[float | None], Sequence[float | None]]] | None = None,
 ) -> Verdict | None:
     """Judge one method by `RULE`.
@@ -78,6 +80,7 @@ def judge(
     Args:
         method, suponly: mean IoU of each run.
         twice, half: of SupOnly with twice the steps, and with half of the labels; None where that was not measured.
+        pasted: of SupOnly with the copy-paste that the method has too; None where it has none.
         classes: name -> IoU of each run, of the method and of SupOnly.
 
     Returns:
@@ -87,12 +90,14 @@ def judge(
     if gain is None:
         return None
     rise = difference(twice, suponly) if twice else None
-    beyond = difference(method, twice) if twice else None
+    rivals = {"twice the steps": twice, "copy-paste": pasted}
+    beyond = {name: difference(method, rival) for name, rival in rivals.items() if rival}
+    beyond = {name: rival.mean for name, rival in beyond.items() if rival}
     room = difference(suponly, half) if half else None
     told = f"{points(gain.mean)} points over SupOnly"
-    if gain.mean >= POINT and gain.lower > 0 and (beyond is None or beyond.mean > 0):
-        over = "" if beyond is None else f", and {points(beyond.mean)} over SupOnly with twice the steps"
-        kind, words = "helps", told + over
+    if gain.mean >= POINT and gain.lower > 0 and all(mean > 0 for mean in beyond.values()):
+        over = " and ".join(f"{points(mean)} over SupOnly with {name}" for name, mean in beyond.items())
+        kind, words = "helps", f"{told}, and {over}" if over else told
     elif rise and rise.mean >= POINT:
         longer = f"SupOnly still rises, by {points(rise.mean)} with twice the steps: train longer, then compare again"
         kind, words = "too early", f"{told}; {longer}"
@@ -106,7 +111,8 @@ def judge(
         if gain.deviation is None:
             why = "of a single pair of runs, which tells little"
         elif gain.lower > 0 or gain.upper < 0:
-            why = "less than a point" if abs(gain.mean) < POINT else "not above SupOnly with twice the steps"
+            behind = " and ".join(name for name, mean in beyond.items() if mean <= 0)
+            why = "less than a point" if abs(gain.mean) < POINT else f"not above SupOnly with {behind}"
         kind, words = "no gain shown", f"{told}, {why}"
     pairs = {name: difference(*scores) for name, scores in (classes or {}).items()}
     hurt = [name for name, d in pairs.items() if d and d.mean <= -CLASS_POINTS and d.upper < 0]
