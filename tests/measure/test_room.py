@@ -27,6 +27,12 @@ def test_gains_are_of_the_same_seed_and_a_share_of_the_room():
     assert room_lines(groups()) == [told]
 
 
+def test_suponly_with_copy_paste_is_weighed_as_a_method():
+    pasted = [run("suponly", 0, 0.32) | {"settings": {"copy_paste_probability": 0.5}}]
+    rows = room_rows([("pasted", pasted), *groups()])
+    assert rows[1] == ["pasted", "10", "+2.0", "+2.0", "9 %", "-"] and rows[2] == room_rows(groups())[1]
+
+
 def test_little_room_cannot_tell():
     assert room_rows(groups(ceiling=0.35))[1][4] == CANNOT_TELL
     (line,) = room_lines(groups(ceiling=0.35))

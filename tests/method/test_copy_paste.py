@@ -83,6 +83,12 @@ def test_without_it_nothing_is_asked_for_and_nothing_kept():
     assert step.copy_paste is None and not any("bank" in key for key in step.state_dict())
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_a_card_tells_of_it(name):
+    told = [METHODS[name].described(METHODS[name].Settings(copy_paste_probability=p)) for p in (0.0, 0.5)]
+    assert told[0] == METHODS[name].about and ("are pasted into" in told[1]) != METHODS[name].brings_bank
+
+
 def test_passes_move_the_bank_as_one_step_and_wrong_settings_are_named():
     assert make_step(make_student(0), passes=4).pasting_bank.momentum ** 4 == pytest.approx(0.99)
     for kind in METHODS.values():

@@ -17,8 +17,8 @@ HEAD = ["", "labelled", "over SupOnly", "each seed", "share of the room", "ahead
 
 
 def is_suponly(runs: Sequence[dict]) -> bool:
-    """Whether a row is of SupOnly."""
-    return runs[0].get("method") == "suponly"
+    """Whether a row is of plain SupOnly; with copy-paste it is weighed as methods are."""
+    return runs[0].get("method") == "suponly" and not (runs[0].get("settings") or {}).get("copy_paste_probability")
 
 
 def base_of(groups: Groups, runs: Sequence[dict]) -> Sequence[dict] | None:

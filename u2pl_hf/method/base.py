@@ -114,8 +114,9 @@ class Step(nn.Module):
 
     @classmethod
     def described(cls, settings: MethodSettings) -> str:
-        """The card's paragraph on the method."""
-        return cls.about
+        """The card's paragraph on the method, with a word on copy-paste where it is told."""
+        pastes = settings.copy_paste_probability and not cls.brings_bank
+        return cls.about + (" Rare classes of other labelled images are pasted into labelled ones." if pastes else "")
 
     @classmethod
     def mixes_batch(cls, settings: MethodSettings) -> bool:

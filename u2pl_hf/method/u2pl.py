@@ -88,7 +88,7 @@ class U2PL(Step):
     def described(cls, settings: U2PLSettings) -> str:
         """With a word on what is not the paper's."""
         robust = " The variant is not the published method: it has other views, another selection and another teacher."
-        return cls.about + (robust if settings.variant == "robust" else "")
+        return super().described(settings) + (robust if settings.variant == "robust" else "")
 
     @classmethod
     def mixes_batch(cls, settings: U2PLSettings) -> bool:
