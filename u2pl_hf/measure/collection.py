@@ -98,20 +98,24 @@ def render_collection(collection: Path, tables: Iterable[Table] = ()) -> dict[Pa
 
 
 def write_collection(collection: Path, tables: Iterable[Table] = ()) -> list[Path]:
-    """Write the cards and tables that are not as they would be rendered now; returns them.
+    """Write the cards and tables that are not as they would be rendered now, or whose curves are gone; returns them.
 
     Raises:
         InputError: a line of the records is damaged, or a path of the collection leads elsewhere.
     """
     texts = render_collection(collection, tables)
-    changed = [path for path, text in texts.items() if not path.is_file() or read_text(path) != text]
     records, named = read_records(collection), {collection / f"{table.name}.md": table for table in tables}
-    for path in changed:
-        _require_inside(collection, path.parent)
+    changed = []
+    for path, text in texts.items():
         measured = measured_rows(named[path], records) if path in named else ()
-        if has_curves(measured):
-            save_table_curves(measured, path.with_suffix(".png"))
-        write_text(path, texts[path])
+        curves = path.with_suffix(".png") if has_curves(measured) else None
+        if path.is_file() and read_text(path) == text and (curves is None or curves.is_file()):
+            continue
+        _require_inside(collection, path.parent)
+        if curves:
+            save_table_curves(measured, curves)
+        write_text(path, text)
+        changed.append(path)
     return changed
 
 
