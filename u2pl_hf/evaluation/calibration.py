@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from u2pl_hf.constants import IGNORE
 from u2pl_hf.errors import require
-from u2pl_hf.evaluation.curves import COLOURS, DPI, GRID, HEIGHT, WIDTH
+from u2pl_hf.evaluation.curves import COLOURS, DPI, HEIGHT, WIDTH, plain
 from u2pl_hf.evaluation.inference import evaluating, labelled_samples
 from u2pl_hf.evaluation.segmentation import PIECE, segment_rows
 
@@ -175,13 +175,10 @@ def draw_reliability(found: Mapping[float, Reliability]) -> "Figure":
         accuracy.plot(sure.numpy(), right.numpy(), color=colour, marker="o", markersize=4, label=label)
         edges = np.linspace(0, 1, BINS + 1)
         share.stairs((100 * of.pixels / of.pixels.sum()).numpy(), edges, color=colour, label=name)
-    accuracy.set_title("share of right pixels", loc="left", fontsize="medium")
-    share.set_title("share of all pixels, per cent", loc="left", fontsize="medium")
-    for axes in (accuracy, share):
+    for axes, title in ((accuracy, "share of right pixels"), (share, "share of all pixels, per cent")):
+        plain(axes, title)
         axes.set_xlim(0, 1)
         axes.set_xlabel("probability of the predicted class", loc="right")
-        axes.grid(axis="y", color=GRID)
-        axes.spines[["top", "left", "right"]].set_visible(False)
         axes.legend(loc="upper left", frameon=False, fontsize="small")
     return figure
 

@@ -122,6 +122,11 @@ def _draw_lines(axes: "Axes", title: str, lines: Mapping[str, Points]) -> None:
     styles = [{"color": colour, "linestyle": style} for style in ("-", "--") for colour in COLOURS]
     for name, points, style in zip(lines, lines.values(), itertools.cycle(styles), strict=False):
         axes.plot(*np.reshape(points, (-1, 2)).T, label=name, marker="o" if len(points) == 1 else None, **style)
+    plain(axes, title)
+
+
+def plain(axes: "Axes", title: str) -> None:
+    """A title on the left, lines across, and no frame."""
     axes.set_title(title, loc="left", fontsize="medium")
     axes.grid(axis="y", color=GRID)
     axes.spines[["top", "left", "right"]].set_visible(False)

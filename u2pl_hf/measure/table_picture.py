@@ -4,7 +4,7 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-from u2pl_hf.evaluation.curves import COLOURS, DPI, GRID
+from u2pl_hf.evaluation.curves import COLOURS, DPI, plain
 from u2pl_hf.files import write_atomically
 from u2pl_hf.measure.room import base_of, crossing, is_suponly, mean_curve
 from u2pl_hf.measure.side_by_side import Groups
@@ -28,12 +28,10 @@ def save_table_curves(groups: Groups, path: Path) -> None:
     axes = figure.subplots()
     for number, (name, runs) in enumerate((name, runs) for name, runs in groups if mean_curve(runs)):
         _draw(axes, number, name, runs, base_of(groups, runs))
-    axes.set_title("mean IoU, per cent; a ring where a method passes SupOnly for good", loc="left", fontsize="medium")
+    plain(axes, "mean IoU, per cent; a ring where a method passes SupOnly for good")
     axes.set_xlim(left=0)
     axes.set_xlabel("labelled images seen", loc="right")
     axes.xaxis.set_major_formatter("{x:,.10g}")
-    axes.grid(axis="y", color=GRID)
-    axes.spines[["top", "left", "right"]].set_visible(False)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize="small")
     write_atomically(path, functools.partial(figure.savefig, format="png"))
 
