@@ -29,7 +29,8 @@ SOME = {"strong_colour": True, "strong_probability": 1.0, "symmetric_cross_entro
 
 
 def make_step(student, **changes) -> U2PL:
-    pools = SimpleNamespace(unlabelled=TensorPool(9, False), passes=1)
+    counts = torch.ones(6, CLASSES, dtype=torch.int64)
+    pools = SimpleNamespace(labelled=TensorPool(6, True), unlabelled=TensorPool(9, False), counts=counts, passes=1)
     return U2PL(make_settings(**{"unreliable_share": 0.3, "unsupervised_weight": 0.7} | changes), student, pools)
 
 

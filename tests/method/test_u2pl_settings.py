@@ -25,6 +25,7 @@ def test_paper_and_robust_name_existing_fields_that_are_not_told():
 def test_robust_sets_what_is_not_told():
     assert dataclasses.asdict(U2PLSettings(variant="robust").settled()).items() >= (PAPER | ROBUST).items()
     robust = U2PLSettings(variant="robust").settled()
+    assert robust.copy_paste_probability == 0.5
     assert robust.strong_colour and robust.strong_per_image and robust.strong_probability == 1
     assert 0.5 < robust.confidence_floor < 1 and robust.ema_from_start
     for variant in ("paper", "official"):

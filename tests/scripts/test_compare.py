@@ -48,16 +48,16 @@ def test_runs_share_all_but_the_method(tiny_data, without_validation, tmp_path):
     assert {run.learning_rate for run in runs.values()} == {0.01} and {run.seed for run in runs.values()} == {0}
     steps = [runs[f"{name}_fold1"].max_steps for name in names]
     assert steps == [4, 4, 4, 4, 4, 8, 4, 4]
-    # As AEL, and none of the others, has it.
-    pastes = {name: runs[f"{name}_fold1"].settings.copy_paste_probability for name in names}
-    assert pastes == dict.fromkeys(names, 0) | {"u2pl_ael": 0.5, "suponly_copy_paste": 0.5}
+    # As AEL and robust have it.
+    pastes = {name: runs[f"{name}_fold1"].settings.settled().copy_paste_probability for name in names}
+    assert pastes == dict.fromkeys(names, 0) | {"u2pl_ael": 0.5, "u2pl_robust": 0.5, "suponly_copy_paste": 0.5}
     told = [*TINY, "--copy_paste_probability", "0.3", "--frequent_classes", "1"]
     everywhere = planned(without_validation, tmp_path / "out", "--folds", "2", told=told)
     assert {run.settings.copy_paste_probability for run in everywhere.values()} == {0.3}
     assert "suponly_copy_paste_fold1" not in everywhere and len(everywhere) == 14
     one = planned(without_validation, tmp_path / "out", "--folds", "2", told=[*TINY, "--frequent_classes", "1"])
     named = {name for name, run in one.items() if run.settings.frequent_classes}
-    assert named == {f"{name}_fold{k}" for name in ("u2pl_ael", "suponly_copy_paste") for k in (1, 2)}
+    assert named == {f"{name}_fold{k}" for name in ("u2pl_ael", "u2pl_robust", "suponly_copy_paste") for k in (1, 2)}
     assert [runs[f"suponly_{name}_fold2"].labelled_share for name in ("twice", "half", "quarter")] == [1, 0.5, 0.25]
     robust = runs["u2pl_robust_fold1"]
     assert (robust.method, robust.variant, robust.warmup_steps) == ("u2pl", "robust", 1)

@@ -67,7 +67,7 @@ def arms_of(
     args = parse_run([*words, *fitting(told, BASE), *option_words({"method": BASE})], "")
     uneven = "the recipe counts steps in epochs, which are not equally long for all methods: pass -- --max_steps N"
     require(not args.epochs, uneven)
-    pasted = args.settings.copy_paste_probability
+    pasted = args.settings.settled().copy_paste_probability
     arms = {BASE: Arm(BASE, find_method(BASE).title, {"method": BASE}, pasted=pasted)}
     for text in methods:
         arms.setdefault(text.replace(":", "_"), _method_arm(text, words, told))
@@ -102,7 +102,7 @@ def _method_arm(text: str, words: Sequence[str], told: Sequence[str]) -> Arm:
         options["warmup_steps"] = round(WARMUP_SHARE * args.max_steps)
     told = getattr(args.settings, "variant", "paper")
     title = method.title if told == "paper" else f"{method.title}, {told}"
-    return Arm(text.replace(":", "_"), title, options, pasted=args.settings.copy_paste_probability)
+    return Arm(text.replace(":", "_"), title, options, pasted=args.settings.settled().copy_paste_probability)
 
 
 def fitting(told: Sequence[str], method: str, *, pastes: bool = False) -> list[str]:

@@ -16,7 +16,7 @@ from u2pl_hf.method.copy_paste import CopyPaste
 from u2pl_hf.method.partners import ClassPartners, class_banks
 from u2pl_hf.method.pseudo_labels import PseudoLabelled
 from u2pl_hf.method.u2pl import U2PL
-from u2pl_hf.method.u2pl_settings import PAPER, U2PLSettings
+from u2pl_hf.method.u2pl_settings import AEL_HAS, PAPER, U2PLSettings
 
 
 @register
@@ -52,7 +52,7 @@ class AEL(U2PL):
         if settings.variant != "paper":
             raise InputError(f"--variant {settings.variant} goes with --method u2pl: pass one of them")
         refuse((getattr(settings, name) not in (None, off), f"--{name} goes with --method u2pl, not u2pl_ael")
-               for name, off in PAPER.items() if name != "ema_decay")  # fmt: skip
+               for name, off in PAPER.items() if name not in AEL_HAS)  # fmt: skip
         mixing = settings.strong_augmentation
         require(mixing == "cutmix", f"--strong_augmentation {mixing} goes with --method u2pl: AEL has its own CutMix")
         super().check(settings, num_labels=num_labels, total_steps=total_steps)

@@ -89,7 +89,7 @@ class Step(nn.Module):
         Raises:
             InputError: one line that names the option.
         """
-        unused = settings.frequent_classes and not settings.copy_paste_probability
+        unused = settings.frequent_classes and not settings.settled().copy_paste_probability
         require(not unused, "--frequent_classes is about copy-paste: pass --copy_paste_probability too, such as 0.5")
 
     @classmethod
@@ -115,7 +115,7 @@ class Step(nn.Module):
     @classmethod
     def described(cls, settings: MethodSettings) -> str:
         """The card's paragraph on the method, with a word on copy-paste where it is told."""
-        pastes = settings.copy_paste_probability and not cls.brings_bank
+        pastes = settings.settled().copy_paste_probability and not cls.brings_bank
         return cls.about + (" Rare classes of other labelled images are pasted into labelled ones." if pastes else "")
 
     @classmethod

@@ -22,6 +22,7 @@ PAPER = {
     "prototype_momentum": 0.0,
     "protect_unlearnt": 0.0,
     "partner": "next",
+    "copy_paste_probability": 0.0,
 }
 ROBUST = {
     "strong_colour": True,
@@ -29,7 +30,10 @@ ROBUST = {
     "strong_per_image": True,
     "confidence_floor": 0.8,
     "ema_from_start": True,
+    "copy_paste_probability": 0.5,
 }
+# Of these, what AEL has too, and what goes with the published code's variant.
+AEL_HAS, OFFICIAL_HAS = {"ema_decay", "copy_paste_probability"}, {"ema_decay", "strong_probability"}
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,11 @@ class U2PLSettings(MethodSettings):
     )
 
     # Off unless told, or --variant robust.
+    copy_paste_probability: float | None = setting(
+        None,
+        "probability that a labelled image gets rare classes of another one pasted in (AEL's); robust 0.5",
+        at_most=1,
+    )
     strong_per_image: bool | None = setting(None, "draw for each image whether it is mixed; robust: true")
     strong_colour: bool | None = setting(None, "colour jitter, grey and blur in the student's images; robust: true")
     partner: str | None = setting(
@@ -125,7 +134,7 @@ class U2PLSettings(MethodSettings):
     def unpublished(self) -> Iterator[tuple[bool, str]]:
         """What `official` does not have, for `refuse`."""
         told = [name for name, off in PAPER.items() if getattr(self, name) not in (None, off)]
-        told = [name for name in told if name not in ("ema_decay", "strong_probability")]
+        told = [name for name in told if name not in OFFICIAL_HAS]
         told += ["warmup auto"] if self.warmup == "auto" else []
         for name in told:
             yield self.variant == "official", f"--{name} goes with --variant paper or robust, not official"
