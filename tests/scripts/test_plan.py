@@ -45,8 +45,8 @@ def gpu(gib: int, has_bf16: bool = True) -> plan.Card:
 @pytest.mark.parametrize(
     ("card", "recipe"),
     [
-        (None, "own_data_cpu_u2pl_ael"),
-        (gpu(2), "own_data_cpu_u2pl_ael"),
+        (None, "own_data_cpu_u2pl_robust"),
+        (gpu(2), "own_data_cpu_u2pl_robust"),
         (gpu(8), "own_data_dinov2_8gb_fixmatch"),
         (gpu(24), "own_data_dinov2_fixmatch"),
     ],
@@ -59,7 +59,7 @@ def test_the_first_recipe_that_fits(photos, monkeypatch, capsys, card, recipe):
     for row in on_gpu:
         assert row["needed_mb"] == round(1.5 * row["counted_mb"]) + 1000
         assert row["fits"] == (card is not None and row["needed_mb"] <= card.memory)
-    assert anywhere == {"recipe": "own_data_cpu_u2pl_ael", "counted_mb": None, "needed_mb": None, "fits": True}
+    assert anywhere == {"recipe": "own_data_cpu_u2pl_robust", "counted_mb": None, "needed_mb": None, "fits": True}
     # On one GPU, of 24 GB and of 8: as the recipes' names and comments have it.
     assert on_gpu[1]["needed_mb"] < 24_000 and on_gpu[2]["needed_mb"] < 8_000 < on_gpu[0]["needed_mb"]
 

@@ -24,7 +24,7 @@ ON_GPU = {
     True: ("own_data_dinov2_fixmatch", "own_data_dinov2_unimatch_v2", "own_data_dinov2_8gb_fixmatch"),
     False: ("own_data_dinov2_suponly", "own_data_dinov2_8gb_suponly"),
 }
-ANYWHERE = {True: "own_data_cpu_u2pl_ael", False: "own_data_cpu_suponly"}
+ANYWHERE = {True: "own_data_cpu_u2pl_robust", False: "own_data_cpu_suponly"}
 # What a plan counts is a lower bound. Half as much again for what passes (gradients of activations, workspaces, gaps),
 # and, in MB, what CUDA and its libraries take at the start: assumed, not measured.
 MARGIN, AT_START = 1.5, 1000
