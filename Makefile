@@ -16,13 +16,13 @@ $(VENV)/.installed: setup.cfg setup.py pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $@
 
-# SupOnly and U2PL on the same labelled images of the demo data, then both as one table.
+# SupOnly and U2PL, robust, on the same labelled images of the demo data, then both as one table.
 demo: $(VENV)/.installed
 	$(LAUNCH) training_scripts/train_u2pl.py training_scripts/recipes/demo_suponly.yaml --seed $(SEED) \
 		--output_dir $(RUNS)/demo_suponly_seed$(SEED) >/dev/null
-	$(LAUNCH) training_scripts/train_u2pl.py training_scripts/recipes/demo_u2pl.yaml --seed $(SEED) \
-		--output_dir $(RUNS)/demo_u2pl_seed$(SEED) >/dev/null
-	$(BIN)/python training_scripts/compare.py $(RUNS)/demo_suponly_seed$(SEED) $(RUNS)/demo_u2pl_seed$(SEED)
+	$(LAUNCH) training_scripts/train_u2pl.py training_scripts/recipes/demo_u2pl_robust.yaml --seed $(SEED) \
+		--output_dir $(RUNS)/demo_robust_seed$(SEED) >/dev/null
+	$(BIN)/python training_scripts/compare.py $(RUNS)/demo_suponly_seed$(SEED) $(RUNS)/demo_robust_seed$(SEED)
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4

@@ -189,14 +189,14 @@ def world(tmp_path_factory, tiny_data, run_script) -> Path:
         run_script("training_scripts/convert_checkpoint.py", "ckpt_best.pth", "models/u2pl_voc")
         options = [word for name, value in TINY.items() for word in (f"--{name}", *str(value).split())]
         recipe = "training_scripts/recipes/demo_u2pl.yaml"
-        data = ["--dataset", tiny_data, "--split", "1/4", "--output_dir", "runs/demo_u2pl_seed0"]
+        data = ["--dataset", tiny_data, "--split", "1/4", "--output_dir", "runs/demo_robust_seed0"]
         run_script("training_scripts/train_u2pl.py", recipe, *options, *data)
         photos = ["--root", "photos", "--classes", "classes.txt", "--workers", 1, "--output_dir", "data/photos"]
         run_script("training_scripts/prepare_dataset.py", "folder", *photos)
         data = ["--dataset", "data/photos", "--split", "1/2", "--output_dir", "runs/photos"]
         run_script("training_scripts/train_u2pl.py", recipe, *options, *data)
     for name in ("demo_u2pl", "demo_suponly", "camvid_u2pl", "camvid_suponly", "voc_732", "method"):
-        (root / "runs" / name).symlink_to(root / "runs" / "demo_u2pl_seed0")
+        (root / "runs" / name).symlink_to(root / "runs" / "demo_robust_seed0")
     (root / "runs" / "voc").symlink_to(root / "models" / "u2pl_voc")
     return root
 

@@ -1,7 +1,7 @@
 """Render the tables and cards in model_cards/ again, from the records beside them.
 
     python training_scripts/render_cards.py
-    python training_scripts/render_cards.py runs/demo_suponly_seed0 runs/demo_u2pl_seed0
+    python training_scripts/render_cards.py runs/demo_suponly_seed0 runs/demo_robust_seed0
 
 With runs, their facts are taken first into the records of the table that they belong to. A run of no table gets a card
 in a folder of its own, with its curves; so does any run with --pictures, with the images of its last evaluation: pass

@@ -1,7 +1,7 @@
 """Find out whether unlabelled images pay on data of one's own, or put finished runs side by side.
 
     python training_scripts/compare.py --dataset data/photos --unlabelled_dataset more_photos --output_dir runs/compare
-    python training_scripts/compare.py runs/demo_suponly_seed0 runs/demo_u2pl_seed0 --picture differ.png
+    python training_scripts/compare.py runs/demo_suponly_seed0 runs/demo_robust_seed0 --picture differ.png
 
 With --dataset: SupOnly and other methods are trained with the same steps from one recipe, on folds of the labelled
 images, or with several seeds where the data have a validation set; then OUTPUT_DIR/compare.html tells what came of it,
