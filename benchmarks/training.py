@@ -49,7 +49,11 @@ CONFIGURATIONS = {
 }
 # What --method takes: methods that need no pools of images, and the variants of U2PL.
 WAYS = {name: {"method": name} for name in METHODS if name != "u2pl_ael"}
-WAYS |= {f"u2pl_{variant}": {"method": "u2pl", "variant": variant} for variant in ("official", "robust")}
+# Copy-paste reads images, which are drawn here.
+WAYS |= {
+    f"u2pl_{variant}": {"method": "u2pl", "variant": variant, "copy_paste_probability": 0.0}
+    for variant in ("official", "robust")
+}
 # These two take the precision that the device is best at.
 USUAL_PRECISION = ("checkpointing", "deterministic")
 # What a CPU cannot do, and what it compiles for minutes.
