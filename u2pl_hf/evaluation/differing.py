@@ -15,7 +15,9 @@ from u2pl_hf.evaluation.pictures import contact_sheet, overlay
 SHOWN, LOOKED_AT, OPACITY = 4, 32, 0.7
 
 
-def draw_differing(models: Mapping[str, nn.Module], source: Source, class_names: Sequence[str], how: dict) -> Image:
+def draw_differing(
+    models: Mapping[str, nn.Module], source: Source, class_names: Sequence[str], how: dict
+) -> Image.Image:
     """A row per image, with the ones first whose pixels most models judge otherwise than the first model.
 
     Args:
