@@ -11,7 +11,7 @@ from u2pl_hf.method import losses
 from u2pl_hf.method.batch import Batch, ImagePools
 from u2pl_hf.method.copy_paste import CopyPaste
 from u2pl_hf.method.equalization import MOMENTUM, ConfidenceBank
-from u2pl_hf.method.pseudo_labels import nearest_on_corners, resize_logits
+from u2pl_hf.method.pseudo_labels import resize_logits
 
 
 @dataclass(frozen=True)
@@ -180,8 +180,7 @@ class Step(nn.Module):
     def supervised_loss(self, output, y_l: Tensor) -> Tensor:
         """L_s of the first len(y_l) images, with the auxiliary head's part where there is one (equation 2)."""
         if self.pasting_bank is not None:
-            logits = output.logits.detach()[: len(y_l)]
-            self.pasting_bank.update(logits, nearest_on_corners(y_l, logits.shape[-2:]))
+            self.pasting_bank.learn(output.logits, y_l)
         loss = self._label_loss(output.logits[: len(y_l)], y_l)
         if output.aux_logits is not None:
             loss = loss + self.settings.auxiliary_weight * self._label_loss(output.aux_logits[: len(y_l)], y_l)

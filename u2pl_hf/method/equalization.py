@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from u2pl_hf.method.losses import pixel_losses
 from u2pl_hf.method.mixing import box_masks
-from u2pl_hf.method.pseudo_labels import IGNORE, one_hot_mask
+from u2pl_hf.method.pseudo_labels import IGNORE, nearest_on_corners, one_hot_mask
 from u2pl_hf.method.queues import several_processes
 
 # A class belongs to an image's categories from this share of the crop on, and a component is large from this one on.
@@ -36,6 +36,11 @@ class ConfidenceBank(nn.Module):
         super().__init__()
         self.momentum, self.at_once = momentum ** (1.0 / passes), at_once
         self.register_buffer("confidence", torch.zeros(num_classes))
+
+    def learn(self, logits: Tensor, labels: Tensor) -> None:
+        """`update` with labels (B,H,W) of the crop, at feature size; logits may be of more images, which come later."""
+        logits = logits.detach()[: len(labels)]
+        self.update(logits, nearest_on_corners(labels, logits.shape[-2:]))
 
     @torch.no_grad()
     def update(self, logits: Tensor, labels: Tensor) -> None:

@@ -24,7 +24,7 @@ class ClassPartners:
 
     def learn(self, logits: Tensor, batch: Batch) -> None:
         """Take the student's logits (B_l,C,h,w) of labelled images into the bank, and choose for the next pass."""
-        self.bank.update(logits.detach(), pl.nearest_on_corners(batch.y_l, logits.shape[-2:]))
+        self.bank.learn(logits, batch.y_l)
         self.prepare(batch)
 
     def prepare(self, batch: Batch) -> None:

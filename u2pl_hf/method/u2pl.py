@@ -191,8 +191,7 @@ class U2PL(Step):
     def update_confidence(self, output, y_l: Tensor, stats: dict) -> None:
         """Take this step's labelled images into the confidence bank, where there is one, and tell what it holds."""
         if self.bank is not None:
-            logits = output.logits.detach()[: len(y_l)]
-            self.bank.update(logits, pl.nearest_on_corners(y_l, logits.shape[-2:]))
+            self.bank.learn(output.logits, y_l)
             stats["confidence_per_class"] = self.bank.confidence.clone()
 
     def split(self, logits: Tensor, labels: Tensor, progress: float) -> Split:
