@@ -12,8 +12,8 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 
 $(VENV)/.installed: setup.cfg setup.py pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[test]'
 	touch $@
 
 # SupOnly and U2PL, robust, on the same labelled images of the demo data, then both as one table.
@@ -25,11 +25,11 @@ demo: $(VENV)/.installed
 	$(BIN)/python training_scripts/compare.py $(RUNS)/demo_suponly_seed$(SEED) $(RUNS)/demo_robust_seed$(SEED)
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4
+	$(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist worksteal
 
 # The same with the lines that no test runs; half as long again.
 coverage: $(VENV)/.installed
-	$(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist worksteal --cov --cov-report=term:skip-covered
 
 quality: $(VENV)/.installed
 	$(BIN)/ruff check .
