@@ -6,8 +6,9 @@
 
 `animals` takes images of VOC that show cats, cows, dogs, horses, persons or sheep on 1 % of their pixels at least, and
 are ignored on 30 % at most; all else is background; the long side is 200. `camvid` takes CamVid as a data set with
-columns id, image and label, at 240x180, and writes two lists of labelled images, of 4 and of 10 from sequence 0001TP,
-evenly spread. Both write images/{train,val}, masks/{train,val} and classes.txt.
+columns id, image and label, at 240x180, and writes lists of labelled images of one sequence, evenly spread: 4.txt and
+10.txt of 0001TP, at dusk, and day.txt, 4 of 0006R0; what it is evaluated on is of 0016E5. Both write
+images/{train,val}, masks/{train,val} and classes.txt.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from PIL import Image
 ANIMALS = {0: "background", 8: "cat", 10: "cow", 12: "dog", 13: "horse", 15: "person", 17: "sheep"}
 LONG_SIDE = 200
 CAMVID = ["sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"]
-CAMVID_SIZE, SEQUENCE, LISTS = (240, 180), "0001TP", (4, 10)
+CAMVID_SIZE, LISTS = (240, 180), {"4": ("0001TP", 4), "10": ("0001TP", 10), "day": ("0006R0", 4)}
 Pair = tuple[str, str, Image.Image, Image.Image]
 
 
@@ -73,10 +74,11 @@ def main() -> None:
     if args.which == "animals":
         write(animals(args.source), list(ANIMALS.values()), args.out, "jpg")
         return
-    trained = [name for name in write(camvid(args.source), CAMVID, args.out, "png") if name.startswith(SEQUENCE)]
-    for number in LISTS:
-        chosen = [trained[(2 * i + 1) * len(trained) // (2 * number)] for i in range(number)]
-        (args.out / f"{number}.txt").write_text("".join(f"train/{name}\n" for name in chosen))
+    trained = write(camvid(args.source), CAMVID, args.out, "png")
+    for which, (sequence, number) in LISTS.items():
+        names = [name for name in trained if name.startswith(sequence)]
+        chosen = [names[(2 * i + 1) * len(names) // (2 * number)] for i in range(number)]
+        (args.out / f"{which}.txt").write_text("".join(f"train/{name}\n" for name in chosen))
 
 
 if __name__ == "__main__":

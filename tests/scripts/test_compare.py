@@ -115,6 +115,7 @@ def test_what_cannot_be_compared_is_told_in_one_line(tiny_data, without_validati
         (["--recipe", "nothing"], TINY, "nothing is neither a file nor one of the recipes"),
         ([], [*TINY, "--epochs", "3"], "counts steps in epochs"),
         (["--methods", "fixmatch"], [*TINY, "--frequent_classes", "1"], "--frequent_classes is about copy-paste"),
+        ([], [*TINY, "--confidence_floor", "0.9"], "goes with --method u2pl, not u2pl_ael; or leave u2pl_ael out of"),
         ([], ["4"], "-- 4 is none of u2pl train's options"),
         ([], [*TINY, "--max_stepz", "3"], "max_stepz"),
     ):

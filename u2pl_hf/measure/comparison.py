@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from u2pl_hf.errors import require
+from u2pl_hf.errors import InputError, require
 from u2pl_hf.measure.queue import option_words
 from u2pl_hf.measure.side_by_side import mean_iou
 from u2pl_hf.measure.verdict import Difference, Verdict, difference, judge, winner
@@ -95,7 +95,12 @@ def _method_arm(text: str, words: Sequence[str], told: Sequence[str]) -> Arm:
     require(bool(variant) or not colon, f"--methods {text} names no variant: pass {name}, or {name}:VARIANT")
     method = find_method(name)
     options = {"method": name} | ({"variant": variant} if variant else {})
-    args = parse_run([*words, *fitting(told, name), *option_words(options)], "")
+    try:
+        args = parse_run([*words, *fitting(told, name), *option_words(options)], "")
+    except InputError as error:
+        # Not what is told, if it cannot be without that either.
+        parse_run([*words, *option_words(options)], "")
+        raise InputError(f"{error}; or leave {text} out of --methods") from error
     is_told = any(word.partition("=")[0] == "--warmup_steps" for word in told)
     needs = hasattr(args.settings, "warmup_steps") and not method.latest_start(args.settings, args.max_steps)
     if needs and not is_told:
