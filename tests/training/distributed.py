@@ -1,8 +1,10 @@
-"""Two real processes on one machine, for tests: gloo, one thread each."""
+"""Real processes on one machine, for tests: of a script, or two of a function; gloo, one thread each."""
 
 import multiprocessing
 import os
+import runpy
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,9 +24,9 @@ def environment(rank: int, port: int) -> dict[str, str]:
             "OMP_NUM_THREADS": "1"}  # fmt: skip
 
 
-# Loaded once, by a server that every pair of processes is a copy of.
+# Loaded once, by a server that every process is a copy of: Python and these take nine seconds.
 multiprocessing.set_forkserver_preload(
-    ["u2pl_hf.training.trainer", "u2pl_hf.training.recipe.command", "u2pl_hf.commands.evaluate"]
+    ["u2pl_hf.commands.train", "u2pl_hf.commands.evaluate", "matplotlib.pyplot", "torch.utils.tensorboard"]
 )
 
 
@@ -40,3 +42,44 @@ def on_two_processes(work: Callable, *arguments: Path | str | int | dict) -> Non
     """Run a function of a module on two processes; an exception in either fails the test."""
     passed = (work, free_port(), dict(os.environ), arguments)
     torch.multiprocessing.start_processes(_start, passed, nprocs=2, start_method="forkserver")
+
+
+class Script:
+    """A started script, in a session of its own; what it says goes to a file.
+
+    Args:
+        path: of the script.
+        arguments: its command line.
+        log: file to write; it must not be there yet.
+        variables: of the environment, with those of this process.
+    """
+
+    def __init__(self, path: Path, arguments: list[str], log: Path, **variables: str):
+        passed = (path, [str(argument) for argument in arguments], log, os.environ | variables)
+        self._log, self._process = log, multiprocessing.get_context("forkserver").Process(target=_script, args=passed)
+        self._process.start()
+        self.pid = self._process.pid
+
+    def poll(self) -> int | None:
+        """Its exit code; None as long as it runs."""
+        return self._process.exitcode
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def end(self, seconds: float = 300) -> tuple[int, str]:
+        """Wait for it: its exit code, and what it said."""
+        self._process.join(seconds)
+        assert self._process.exitcode is not None, f"still running after {seconds} s"
+        return self._process.exitcode, self._log.read_text()
+
+
+def _script(path: Path, arguments: list[str], log: Path, variables: dict[str, str]) -> None:
+    os.setsid()
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    for output in (1, 2):
+        os.dup2(descriptor, output)
+    os.environ |= variables
+    torch.set_num_threads(1)
+    sys.argv = [str(path), *arguments]
+    runpy.run_path(str(path), run_name="__main__")

@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from tests.training.distributed import environment, free_port
+from tests.training.distributed import Script, environment, free_port
 from tests.training.test_trainer import make_trainer
 from u2pl_hf.data.sources import Source
 from u2pl_hf.errors import InputError, Stopped, TrainingError
@@ -40,24 +40,22 @@ class Run:
     def __init__(self, data: Path, output: Path, processes: int, **changes):
         options = SMALL | {"dataset": data, "output_dir": output} | changes
         recipe = ROOT / "training_scripts" / "recipes" / "demo_u2pl.yaml"
-        self.command = [sys.executable, str(ROOT / "training_scripts" / "train_u2pl.py"), str(recipe)]
-        self.command += [str(part) for name, value in options.items() for part in (f"--{name}", value)]
-        self.output, self.processes = output, processes
+        self.arguments = [recipe, *(part for name, value in options.items() for part in (f"--{name}", value))]
+        self.output, self.processes, self.starts = output, processes, 0
 
-    def start(self) -> list[subprocess.Popen]:
-        port, started = free_port(), []
+    def start(self) -> list[Script]:
+        port, started, script = free_port(), [], ROOT / "training_scripts" / "train_u2pl.py"
+        self.starts += 1
         for rank in range(self.processes):
-            env = os.environ | {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-            env |= environment(rank, port) if self.processes > 1 else {}
-            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-            started.append(subprocess.Popen(self.command, env=env, cwd=ROOT, start_new_session=True, **pipes))
+            env = environment(rank, port) if self.processes > 1 else {"ACCELERATE_USE_CPU": "true"}
+            log = self.output.with_name(f"{self.output.name}_{self.starts}_{rank}.log")
+            started.append(Script(script, self.arguments, log, **env))
         return started
 
     def finish(self) -> str:
         """Run to the end; returns the digest of the finished model."""
-        started = self.start()
-        errors = [process.communicate(timeout=300)[1] for process in started]
-        assert not any(process.returncode for process in started), "\n".join(errors)
+        codes, told = zip(*(process.end() for process in self.start()), strict=True)
+        assert not any(codes), "\n".join(told)
         return hashlib.sha256((self.output / "model.safetensors").read_bytes()).hexdigest()
 
     def steps(self) -> list[int]:
@@ -69,11 +67,11 @@ class Run:
         return any((self.output / "checkpoints").glob(".step-*"))
 
 
-def wait_until(condition, processes, seconds: float = 120) -> None:
+def wait_until(condition, processes, pause: float = 0.02, seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end and all(p.poll() is None for p in processes), "too late or ended early"
-        time.sleep(0.0005)
+        time.sleep(pause)
 
 
 @pytest.mark.parametrize(("processes", "kills"), [(1, KILLS), (2, KILLS - 1)])
@@ -88,10 +86,10 @@ def test_killed_at_any_moment_ends_in_the_same_weights(tiny_data, tmp_path, proc
         running = killed.start()
         wait_until(lambda goal=goal: max(killed.steps(), default=0) >= goal, running)
         if number % 2:
-            wait_until(killed.is_writing_a_checkpoint, running)
+            wait_until(killed.is_writing_a_checkpoint, running, pause=0.0005)
         for process in running:
             process.kill()
-            process.communicate()
+            process.end()
         done = max(killed.steps(), default=0)
     assert killed.finish() == expected
     assert killed.steps() == list(range(1, STEPS + 1))
@@ -109,13 +107,13 @@ def test_signal_stops_all_at_one_step_with_a_checkpoint(tiny_data, tmp_path, num
     os.killpg(running[-1].pid, number)
     told = ""
     for process in running:
-        _, errors = process.communicate(timeout=60)
-        assert process.returncode == 128 + number, errors
-        told += errors
+        code, last = process.end(60)
+        assert code == 128 + number, last
+        told += last
     assert told.count(f"stopped by {number.name} after step {max(run.steps())}; the same command goes on") == 1
     newest = sorted((run.output / "checkpoints").iterdir())[-1]
     assert damage(newest) is None and newest.name == f"step-{max(run.steps()):06d}"
-    assert processes > 1 or errors.strip().splitlines()[-1].startswith(f"stopped by {number.name}"), errors
+    assert processes > 1 or last.strip().splitlines()[-1].startswith(f"stopped by {number.name}"), last
 
 
 def test_process_that_dies_takes_the_others_along(tiny_data, tmp_path):
@@ -124,10 +122,9 @@ def test_process_that_dies_takes_the_others_along(tiny_data, tmp_path):
     survivor, victim = run.start()
     wait_until(lambda: len(run.steps()) >= 13, [survivor, victim])
     victim.kill()
-    _, errors = survivor.communicate(timeout=60)
-    victim.communicate()
-    assert survivor.returncode == 1
-    last = errors.strip().splitlines()[-1]
+    code, told = survivor.end(60)
+    assert code == 1 and victim.end()[0] == -signal.SIGKILL
+    last = told.strip().splitlines()[-1]
     assert last.startswith("error: another process of this run has ended") and "checkpoint step-0000" in last
 
 

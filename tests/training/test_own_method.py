@@ -1,10 +1,6 @@
 """A method in a file of its own, outside the package: all that a run has, without another edit."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,6 +8,7 @@ import pytest
 import yaml
 from transformers import AutoModelForSemanticSegmentation
 
+from tests.training.distributed import Script
 from tests.training.test_trainer import make_trainer
 from u2pl_hf.commands import compare, table
 from u2pl_hf.errors import InputError
@@ -71,17 +68,14 @@ def test_killed_it_goes_on_to_the_same_bits(tiny_data, tmp_path):
     whole.train()
     options = whole.args.recipe() | {"output_dir": str(tmp_path / "run"), "picture_samples": 0}
     words = option_words({name: value for name, value in options.items() if value not in (None, [])})
-    command = [sys.executable, str(ROOT / "training_scripts" / "train_u2pl.py"), RECIPE, *words,
-               "--num_workers", "0", "--cpu_threads", "1", "--save_steps", "2", "--trackers", "none"]  # fmt: skip
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
-    while not list((tmp_path / "run").glob("checkpoints/step-*")):
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert not (tmp_path / "run" / "results.json").exists()
     again = ["--num_workers", "0", "--cpu_threads", "1", "--save_steps", "2", "--trackers", "none"]
+    process = Script(ROOT / "training_scripts" / "train_u2pl.py", [RECIPE, *words, *again], tmp_path / "log")
+    while not list((tmp_path / "run").glob("checkpoints/step-*")):
+        assert process.poll() is None, process.end()
+        time.sleep(0.02)
+    process.kill()
+    process.end()
+    assert not (tmp_path / "run" / "results.json").exists()
     args = parse_arguments([str(tmp_path / "run" / "recipe.yaml"), *again], "")
     assert args.method == "confident" and args.confidence_threshold == 0.3
     resumed = make_trainer(tiny_data, tmp_path / "run", **args.flat())
