@@ -19,6 +19,8 @@ import datasets
 import numpy as np
 from PIL import Image
 
+from u2pl_hf.errors import exits_on_input_error, require
+
 ANIMALS = {0: "background", 8: "cat", 10: "cow", 12: "dog", 13: "horse", 15: "person", 17: "sheep"}
 LONG_SIDE = 200
 CAMVID = ["sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"]
@@ -64,6 +66,7 @@ def write(pairs: Iterator[Pair], names: list[str], out: Path, suffix: str) -> li
     return sorted(trained)
 
 
+@exits_on_input_error
 def main() -> None:
     """Read one set and write it small."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -71,6 +74,8 @@ def main() -> None:
     parser.add_argument("source", type=Path, help="VOCdevkit/VOC2012, or CamVid as load_dataset reads it")
     parser.add_argument("out", type=Path)
     args = parser.parse_args()
+    needed = args.source / ("ImageSets/Segmentation/val.txt" if args.which == "animals" else "")
+    require(needed.exists(), f"there is no {needed}: pass {args.which}'s folder")
     if args.which == "animals":
         write(animals(args.source), list(ANIMALS.values()), args.out, "jpg")
         return

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from collections import Counter
 
 import datasets
@@ -148,6 +149,9 @@ def test_folder_with_a_colour_table(tmp_path, run, refused):
     assert "--classes FILE" in refused(*arguments)
     (tmp_path / "classes.txt").write_text("background,0\nwire,255\n")
     result = json.loads(run(*arguments, "--classes", tmp_path / "classes.txt", "--validation", "2")[1][0])
+    shutil.copy(tmp_path / "classes.txt", tmp_path / "in")
+    again = json.loads(run(*arguments[:4], tmp_path / "again", *arguments[5:], "--validation", "2")[1][0])
+    assert again["classes"] == result["classes"] == ["background", "wire"] and again["subsets"] == result["subsets"]
     assert {name: subset["rows"] for name, subset in result["subsets"].items()} == {"train": 3, "validation": 2}
     assert result["subsets"]["validation"]["pixels"]["wire"] == 2 * (wire == 255).sum()
     assert (tmp_path / "out" / "class_names.txt").read_text() == "background\nwire\n"

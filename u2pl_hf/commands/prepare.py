@@ -34,7 +34,7 @@ from u2pl_hf.data.prepare.layouts.cityscapes import cityscapes_layout
 from u2pl_hf.data.prepare.layouts.coco import coco_layout
 from u2pl_hf.data.prepare.layouts.folder import DEFAULT_VALIDATION, folder_layout
 from u2pl_hf.data.prepare.layouts.voc import voc_layout
-from u2pl_hf.data.source.class_list import read_class_list
+from u2pl_hf.data.source.class_list import ClassList, read_class_list
 from u2pl_hf.errors import exits_on_input_error, require
 from u2pl_hf.hub.push import check_can_push, push_folder
 from u2pl_hf.system.processes import cpu_cores
@@ -93,13 +93,13 @@ def folder(members: list[Member], args: argparse.Namespace) -> Layout:
 
     Folders nest as you like. Those called train and val (also Training, valid, val2017; test is left out), below
     images/ or above it, are the subsets; where none is for validation, its images are drawn. masks/ may be called
-    labels/ or annotations/. Without --classes, masks must hold 0, 1 ... and 255 for pixels to ignore. A class list has
-    one class per line: NAME, NAME,R,G,B for masks painted in colours or NAME,VALUE for other values than 0, 1 ...; a
-    class may have several lines, and one named ignore or void is left out. It may be JSON as well: a list of names, or
-    {"NAME": [R, G, B]}. 255 is ignored unless the list names it. Masks may be of 1, 8 or 16 bits or have a palette, but
-    not be JPEG.
+    labels/ or annotations/. Without --classes, DIR/classes.txt is read where it is there; without either, masks must
+    hold 0, 1 ... and 255 for pixels to ignore. A class list has one class per line: NAME, NAME,R,G,B for masks painted
+    in colours or NAME,VALUE for other values than 0, 1 ...; a class may have several lines, and one named ignore or
+    void is left out. It may be JSON as well: a list of names, or {"NAME": [R, G, B]}. 255 is ignored unless the list
+    names it. Masks may be of 1, 8 or 16 bits or have a palette, but not be JPEG.
     """
-    classes = read_class_list(args.classes) if args.classes else None
+    classes = class_list(args.classes, args.root and args.root / "classes.txt")
     return folder_layout(members, classes, args.validation, args.seed, args.workers)
 
 
@@ -114,14 +114,18 @@ def annotations(members: list[Member], args: argparse.Namespace) -> Layout:
     --background names another. Images without annotation are unlabelled rows. Folders called train and val are the
     subsets, as of `folder`. Needs the extra `annotations` for COCO and CVAT.
     """
-    files, classes = annotation_members(args.annotations), args.classes
+    files = annotation_members(args.annotations)
     beside = (args.annotations if args.annotations.is_dir() else args.annotations.parent) / "class_names.txt"
-    if classes is None and beside.is_file():
-        logger.info("classes are those of %s", beside)
-        classes = beside
-    listed = read_class_list(classes) if classes else None
     more = (args.background, args.empty, args.validation, args.seed)
-    return annotated_layout(members, files, args.format, listed, *more)
+    return annotated_layout(members, files, args.format, class_list(args.classes, beside), *more)
+
+
+def class_list(given: Path | None, beside: Path | None) -> ClassList | None:
+    """What --classes names, or else the file that lies beside the data, where there is one."""
+    if given is None and beside is not None and beside.is_file():
+        logger.info("classes are those of %s", beside)
+        given = beside
+    return read_class_list(given) if given else None
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
