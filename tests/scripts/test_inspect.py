@@ -9,6 +9,7 @@ from PIL import Image
 
 from tests.data.rows import encode, make_table, write_parquet
 from u2pl_hf.commands import inspect
+from u2pl_hf.data import overview
 from u2pl_hf.data.demo import DemoSpec, render
 from u2pl_hf.errors import InputError
 from u2pl_hf.training.inputs import load_training_data
@@ -108,6 +109,28 @@ def test_counts_are_those_of_a_loop(photos, capsys):
         assert facts["subsets"][subset]["ignored"] == pytest.approx(ignored) and f" {ignored:.2%} " in told
         assert facts["subsets"][subset]["largest"] == [SIDE, SIDE]
     assert facts["subsets"]["unlabelled"] == dict.fromkeys(("ignored", "smallest", "median", "largest")) | {"images": 0}
+
+
+@pytest.mark.parametrize(("light", "told"), [(1.0, None), (0.4, "darker"), (2.2, "brighter")])
+def test_another_light_of_the_unlabelled_images_is_told(tmp_path, capsys, light, told):
+    data = write(tmp_path / "data", [(encode(photo), mask(0, 1)) for photo in PHOTOS[:5]], SCORED)
+    (tmp_path / "more").mkdir()
+    for number, photo in enumerate(PHOTOS[5:]):
+        Image.fromarray(np.clip(light * photo, 0, 255).astype(np.uint8)).save(tmp_path / "more" / f"{number}.png")
+    facts, _ = inspected(capsys, data, "--unlabelled_dataset", tmp_path / "more")
+    lines = [line for line in facts["warnings"] if "in 100% of the pairs" in line]
+    assert [told in line for line in lines] == ([True] if told else [])
+    # Three labelled images could be all dark by chance.
+    few = write(tmp_path / "few", [(encode(photo), mask(0, 1)) for photo in PHOTOS[:3]], SCORED)
+    facts, _ = inspected(capsys, few, "--unlabelled_dataset", tmp_path / "more")
+    assert not any("of the pairs" in line for line in facts["warnings"])
+
+
+def test_the_share_of_brighter_images_is_that_of_a_loop():
+    draw = np.random.default_rng(0)
+    labelled, unlabelled = (draw.integers(0, 9, size).astype(float) for size in (7, 11))
+    pairs = [(u > l) + 0.5 * (u == l) for u in unlabelled for l in labelled]
+    assert overview.brighter_share(labelled, unlabelled) == pytest.approx(sum(pairs) / 77)
 
 
 def test_the_contact_sheet_shows_images_under_their_masks(photos, capsys, tmp_path):

@@ -107,6 +107,7 @@ def facts_of(data: TrainingData, looks: dict[str, Looks], faults: dict[str, list
                 row |= {f"{subset}_{key}": value for key, value in found.items()}
     warnings = overview.class_warnings(names, data.labels.counts, data.evaluation_labels.counts) + warnings
     warnings += overview.size_warnings(looks["labelled"].sizes, looks["unlabelled"].sizes, RunArguments.crop_size)
+    warnings += overview.light_warnings(looks["labelled"].brightness, looks["unlabelled"].brightness)
     number, pairs = alike(looks)
     for (a, b), remedy in ALIKE.items():
         if count := number[f"{a}-{b}"]:

@@ -29,12 +29,14 @@ class Looks(NamedTuple):
         ids: of those that can be read.
         sizes: int (n,2), their height and width as stored.
         hashes: int8 (n,64), see `difference_hash`.
+        brightness: float (n,), mean grey value, 0 to 255.
         faults: for each of the others, what training would say.
     """
 
     ids: list[str]
     sizes: np.ndarray
     hashes: np.ndarray
+    brightness: np.ndarray
     faults: list[str]
 
 
@@ -50,7 +52,8 @@ def look_at(source: Source, rows: Sequence[int], told: Callable[[int], object]) 
     def look(row: int, cell: dict) -> tuple | str:
         try:
             size = open_stored(cell, f"image of {source.ids[row]}").size[::-1]
-            return size, difference_hash(decode_image(cell, source.ids[row], DECODED_SIDE))
+            image = decode_image(cell, source.ids[row], DECODED_SIDE)
+            return size, difference_hash(image), np.asarray(Image.fromarray(image).convert("L")).mean()
         except InputError as error:
             return str(error)
 
@@ -65,7 +68,9 @@ def look_at(source: Source, rows: Sequence[int], told: Callable[[int], object]) 
     good = [row for row in rows if not isinstance(found[row], str)]
     sizes = np.array([found[row][0] for row in good], int).reshape(-1, 2)
     hashes = np.array([found[row][1] for row in good], np.int8).reshape(-1, 64)
-    return Looks([source.ids[row] for row in good], sizes, hashes, [f for f in found.values() if isinstance(f, str)])
+    brightness = np.array([found[row][2] for row in good], float)
+    faults = [fault for fault in found.values() if isinstance(fault, str)]
+    return Looks([source.ids[row] for row in good], sizes, hashes, brightness, faults)
 
 
 def near_pairs(
