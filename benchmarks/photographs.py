@@ -7,8 +7,8 @@
 `animals` takes images of VOC that show cats, cows, dogs, horses, persons or sheep on 1 % of their pixels at least, and
 are ignored on 30 % at most; all else is background; the long side is 200. `camvid` takes CamVid as a data set with
 columns id, image and label, at 240x180, and writes lists of labelled images of one sequence, evenly spread: 4.txt and
-10.txt of 0001TP, at dusk, and day.txt, 4 of 0006R0; what it is evaluated on is of 0016E5. Both write
-images/{train,val}, masks/{train,val} and classes.txt.
+10.txt of 0001TP, at dusk, and day.txt, 4 of 0006R0; mixed.txt has 2 of each; what it is evaluated on is of 0016E5. Both
+write images/{train,val}, masks/{train,val} and classes.txt.
 """
 
 import argparse
@@ -24,7 +24,8 @@ from u2pl_hf.errors import exits_on_input_error, require
 ANIMALS = {0: "background", 8: "cat", 10: "cow", 12: "dog", 13: "horse", 15: "person", 17: "sheep"}
 LONG_SIDE = 200
 CAMVID = ["sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"]
-CAMVID_SIZE, LISTS = (240, 180), {"4": ("0001TP", 4), "10": ("0001TP", 10), "day": ("0006R0", 4)}
+CAMVID_SIZE = (240, 180)
+LISTS = {"4": {"0001TP": 4}, "10": {"0001TP": 10}, "day": {"0006R0": 4}, "mixed": {"0001TP": 2, "0006R0": 2}}
 Pair = tuple[str, str, Image.Image, Image.Image]
 
 
@@ -80,9 +81,11 @@ def main() -> None:
         write(animals(args.source), list(ANIMALS.values()), args.out, "jpg")
         return
     trained = write(camvid(args.source), CAMVID, args.out, "png")
-    for which, (sequence, number) in LISTS.items():
-        names = [name for name in trained if name.startswith(sequence)]
-        chosen = [names[(2 * i + 1) * len(names) // (2 * number)] for i in range(number)]
+    for which, numbers in LISTS.items():
+        chosen = []
+        for sequence, number in numbers.items():
+            names = [name for name in trained if name.startswith(sequence)]
+            chosen += [names[(2 * i + 1) * len(names) // (2 * number)] for i in range(number)]
         (args.out / f"{which}.txt").write_text("".join(f"train/{name}\n" for name in chosen))
 
 

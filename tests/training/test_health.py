@@ -77,10 +77,19 @@ def test_numbers_that_are_wrong_for_a_tenth_of_the_steps(changes, kind, told):
     assert (sign.step, sign.kind) == (500, kind) and told in sign.line and "\n" not in sign.line
     # Not before a quarter of the steps, and found as well where a run went well before.
     assert find_signs(steps(10, 600, **changes), OPTIONS, LABELLED)[0].step == 250
-    assert [sign.kind for sign in find_signs(steps(10, 400) + wrong, OPTIONS, LABELLED)] == [kind]
+    assert {sign.kind for sign in find_signs(steps(10, 400) + wrong, OPTIONS, LABELLED)} == {kind}
     # With a good line now and then nothing is stuck.
     better = [line | WELL if line["step"] % 70 == 0 else line for line in steps(250, 600, **changes)]
     assert kind == "class_lost" or find_signs(better, OPTIONS, LABELLED) == []
+
+
+def test_a_class_that_is_lost_later_is_told_of_as_well():
+    """And none twice, though its share comes back in between."""
+    shares = ([0.9, 0.1, 0.0], [0.8, 0.0, 0.2], [0.9, 0.1, 0.0], [0.8, 0.2, 0.0])
+    parts = (steps(300 + 200 * n, 490 + 200 * n, pseudo_share_per_class=part) for n, part in enumerate(shares))
+    signs = find_signs([line for part in parts for line in part], OPTIONS, LABELLED)
+    assert [(sign.kind, sign.classes) for sign in signs] == [("class_lost", ["sign"]), ("class_lost", ["tram"])]
+    assert signs[1].line.startswith("tram has ") and 500 < signs[1].step < 700
 
 
 def test_what_was_asked_for_is_no_sign():

@@ -81,9 +81,9 @@ def warning_lines(found: Sequence[Found]) -> list[str]:
     """What runs told of their health, each kind once per method, with the number of runs that told it."""
     lines = []
     for f in found:
-        signs = [sign for run in f.done for sign in run.get("health") or ()]
-        told = Counter(sign["kind"] for sign in signs)
-        first = {sign["kind"]: sign["line"] for sign in reversed(signs)}
+        runs = [run.get("health") or () for run in f.done]
+        told = Counter(kind for signs in runs for kind in {sign["kind"] for sign in signs})
+        first = {sign["kind"]: sign["line"] for signs in reversed(runs) for sign in reversed(signs)}
         lines += [f"{f.arm.title}, {told[kind]} of {len(f.done)} runs: {line}" for kind, line in first.items()]
     return lines
 

@@ -1,4 +1,4 @@
-"""Signs that a run goes wrong, found in the numbers that it logs; each is told in one line, once per run.
+"""Signs that a run goes wrong, found in the numbers that it logs; each is told in one line, once per run or class.
 
 Everything follows from the lines of metrics.jsonl and the run's options: a run that goes on knows from its own lines
 what it has told. A sign asks for numbers and options by their names, never for a method: who logs such a number is
@@ -6,8 +6,8 @@ watched.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from statistics import fmean
 
 logger = logging.getLogger(__name__)
@@ -46,11 +46,13 @@ class Sign:
         step: at which it was found.
         kind: a word for programs.
         line: for people: what, and which option helps.
+        classes: that it is about.
     """
 
     step: int
     kind: str
     line: str
+    classes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -72,30 +74,30 @@ class Watched:
 
 
 def find_signs(history: Sequence[dict], options: Mapping[str, object], labelled: Mapping[str, float]) -> list[Sign]:
-    """The signs of a run, each kind once, at the first step that shows it.
+    """The signs of a run, each kind once, or once of each class, at the first step that shows it.
 
     Args:
         history: lines of metrics.jsonl.
         options: the run's and its method's, by name; `max_steps` at least.
         labelled: each class's part of the labelled pixels.
     """
-    found: dict[str, Sign] = {}
+    found: list[Sign] = []
     for end in range(1, len(history) + 1):
-        for sign in signs_now(history[:end], Watched(options, labelled)):
-            found.setdefault(sign.kind, sign)
-    return [*found.values()]
+        found += new_signs(history[:end], Watched(options, labelled), found)
+    return found
 
 
-def signs_now(history: Sequence[dict], run: Watched) -> Iterator[Sign]:
-    """What the last line of a history shows, with those before it."""
+def new_signs(history: Sequence[dict], run: Watched, found: Sequence[Sign]) -> list[Sign]:
+    """What the last line of a history shows, with those before it, and was not found before."""
+    kinds, classes = {sign.kind for sign in found}, {name for sign in found for name in sign.classes}
     step, is_evaluation = history[-1]["step"], "eval_mean_iou" in history[-1]
     looks: tuple[Callable, ...] = (same_teacher, falling_score) if is_evaluation else ()
-    lines = history
+    lines, signs = history, []
     if not is_evaluation and step >= START * run.options["max_steps"]:
-        looks, lines = (lost_classes, stuck_shares, no_contrast), recent_lines(history, step - run.window)
-    for look in looks:
-        for kind, line in look(lines, run):
-            yield Sign(step, kind, line)
+        lines = recent_lines(history, step - run.window)
+        signs = [Sign(step, *sign) for sign in lost_classes(lines, run, classes)]
+        looks = (stuck_shares, no_contrast)
+    return signs + [Sign(step, *sign) for look in looks for sign in look(lines, run) if sign[0] not in kinds]
 
 
 def recent_lines(history: Sequence[dict], since: float) -> list[dict]:
@@ -121,13 +123,13 @@ def lower(run: Watched, name: str, otherwise: str) -> str:
     return f"lower --{name} (now {now:g})" if now else otherwise
 
 
-def lost_classes(lines: Sequence[dict], run: Watched) -> Iterator[tuple[str, str]]:
-    """Classes that pseudo-labels have hardly any more of, or never had."""
+def lost_classes(lines: Sequence[dict], run: Watched, told: Collection[str]) -> Iterator[tuple[str, str, list]]:
+    """Classes that pseudo-labels have hardly any more of, or never had, but for those that were told of."""
     shares = values_of(lines, "pseudo_share_per_class")
     if not shares:
         return
     means = dict(zip(run.labelled, map(fmean, zip(*shares, strict=True)), strict=True))
-    lost = [name for name, part in run.labelled.items() if means[name] < LOST * part]
+    lost = [name for name, part in run.labelled.items() if means[name] < LOST * part and name not in told]
     if not lost:
         return
     # The one of which most is missing stands for all.
@@ -135,8 +137,8 @@ def lost_classes(lines: Sequence[dict], run: Watched) -> Iterator[tuple[str, str
     more = f" (and {len(lost) - 1} more such)" if len(lost) > 1 else ""
     longer = {"steps": "warm up longer (--warmup_steps)", "auto": "warm up longer (--warmup_limit)"}
     helps = longer.get(run.options.get("warmup"), "start from better weights, or lower --learning_rate")
-    told = f"{means[name]:.1%} of the pseudo-labels and {run.labelled[name]:.1%} of the labelled pixels"
-    yield "class_lost", f"{name}{more} has {told}: {helps}, or label a few more images of it"
+    shares = f"{means[name]:.1%} of the pseudo-labels and {run.labelled[name]:.1%} of the labelled pixels"
+    yield "class_lost", f"{name}{more} has {shares}: {helps}, or label a few more images of it", lost
 
 
 def stuck_shares(lines: Sequence[dict], run: Watched) -> Iterator[tuple[str, str]]:
@@ -216,10 +218,9 @@ class Health:
     def note(self, line: dict) -> None:
         """Take a new line of metrics.jsonl, and tell what it is the first to show."""
         self.history.append(line)
-        for sign in signs_now(self.history, self.run):
-            if sign.kind not in {known.kind for known in self.signs}:
-                self.signs.append(sign)
-                logger.warning("step %d: %s", sign.step, sign.line)
+        for sign in new_signs(self.history, self.run, self.signs):
+            self.signs.append(sign)
+            logger.warning("step %d: %s", sign.step, sign.line)
 
     def told(self) -> list[dict]:
         """For results.json."""
