@@ -187,7 +187,8 @@ def own(tmp_path_factory):
 @pytest.mark.parametrize("kind", WRITERS)
 def test_a_data_set_goes_out_and_comes_back(own, tmp_path, kind):
     folder, masks = own
-    args = (folder / "data", "--format", kind, "--tolerance", 0, "--output_dir", tmp_path / "out")
+    exact = () if kind == "coco" else ("--tolerance", 0)
+    args = (folder / "data", "--format", kind, *exact, "--output_dir", tmp_path / "out")
     facts = result_of(run_here("export_labels.py", *args, "--with_images"))
     assert facts["images"] == 3 and facts["uncertain"] == 0
     # The images of the tool, its file, and the class list that lies beside it.
@@ -251,3 +252,17 @@ def test_predictions_are_exported_for_a_tool(tmp_path):
     (tmp_path / "out" / "export_cvat" / "mine.xml").touch()
     done = run_here("predict.py", *args, "--export", "cvat")
     assert done.returncode == 2 and "was not written by this program" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--uncertain_below", "0.5"], "--uncertain_below is about what --export writes"),
+        (["--tolerance", "0"], "--tolerance is about what --export writes"),
+        (["--shapes", "masks"], "--shapes is about what --export writes"),
+        (["--export", "coco", "--tolerance", "2"], "--tolerance is about polygons: pass --shapes polygons"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(tmp_path, words, told):
+    done = run_here("predict.py", "model", "photo.jpg", "--output_dir", tmp_path / "out", *words)
+    assert done.returncode == 2 and told in done.stderr and not (tmp_path / "out").exists()

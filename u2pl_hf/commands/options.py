@@ -6,6 +6,7 @@ import logging
 from u2pl_hf.app.photos import LONGEST_SIDE
 from u2pl_hf.command_line import number
 from u2pl_hf.data.annotations import Style
+from u2pl_hf.errors import require
 from u2pl_hf.evaluation.inference import MAX_WHOLE_PIXELS
 from u2pl_hf.evaluation.loading import load_model, pick_device
 from u2pl_hf.system.precision import PRECISIONS, check_compiler, check_number_type, compile_networks
@@ -52,12 +53,19 @@ def add_annotation_style(parser: argparse.ArgumentParser) -> None:
     told = "masks keep every pixel, polygons can be edited (default: masks for coco, polygons for others)"
     parser.add_argument("--shapes", choices=("masks", "polygons"), help=told)
     told = "pixels that a simplified polygon may be away from the region's outline (0.5); 0 keeps every pixel"
-    parser.add_argument("--tolerance", type=number(float, at_most=100), default=0.5, help=told)
+    parser.add_argument("--tolerance", type=number(float, at_most=100), help=told)
 
 
 def annotation_style(args: argparse.Namespace, kind: str) -> Style:
-    """The style among the parsed arguments, for a format."""
-    return Style(args.shapes or ("masks" if kind == "coco" else "polygons"), args.tolerance)
+    """The style among the parsed arguments, for a format.
+
+    Raises:
+        InputError: a tolerance of masks.
+    """
+    shapes = args.shapes or ("masks" if kind == "coco" else "polygons")
+    is_used = args.tolerance is None or shapes == "polygons"
+    require(is_used, "--tolerance is about polygons: pass --shapes polygons, or leave it out")
+    return Style(shapes, 0.5 if args.tolerance is None else args.tolerance)
 
 
 def add_segmentation(parser: argparse.ArgumentParser, *, auto: bool = False, several: bool = True) -> None:

@@ -28,7 +28,7 @@ from u2pl_hf.commands.options import (
     segmentation_options,
 )
 from u2pl_hf.data.annotations.writing import WRITERS, check_export
-from u2pl_hf.errors import InputError, exits_on_input_error, refuse
+from u2pl_hf.errors import InputError, exits_on_input_error, refuse, require
 from u2pl_hf.evaluation.annotation_export import export_predictions
 from u2pl_hf.evaluation.folding import folded
 from u2pl_hf.evaluation.inference import (
@@ -43,6 +43,9 @@ from u2pl_hf.evaluation.loading import model_digest
 from u2pl_hf.evaluation.outputs import check_replaceable, check_writable, is_of, save_png
 from u2pl_hf.evaluation.photographs import Photograph, find_photographs, read_ahead, read_headers
 from u2pl_hf.system.precision import computing
+
+# Options that say how --export writes.
+EXPORTED = ("shapes", "tolerance", "uncertain_below")
 
 
 def parse_arguments(argv: list[str] | None) -> Namespace:
@@ -63,10 +66,14 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
     add("--export", choices=tuple(WRITERS), help="write the regions for an annotation tool as well")
     add_annotation_style(parser)
     told = "regions of a lower mean confidence are marked as uncertain in what --export writes (0.5)"
-    add("--uncertain_below", type=number(float, at_most=1), default=0.5, help=told)
+    add("--uncertain_below", type=number(float, at_most=1), help=told)
     add_segmentation(parser, auto=True)
     args = parser.parse_args(argv)
     args.save_confidence |= args.export is not None
+    unused = next((name for name in EXPORTED if not args.export and getattr(args, name) is not None), None)
+    require(unused is None, f"--{unused} is about what --export writes: pass --export as well, or leave it out")
+    if args.export:
+        args.style = annotation_style(args, args.export)
     options, auto = segmentation_options(args), {"mode": "auto", "max_whole_pixels": args.max_whole_pixels}
     if args.mode == "auto":
         args.protocol = describe_protocol(**options | {"mode": "slide"}) | auto
@@ -108,8 +115,8 @@ def main(argv: list[str] | None = None) -> None:
     result = {"model": args.model, "protocol": args.protocol, "precision": args.precision, "skipped": len(done)}
     if args.export:
         about = (class_names(model), class_colours(model))
-        style = annotation_style(args, args.export)
-        result["export"] = export_predictions(exported, args.export, files, about, style, args.uncertain_below)
+        floor = 0.5 if args.uncertain_below is None else args.uncertain_below
+        result["export"] = export_predictions(exported, args.export, files, about, args.style, floor)
     told = f"{len(written)} images predicted, {len(done)} were there already"
     told += f": masks and overlays are in {args.output_dir}"
     if args.reject_below is not None and written:
