@@ -72,11 +72,12 @@ def main() -> None:
     """Read one set and write it small."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("which", choices=("animals", "camvid"))
-    parser.add_argument("source", type=Path, help="VOCdevkit/VOC2012, or CamVid as load_dataset reads it")
+    parser.add_argument("source", type=Path, help="VOCdevkit/VOC2012, or a folder of CamVid that load_dataset reads")
     parser.add_argument("out", type=Path)
     args = parser.parse_args()
-    needed = args.source / ("ImageSets/Segmentation/val.txt" if args.which == "animals" else "")
-    require(needed.exists(), f"there is no {needed}: pass {args.which}'s folder")
+    needed = ["SegmentationClassAug", "ImageSets/Segmentation/val.txt"] if args.which == "animals" else [""]
+    missing = next((args.source / name for name in needed if not (args.source / name).exists()), None)
+    require(missing is None, f"there is no {missing}: pass the folder of {args.which}'s data")
     if args.which == "animals":
         write(animals(args.source), list(ANIMALS.values()), args.out, "jpg")
         return

@@ -25,7 +25,7 @@ def signs_that_differ(left, right) -> int:
 def test_the_hash_says_which_pixel_is_darker_than_the_next():
     small = np.random.default_rng(0).permutation(72).astype(np.uint8).reshape(8, 9) * 3
     expected = [1 if small[y, x] < small[y, x + 1] else -1 for y in range(8) for x in range(8)]
-    assert difference_hash(np.dstack([small] * 3)).tolist() == expected
+    assert difference_hash(Image.fromarray(small)).tolist() == expected
 
 
 @pytest.mark.parametrize("block", [2**22, 50])

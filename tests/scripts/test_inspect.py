@@ -118,8 +118,8 @@ def test_another_light_of_the_unlabelled_images_is_told(tmp_path, capsys, light,
     for number, photo in enumerate(PHOTOS[5:]):
         Image.fromarray(np.clip(light * photo, 0, 255).astype(np.uint8)).save(tmp_path / "more" / f"{number}.png")
     facts, _ = inspected(capsys, data, "--unlabelled_dataset", tmp_path / "more")
-    lines = [line for line in facts["warnings"] if "in 100% of the pairs" in line]
-    assert [told in line for line in lines] == ([True] if told else [])
+    lines = [line for line in facts["warnings"] if "of the pairs" in line]
+    assert [f"{told} than labelled ones in 100%" in line for line in lines] == ([True] if told else [])
     # Three labelled images could be all dark by chance.
     few = write(tmp_path / "few", [(encode(photo), mask(0, 1)) for photo in PHOTOS[:3]], SCORED)
     facts, _ = inspected(capsys, few, "--unlabelled_dataset", tmp_path / "more")
@@ -131,6 +131,21 @@ def test_the_share_of_brighter_images_is_that_of_a_loop():
     labelled, unlabelled = (draw.integers(0, 9, size).astype(float) for size in (7, 11))
     pairs = [(u > l) + 0.5 * (u == l) for u in unlabelled for l in labelled]
     assert overview.brighter_share(labelled, unlabelled) == pytest.approx(sum(pairs) / 77)
+
+
+@pytest.mark.parametrize(
+    ("labelled", "unlabelled", "told"),
+    [
+        ([1, 2, 3, 4], [5] * 17 + [0] * 3, None),
+        ([1, 2, 3, 4], [5] * 18 + [0] * 2, "brighter than labelled ones in 90%"),
+        ([1, 2, 3, 4], [5] * 2 + [0] * 18, "darker than labelled ones in 90%"),
+        ([1, 2, 3], [5] * 20, None),
+        ([1, 2, 3, 4], [], None),
+    ],
+)
+def test_from_which_share_on_it_is_another_light(labelled, unlabelled, told):
+    lines = overview.light_warnings(np.array(labelled, float), np.array(unlabelled, float))
+    assert [told in line for line in lines] == ([True] if told else [])
 
 
 def test_the_contact_sheet_shows_images_under_their_masks(photos, capsys, tmp_path):

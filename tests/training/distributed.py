@@ -1,8 +1,10 @@
 """Real processes on one machine, for tests: of a script, or two of a function; gloo, one thread each."""
 
+import contextlib
 import multiprocessing
 import os
 import runpy
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -47,6 +49,9 @@ def on_two_processes(work: Callable, *arguments: Path | str | int | dict) -> Non
 class Script:
     """A started script, in a session of its own; what it says goes to a file.
 
+    Not all is as of a Python of its own: what is loaded read the environment before, all have one order of sets, and
+    what is registered with atexit is not called.
+
     Args:
         path: of the script.
         arguments: its command line.
@@ -65,12 +70,17 @@ class Script:
         return self._process.exitcode
 
     def kill(self) -> None:
-        self._process.kill()
+        """The script and all that it started, where it is not dead yet."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
 
     def end(self, seconds: float = 300) -> tuple[int, str]:
         """Wait for it: its exit code, and what it said."""
         self._process.join(seconds)
-        assert self._process.exitcode is not None, f"still running after {seconds} s"
+        if self._process.exitcode is None:
+            # Else pytest would wait for it at its own end.
+            self.kill()
+            raise AssertionError(f"still running after {seconds} s:\n{self._log.read_text()}")
         return self._process.exitcode, self._log.read_text()
 
 

@@ -55,7 +55,7 @@ WINDOWS = [
     ({"pseudo_share_per_class": [0.9, 0.08, 0.02]}, "class_lost",
      "sign has 2.0% of the pseudo-labels and 10.0% of the labelled pixels: warm up longer (--warmup_steps), or label a "
      "few more images of it"),
-    ({"pseudo_share_per_class": [0.99, 0.01, 0.0]}, "class_lost", "tram (and 1 more such) has 1.0% of the pseudo-"),
+    ({"pseudo_share_per_class": [0.99, 0.01, 0.0]}, "class_lost", "tram (and sign) has 1.0% of the pseudo-"),
     ({"confident_share": 0.0}, "no_confident", "no pixel has been confident for 10 logged steps: lower "
      "--confidence_threshold (now 0.95)"),
     ({"confident_share": 1.0}, "all_confident", "raise --confidence_threshold (now 0.95)"),
@@ -77,7 +77,8 @@ def test_numbers_that_are_wrong_for_a_tenth_of_the_steps(changes, kind, told):
     assert (sign.step, sign.kind) == (500, kind) and told in sign.line and "\n" not in sign.line
     # Not before a quarter of the steps, and found as well where a run went well before.
     assert find_signs(steps(10, 600, **changes), OPTIONS, LABELLED)[0].step == 250
-    assert {sign.kind for sign in find_signs(steps(10, 400) + wrong, OPTIONS, LABELLED)} == {kind}
+    kinds = [sign.kind for sign in find_signs(steps(10, 400) + wrong, OPTIONS, LABELLED)]
+    assert kinds == [kind] or {*kinds} == {"class_lost"} == {kind}
     # With a good line now and then nothing is stuck.
     better = [line | WELL if line["step"] % 70 == 0 else line for line in steps(250, 600, **changes)]
     assert kind == "class_lost" or find_signs(better, OPTIONS, LABELLED) == []
@@ -190,7 +191,7 @@ def collapsed(tiny_data, tmp_path_factory):
 def test_a_planted_collapse_is_told_before_half_of_the_steps(collapsed):
     results, folder = collapsed
     (sign,) = [sign for sign in results["health"] if sign["kind"] == "class_lost"]
-    assert sign["step"] <= 8 and "such) has 0.0% of the pseudo-labels" in sign["line"]
+    assert sign["step"] <= 8 and ") has 0.0% of the pseudo-labels" in sign["line"]
     assert read_results(folder)["health"] == results["health"]
     assert f"- step {sign['step']}: " in (folder / "README.md").read_text()
     assert all(0 < line["teacher_distance"] < 1 for line in lines_of(folder) if "eval_mean_iou" in line)

@@ -1,4 +1,4 @@
-"""Look at a data set before training: classes, sizes, bad files, and images that are there twice.
+"""Look at a data set before training: classes, sizes, light, bad files, and images that are there twice.
 
     python training_scripts/inspect_dataset.py data/photos --unlabelled_dataset more_photos --output_dir looks
 

@@ -65,7 +65,7 @@ def annotation_style(args: argparse.Namespace, kind: str) -> Style:
     shapes = args.shapes or ("masks" if kind == "coco" else "polygons")
     is_used = args.tolerance is None or shapes == "polygons"
     require(is_used, "--tolerance is about polygons: pass --shapes polygons, or leave it out")
-    return Style(shapes, 0.5 if args.tolerance is None else args.tolerance)
+    return Style(shapes) if args.tolerance is None else Style(shapes, args.tolerance)
 
 
 def add_segmentation(parser: argparse.ArgumentParser, *, auto: bool = False, several: bool = True) -> None:

@@ -99,8 +99,9 @@ def folder(members: list[Member], args: argparse.Namespace) -> Layout:
     void is left out. It may be JSON as well: a list of names, or {"NAME": [R, G, B]}. 255 is ignored unless the list
     names it. Masks may be of 1, 8 or 16 bits or have a palette, but not be JPEG.
     """
-    classes = class_list(args.classes, args.root and args.root / "classes.txt")
-    return folder_layout(members, classes, args.validation, args.seed, args.workers)
+    classes, notes = class_list(args.classes, args.root and args.root / "classes.txt")
+    layout = folder_layout(members, classes, args.validation, args.seed, args.workers)
+    return replace(layout, notes=notes + layout.notes)
 
 
 def annotations(members: list[Member], args: argparse.Namespace) -> Layout:
@@ -116,16 +117,17 @@ def annotations(members: list[Member], args: argparse.Namespace) -> Layout:
     """
     files = annotation_members(args.annotations)
     beside = (args.annotations if args.annotations.is_dir() else args.annotations.parent) / "class_names.txt"
+    classes, notes = class_list(args.classes, beside)
     more = (args.background, args.empty, args.validation, args.seed)
-    return annotated_layout(members, files, args.format, class_list(args.classes, beside), *more)
+    layout = annotated_layout(members, files, args.format, classes, *more)
+    return replace(layout, notes=notes + layout.notes)
 
 
-def class_list(given: Path | None, beside: Path | None) -> ClassList | None:
-    """What --classes names, or else the file that lies beside the data, where there is one."""
+def class_list(given: Path | None, beside: Path | None) -> tuple[ClassList | None, list[str]]:
+    """What --classes names, or else the file that lies beside the data, and then a note of it; None without either."""
     if given is None and beside is not None and beside.is_file():
-        logger.info("classes are those of %s", beside)
-        given = beside
-    return read_class_list(given) if given else None
+        return read_class_list(beside), [f"classes are those of {beside.name}, which lies there"]
+    return read_class_list(given) if given else None, []
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -141,8 +143,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         add_layout_arguments(layout)
     told = "masks of class ids, where they are not in folders called masks of the other files"
     layouts.choices["coco"].add_argument("--masks", type=Path, metavar="FILE|DIR", help=told)
-    for name in ("folder", "annotations"):
-        add_own_data(layouts.choices[name])
+    add_own_data(layouts.choices["folder"], "classes.txt in --root")
+    add_own_data(layouts.choices["annotations"], "class_names.txt beside them")
     add = layouts.choices["annotations"].add_argument
     add("--annotations", type=Path, required=True, metavar="FILE|DIR", help="what the tool exported")
     add("--format", choices=FORMATS, help="of it (default: as it looks)")
@@ -155,9 +157,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def add_own_data(parser: argparse.ArgumentParser) -> None:
+def add_own_data(parser: argparse.ArgumentParser, beside: str) -> None:
     """Options of layouts without a class list or a validation set of their own."""
-    parser.add_argument("--classes", type=Path, metavar="FILE", help="class list (default: as the labels have them)")
+    told = f"class list (default: {beside}, else as the labels have them)"
+    parser.add_argument("--classes", type=Path, metavar="FILE", help=told)
     told = (
         "labelled images to validate on, where no folder is called val: a share, a count, a file of ids, or 0 for none"
     )

@@ -40,9 +40,9 @@ class Looks(NamedTuple):
     faults: list[str]
 
 
-def difference_hash(image: np.ndarray) -> np.ndarray:
-    """int8 (64,) of 1 and -1 for an image (H,W,3) uint8 of any size: is a grey pixel darker than the next?"""
-    small = Image.fromarray(image).convert("L").resize((9, 8), Image.Resampling.LANCZOS)
+def difference_hash(grey: Image.Image) -> np.ndarray:
+    """int8 (64,) of 1 and -1 for a grey image of any size: is a pixel darker than the next?"""
+    small = grey.resize((9, 8), Image.Resampling.LANCZOS)
     return np.where(np.diff(np.asarray(small, int)) > 0, 1, -1).astype(np.int8).ravel()
 
 
@@ -52,8 +52,8 @@ def look_at(source: Source, rows: Sequence[int], told: Callable[[int], object]) 
     def look(row: int, cell: dict) -> tuple | str:
         try:
             size = open_stored(cell, f"image of {source.ids[row]}").size[::-1]
-            image = decode_image(cell, source.ids[row], DECODED_SIDE)
-            return size, difference_hash(image), np.asarray(Image.fromarray(image).convert("L")).mean()
+            grey = Image.fromarray(decode_image(cell, source.ids[row], DECODED_SIDE)).convert("L")
+            return size, difference_hash(grey), np.asarray(grey).mean()
         except InputError as error:
             return str(error)
 

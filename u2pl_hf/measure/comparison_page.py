@@ -83,8 +83,13 @@ def warning_lines(found: Sequence[Found]) -> list[str]:
     for f in found:
         runs = [run.get("health") or () for run in f.done]
         told = Counter(kind for signs in runs for kind in {sign["kind"] for sign in signs})
-        first = {sign["kind"]: sign["line"] for signs in reversed(runs) for sign in reversed(signs)}
-        lines += [f"{f.arm.title}, {told[kind]} of {len(f.done)} runs: {line}" for kind, line in first.items()]
+        first = {sign["kind"]: sign for signs in reversed(runs) for sign in reversed(signs)}
+        for kind, sign in first.items():
+            alike = (other for signs in runs for other in signs if other["kind"] == kind)
+            classes = dict.fromkeys(name for other in alike for name in other.get("classes", ()))
+            others = [name for name in classes if name not in sign.get("classes", ())]
+            more = f"; later, or in other runs, {', '.join(others)}" if others else ""
+            lines.append(f"{f.arm.title}, {told[kind]} of {len(f.done)} runs: {sign['line']}{more}")
     return lines
 
 

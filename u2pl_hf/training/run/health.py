@@ -25,6 +25,8 @@ START = 0.25
 LOST = 0.25
 # Further from 0 or 1 than this, a share is one that moves: a thousandth of a crop is less than a small object.
 STUCK = 1e-3
+# How many others a line names.
+NAMED = 8
 # Rounding of float32 and what is near it. The teachers of 21 measured runs lay at 8e-4 or more from their students, at
 # the end, where the learning rate is all but 0, as well.
 SAME = 1e-6
@@ -134,7 +136,9 @@ def lost_classes(lines: Sequence[dict], run: Watched, told: Collection[str]) -> 
         return
     # The one of which most is missing stands for all.
     name = max(lost, key=lambda name: run.labelled[name] - means[name])
-    more = f" (and {len(lost) - 1} more such)" if len(lost) > 1 else ""
+    others = [other for other in lost if other != name]
+    further = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
+    more = f" (and {', '.join(others[:NAMED])}{further})" if others else ""
     longer = {"steps": "warm up longer (--warmup_steps)", "auto": "warm up longer (--warmup_limit)"}
     helps = longer.get(run.options.get("warmup"), "start from better weights, or lower --learning_rate")
     shares = f"{means[name]:.1%} of the pseudo-labels and {run.labelled[name]:.1%} of the labelled pixels"
