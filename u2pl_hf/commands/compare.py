@@ -70,11 +70,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     share, told = number(fraction, above=0, below=1), "of the labels, for SupOnly as well (default: 1/4 1/2)"
     add("--label_shares", nargs="+", type=share, metavar="S", help=f"{told}; 1/2 says whether there is room")
-    add(
-        "--quick",
-        action="store_true",
-        help="methods and SupOnly alone: no twice the steps, shares of the labels, copy-paste",
-    )
+    told = "without the controls: SupOnly with twice the steps, with shares of the labels, with copy-paste"
+    add("--quick", action="store_true", help=told)
     add("--then_train", action="store_true", help="at the end, train the winner on all labels: OUTPUT_DIR/final")
     add("--list", action="store_true", help="start nothing: write the page of what is finished")
     add("--output_dir", type=Path, default=Path("runs/compare"), metavar="DIR", help="default: runs/compare")
