@@ -11,9 +11,9 @@ import numpy as np
 RARE, DOMINANT, MOSTLY = 0.001, 0.99, 0.5
 # How often longer the sides of unlabelled photographs may be than those of labelled ones, or shorter.
 SIDE_RATIO = 2
-# In how many pairs of a labelled and an unlabelled image the same one may be the brighter: of fewer labelled images than
-# FEW, chance makes it more too often. Of CamVid's 4 labels at dusk it is 0.88, and robust had -3.1, -8.0 and 1.7 points
-# over SupOnly; of 4 by day 0.73, the labelled one brighter, and it had 10.8, 6.5 and 6.6.
+# In how many pairs of a labelled and an unlabelled image the same one may be the brighter: of fewer labelled images
+# than FEW, chance makes it more too often. Of CamVid's 4 labels at dusk it is 0.88, and robust had -3.1, -8.0 and 1.7
+# points over SupOnly; of 4 by day 0.73, the labelled one brighter, and it had 10.8, 6.5 and 6.6.
 OTHER_LIGHT, FEW = 0.85, 4
 # Of DINOv2, in pixels: a crop is a multiple.
 PATCHES = 14
