@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from transformers.utils import logging as transformers_logging
 
@@ -77,6 +77,12 @@ def require(condition: object, message: str) -> None:
     """
     if not condition:
         raise InputError(message)
+
+
+def few(names: Sequence[object], most: int) -> str:
+    """The first `most` of them, and how many more there are: "a, b and 3 more"."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(map(str, names[:most]))}{more}"
 
 
 @contextlib.contextmanager

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from u2pl_hf.errors import few
+
 # Shares: of a class among the labelled pixels, too few to learn or nearly all; of ignored pixels in a mask.
 RARE, DOMINANT, MOSTLY = 0.001, 0.99, 0.5
 # How often longer the sides of unlabelled photographs may be than those of labelled ones, or shorter.
@@ -91,11 +93,11 @@ def light_warnings(labelled: np.ndarray, unlabelled: np.ndarray) -> list[str]:
     """Whether labelled and unlabelled images are of another light, given the brightness of each, 0 to 255."""
     if len(labelled) < FEW or not len(unlabelled):
         return []
-    share = brighter_share(labelled, unlabelled)
-    if max(share, 1 - share) <= OTHER_LIGHT:
+    brighter = brighter_share(labelled, unlabelled)
+    share, which = max((brighter, "brighter"), (1 - brighter, "darker"))
+    if share <= OTHER_LIGHT:
         return []
-    which = "brighter" if share > 0.5 else "darker"
-    told = f"unlabelled images are {which} than labelled ones in {max(share, 1 - share):.0%} of the pairs"
+    told = f"unlabelled images are {which} than labelled ones in {share:.0%} of the pairs"
     medians = f"median {np.median(unlabelled):.0f} and {np.median(labelled):.0f} of 255"
     return [f"{told} ({medians}), so pseudo-labels may be wrong there: label some of them, and watch IoU per class"]
 
@@ -116,6 +118,5 @@ def _lines(kind: str, names: Sequence[str], rules: dict[str, np.ndarray]) -> lis
     lines = []
     for rule, which in rules.items():
         found = [names[place] for place in np.flatnonzero(which)]
-        more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
-        lines += [f"{len(found)} of {len(names)} {kind} {rule} ({', '.join(found[:NAMED])}{more})"] if found else []
+        lines += [f"{len(found)} of {len(names)} {kind} {rule} ({few(found, NAMED)})"] if found else []
     return lines

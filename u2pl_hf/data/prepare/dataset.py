@@ -16,7 +16,7 @@ from u2pl_hf.data.prepare.layouts import SUBSETS, ImageRow, Layout
 from u2pl_hf.data.prepare.masks import judge_readings
 from u2pl_hf.data.prepare.shards import EMPTY, UNTURNED, Report, Shard, plan_shards, read_report, write_shards
 from u2pl_hf.data.source.class_list import write_class_list
-from u2pl_hf.errors import InputError, refusing, require
+from u2pl_hf.errors import InputError, few, refusing, require
 from u2pl_hf.files import TEMPORARY, sync, write_json, write_text
 
 logger = logging.getLogger(__name__)
@@ -179,8 +179,7 @@ def _warnings(subsets: dict[str, dict], noted: dict[str, list[str]]) -> list[dic
     warnings, train = [], subsets.get("train", {"pixels": {}, "labelled": 0})
     unseen = [name for name, count in train["pixels"].items() if not count]
     if unseen and train["labelled"]:
-        more = f" and {len(unseen) - SHOWN} more" if len(unseen) > SHOWN else ""
-        told = f"no labelled training mask holds a pixel of {', '.join(unseen[:SHOWN])}{more}"
+        told = f"no labelled training mask holds a pixel of {few(unseen, SHOWN)}"
         warnings.append({"id": None, "reason": told})
     if unturned := noted.get(UNTURNED):
         pairs = f"{len(unturned)} images or their masks are turned by an EXIF orientation, such as {unturned[0]}"

@@ -16,7 +16,7 @@ from u2pl_hf.constants import IGNORE
 from u2pl_hf.data.prepare.archives import Member
 from u2pl_hf.data.source.class_list import ClassList
 from u2pl_hf.data.source.decode import ORIENTATION, open_mask
-from u2pl_hf.errors import InputError, refusing, require
+from u2pl_hf.errors import InputError, few, refusing, require
 
 # Cityscapes: label id of each of the 19 train ids; every other label id up to 33 is not evaluated.
 CITYSCAPES_LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
@@ -179,8 +179,7 @@ def _known(ids: list[int], num_classes: int, hint: str = "") -> list[int]:
 
 
 def _listed(values: list) -> str:
-    shown = ", ".join(map(str, values[:SHOWN])) + (f" and {len(values) - SHOWN} more" if len(values) > SHOWN else "")
-    return f"the value{'s' if len(values) > 1 else ''} {shown}"
+    return f"the value{'s' if len(values) > 1 else ''} {few(values, SHOWN)}"
 
 
 def _require_names(unknown: list[str], shown: list[str]) -> None:
@@ -302,5 +301,4 @@ def _described(counts: Counter) -> str:
     """The values, and of rare ones in how many masks they are: one stray mask is told from a whole set."""
     rare = max(counts.values()) / 10
     parts = [f"{v} (in {n} mask{'s' * (n > 1)})" if n <= rare else str(v) for v, n in sorted(counts.items())]
-    only, more = "only " if len(parts) < 3 else "", len(parts) - 2 * SHOWN
-    return only + ", ".join(parts[: 2 * SHOWN]) + (f" and {more} more" if more > 0 else "")
+    return ("only " if len(parts) < 3 else "") + few(parts, 2 * SHOWN)

@@ -10,6 +10,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
 
+from u2pl_hf.errors import few
+
 logger = logging.getLogger(__name__)
 
 # Share of the steps that a number has to show something for, and how many logged lines at least. In a short run of the
@@ -137,8 +139,7 @@ def lost_classes(lines: Sequence[dict], run: Watched, told: Collection[str]) -> 
     # The one of which most is missing stands for all.
     name = max(lost, key=lambda name: run.labelled[name] - means[name])
     others = [other for other in lost if other != name]
-    further = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
-    more = f" (and {', '.join(others[:NAMED])}{further})" if others else ""
+    more = f" (and {few(others, NAMED)})" if others else ""
     longer = {"steps": "warm up longer (--warmup_steps)", "auto": "warm up longer (--warmup_limit)"}
     helps = longer.get(run.options.get("warmup"), "start from better weights, or lower --learning_rate")
     shares = f"{means[name]:.1%} of the pseudo-labels and {run.labelled[name]:.1%} of the labelled pixels"
