@@ -117,7 +117,8 @@ def test_stopped_run_goes_on_to_the_same_weights(u2pl_run, tmp_path):
     assert "resuming from" in done.stderr
     start = done.stderr[done.stderr.index("u2pl on cpu (") :]
     assert (
-        "images: 6 labelled, 18 unlabelled, 5 to evaluate on; classes: 7\nfrom step 6 to 6, 2 of them warm-up" in start
+        "images: 6 labelled, 18 unlabelled (the steps see 8 of them), 5 to evaluate on; classes: 7\n"
+        "from step 6 to 6, 2 of them warm-up" in start
     )
     assert (stopped / "model.safetensors").read_bytes() == (output / "model.safetensors").read_bytes()
     before, after = ((folder / "metrics.jsonl").read_text().splitlines() for folder in (output, stopped))

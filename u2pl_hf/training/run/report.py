@@ -70,6 +70,9 @@ def describe_start(run: "Run", first: int) -> str:
     at_most = "at most " if warm_up > run.batches.unlabelled_from else ""
     place = hardware(run.accelerator.device, run.accelerator.num_processes)
     unlabelled = f", {len(data.unlabelled):,} unlabelled" if run.size.unlabelled else ""
+    _, seen = run.size.seen_in(args.max_steps, run.batches.unlabelled_from)
+    if 0 < seen < len(data.unlabelled):
+        unlabelled += f" (the steps see {seen:,} of them)"
     return (
         f"{args.method} on {place['device']} ({place['name']}), processes: {place['processes']}; images: "
         f"{len(data.labelled):,} labelled{unlabelled}, {len(data.evaluation.ids):,} to evaluate on; classes: "
