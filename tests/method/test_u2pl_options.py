@@ -23,13 +23,13 @@ from u2pl_hf.method.views import strong_view
 EVERYTHING = {
     "strong_colour": True, "strong_probability": 0.6, "strong_per_image": True, "confidence_floor": 0.35,
     "class_quantiles": True, "ema_from_start": True, "unsupervised_rampup": 0.5, "symmetric_cross_entropy": 0.1,
-    "prototype_momentum": 0.9, "protect_unlearnt": 0.2,
+    "prototype_momentum": 0.9, "protect_unlearnt": 0.2, "distribution_alignment": 0.7,
 }  # fmt: skip
 SOME = {"strong_colour": True, "strong_probability": 1.0, "symmetric_cross_entropy": 0.3, "unsupervised_rampup": 0.5}
 
 
 def make_step(student, **changes) -> U2PL:
-    counts = torch.ones(6, CLASSES, dtype=torch.int64)
+    counts = torch.arange(CLASSES, 0, -1).expand(6, CLASSES)
     pools = SimpleNamespace(labelled=TensorPool(6, True), unlabelled=TensorPool(9, False), counts=counts, passes=1)
     return U2PL(make_settings(**{"unreliable_share": 0.3, "unsupervised_weight": 0.7} | changes), student, pools)
 
@@ -39,14 +39,14 @@ class WrittenOut:
 
     def __init__(self, step: U2PL, student, batch):
         self.step, self.student, self.teacher = step, copy.deepcopy(student), copy.deepcopy(step.teacher)
-        self.settings, self.batch, self.confidence = step.settings, batch, None
+        self.settings, self.batch, self.confidence, self.shares = step.settings, batch, None, None
         if step.bank is not None:
             self.confidence = step.bank.confidence.clone()
 
     @torch.no_grad()
     def mix(self) -> None:
         settings, batch, number = self.settings, self.batch, len(self.batch.x_u)
-        prob = pl.resize_logits(self.teacher(batch.x_u).logits, (SIZE, SIZE)).softmax(1)
+        prob = pl.resize_logits(self.align(self.teacher(batch.x_u).logits), (SIZE, SIZE)).softmax(1)
         coloured = strong_view(batch.x_u) * batch.valid_u.unsqueeze(1) if settings.strong_colour else batch.x_u
         if settings.strong_per_image:
             chosen = (torch.rand(number, 1, 1) < settings.strong_probability).flatten().tolist()
@@ -62,6 +62,19 @@ class WrittenOut:
         assert any(chosen)
         self.x, self.weak, self.labels, self.prob, self.y = mixed
 
+    def align(self, logits):
+        """By shares of this batch; labelled pixels of the classes are as 4 to 3 to 2 to 1."""
+        if self.settings.distribution_alignment:
+            if self.shares is None:
+                valid = pl.nearest_on_corners(self.batch.valid_u, logits.shape[-2:])
+                prob = logits.double().softmax(1)
+                self.shares = [prob[:, c][valid].mean().item() for c in range(CLASSES)]
+            logits = logits.clone()
+            for c, share in enumerate(self.shares):
+                factor = min(max(((4 - c) / 10 + 1e-3) / (share + 1e-3), 0.25), 4)
+                logits[:, c] += self.settings.distribution_alignment * math.log(factor)
+        return logits
+
     @torch.no_grad()
     def split(self, alpha: float) -> None:
         settings, images = self.settings, torch.cat([self.batch.x_l, self.weak])
@@ -70,7 +83,8 @@ class WrittenOut:
         else:
             with batch_statistics(self.teacher):
                 self.output = self.teacher(images)
-        prob = pl.resize_logits(self.output.logits[len(self.batch.x_l) :], (SIZE, SIZE)).double().softmax(1)
+        logits = self.align(self.output.logits[len(self.batch.x_l) :])
+        prob = pl.resize_logits(logits, (SIZE, SIZE)).double().softmax(1)
         entropy, self.valid = -(prob * prob.log()).sum(1), self.labels != 255
         self.reliable = torch.zeros_like(self.valid)
         groups = [self.labels == c for c in range(CLASSES)] if settings.class_quantiles else [self.valid]

@@ -19,8 +19,8 @@ CLASS = {"partner": "class"}
 ALL = {"variant": "robust", "confidence_floor": 0.14, "class_quantiles": True, "unsupervised_rampup": 0.3,
        "symmetric_cross_entropy": 0.1, "prototype_momentum": 0.9, "protect_unlearnt": 1e-5}  # fmt: skip
 METHODS = {
-    "fixmatch, class": {"method": "fixmatch"} | CLASS,
-    "unimatch_v2": {"method": "unimatch_v2", "copy_paste_probability": 0.5},
+    "fixmatch, class": {"method": "fixmatch", "distribution_alignment": 0.5} | CLASS,
+    "unimatch_v2": {"method": "unimatch_v2", "copy_paste_probability": 0.5, "distribution_alignment": 0.5},
     # Robust, and what else there is.
     "everything": ALL | CLASS | {"copy_paste_probability": 0.5},
 }
@@ -61,6 +61,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tiny_data, tmp_path, name):
         assert whole.run.student.representation_head is None
     if "class" in name or name == "everything":
         assert method.categories.holds.any() and (method.bank.confidence > 0).any()
+    if method.alignment is not None:
+        assert method.alignment.predicted.sum().item() == pytest.approx(1.0, abs=1e-5)
     if name == "everything":
         assert method.prototypes.updates.any() and all(len(line["confidence_per_class"]) == 7 for line in lines)
     exported = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "whole").state_dict()

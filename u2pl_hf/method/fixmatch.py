@@ -10,6 +10,7 @@ from u2pl_hf.errors import require
 from u2pl_hf.fields import setting
 from u2pl_hf.method import losses, schedules
 from u2pl_hf.method import pseudo_labels as pl
+from u2pl_hf.method.alignment import Alignment
 from u2pl_hf.method.base import MethodSettings, Step, StepOutput, register
 from u2pl_hf.method.batch import Batch, ImagePools
 from u2pl_hf.method.mixing import box_masks, take_from_next
@@ -46,6 +47,12 @@ class FixMatch(Step):
             "known, as AEL chooses it",
             choices=("next", "class"),
         )
+        distribution_alignment: float = setting(
+            0.0,
+            "how far pseudo-labels are made as frequent as labels, class by class: 1 wholly; only where unlabelled "
+            "images show about the same mix of classes",
+            at_most=1,
+        )
         ema_decay: float = setting(0.996, "largest decay of the teacher's moving average", at_most=1)
 
     def __init__(self, settings: Settings, student: nn.Module, pools: ImagePools | None = None):
@@ -53,6 +60,9 @@ class FixMatch(Step):
         self.num_labels = student.config.num_labels
         self.teacher = copy.deepcopy(student).requires_grad_(False).eval()
         self.partners: ClassPartners | None = None
+        self.alignment: Alignment | None = None
+        if settings.distribution_alignment:
+            self.alignment = Alignment(settings.distribution_alignment, pools.counts, pools.passes)
         if settings.partner == "class":
             banks = class_banks(pools, self.num_labels)
             self.bank, self.categories = banks
@@ -98,9 +108,9 @@ class FixMatch(Step):
         """Strong views of x_u, each with its own draws and all that belongs to it, mixed likewise; one of partners."""
         settings = self.settings
         if self.partners is not None:
-            mixed = self.partners.mix(self.teacher, batch, settings.cutmix_probability, colour=settings.strong_colour)
-            return [mixed]
-        labelled = pl.label_images(self.teacher, batch.x_u, batch.valid_u)
+            more = {"colour": settings.strong_colour, "alignment": self.alignment}
+            return [self.partners.mix(self.teacher, batch, settings.cutmix_probability, **more)]
+        labelled = pl.label_images(self.teacher, batch.x_u, batch.valid_u, self.alignment)
         return [self.view(batch, *labelled) for _ in range(number)]
 
     def view(self, batch: Batch, labels: Tensor, prob: Tensor, stats: dict[str, Tensor]) -> PseudoLabelled:

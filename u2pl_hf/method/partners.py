@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from u2pl_hf.method import equalization as eq
 from u2pl_hf.method import pseudo_labels as pl
+from u2pl_hf.method.alignment import Alignment
 from u2pl_hf.method.batch import Batch, Chosen, ImagePool, ImagePools, ask
 from u2pl_hf.method.pseudo_labels import PseudoLabelled
 from u2pl_hf.method.views import strong_view
@@ -43,13 +44,19 @@ class ClassPartners:
 
     @torch.no_grad()
     def mix(
-        self, teacher: nn.Module, batch: Batch, probability: float = 1.0, *, colour: bool = False
+        self,
+        teacher: nn.Module,
+        batch: Batch,
+        probability: float = 1.0,
+        *,
+        colour: bool = False,
+        alignment: Alignment | None = None,
     ) -> PseudoLabelled:
         """The teacher's labels for x_u and its partners, then adaptive CutMix of all that belongs to them."""
         partners, self.chosen = self.chosen or self.choose(batch.seed, len(batch.x_u)), None
         x, y, valid = self.pool.receive(partners.images)
         images, valid = torch.cat([batch.x_u, x]), torch.cat([batch.valid_u, valid])
-        coarse = teacher(images, output_representation=False, output_auxiliary=False).logits
+        coarse = pl.teacher_logits(teacher, images, valid, alignment)
         labels, prob = pl.label_pixels(coarse, images.shape[-2:])
         labels = labels.masked_fill(~valid, pl.IGNORE)
         base, seen = len(batch.x_u), pl.nearest_on_corners(labels, coarse.shape[-2:])

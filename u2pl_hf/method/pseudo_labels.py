@@ -6,12 +6,16 @@ Shapes: B images, C classes, H x W the crop, h x w the feature size (stride 4); 
 import math
 from dataclasses import dataclass, field
 from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from u2pl_hf.constants import IGNORE
+
+if TYPE_CHECKING:
+    from u2pl_hf.method.alignment import Alignment
 
 # Below it, a CPU is faster with the classes of a pixel apart in memory.
 FEW_CLASSES = 16
@@ -102,13 +106,26 @@ def label_pixels(logits: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]
     return labels, prob
 
 
-def label_images(teacher, images: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def teacher_logits(teacher, images: Tensor, valid: Tensor, alignment: "Alignment | None") -> Tensor:
+    """The teacher's logits (B,C,h,w) of unlabelled images, aligned where an `Alignment` is given, which learns them."""
+    logits = teacher(images, output_representation=False, output_auxiliary=False).logits
+    if alignment is None:
+        return logits
+    alignment.learn(logits, valid)
+    return alignment.align(logits)
+
+
+def label_images(
+    teacher, images: Tensor, valid: Tensor, alignment: "Alignment | None" = None
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """The teacher's labels of images (B,3,H,W), 255 where bool (B,H,W) `valid` does not hold, and their probability.
+
+    See `teacher_logits`.
 
     Returns:
         labels int64 (B,H,W), probability float32 (B,H,W), and the mean of it to log.
     """
-    logits = teacher(images, output_representation=False, output_auxiliary=False).logits
+    logits = teacher_logits(teacher, images, valid, alignment)
     labels, prob = label_pixels(logits, images.shape[-2:])
     confidence = (prob * valid).sum() / valid.sum().clamp(min=1)
     return labels.masked_fill(~valid, IGNORE), prob, {"confidence": confidence}

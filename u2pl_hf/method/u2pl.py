@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from u2pl_hf.errors import refuse
 from u2pl_hf.method import losses, official, schedules
 from u2pl_hf.method import pseudo_labels as pl
+from u2pl_hf.method.alignment import Alignment
 from u2pl_hf.method.base import Step, StepOutput, register, require_in_time
 from u2pl_hf.method.batch import Batch, ImagePools
 from u2pl_hf.method.mixing import STRONG_AUGMENTATIONS
@@ -44,10 +45,12 @@ class U2PL(Step):
         self.teacher = copy.deepcopy(student).requires_grad_(False).eval()
         lengths = [settings.background_queue_length] + [settings.queue_length] * (self.num_labels - 1)
         self.queues = ClassQueues(lengths, student.config.representation_channels)
-        self.prototypes = self.bank = self.partners = None
+        self.prototypes = self.bank = self.partners = self.alignment = None
         if settings.prototype_momentum:
             channels = student.config.representation_channels
             self.prototypes = Prototypes(self.num_labels, channels, settings.prototype_momentum)
+        if settings.distribution_alignment:
+            self.alignment = Alignment(settings.distribution_alignment, pools.counts, pools.passes)
         if settings.partner == "class" or settings.protect_unlearnt:
             self.bank, self.categories = class_banks(pools, self.num_labels)
         if settings.partner == "class":
@@ -168,7 +171,10 @@ class U2PL(Step):
         mixed = self.pseudo_label(batch)
         output = student(torch.cat([batch.x_l, mixed.x]))
         teacher = self.teach(torch.cat([batch.x_l, mixed.x if mixed.weak is None else mixed.weak]))
-        logits = pl.resize_logits(teacher.logits[labelled:], mixed.x.shape[-2:])
+        logits = teacher.logits[labelled:]
+        if self.alignment is not None:
+            logits = self.alignment.align(logits)
+        logits = pl.resize_logits(logits, mixed.x.shape[-2:])
         split = self.split(logits, mixed.labels, step / total_steps)
         loss_s = self.supervised_loss(output, batch.y_l)
         loss_u = self.consistency(output.logits[labelled:], mixed, split)
@@ -233,8 +239,9 @@ class U2PL(Step):
         """The teacher's labels for x_u, then strong augmentation of images, pseudo-labels and labels to watch."""
         settings = self.settings
         if self.partners is not None:
-            return self.partners.mix(self.teacher, batch, settings.strong_probability, colour=settings.strong_colour)
-        labels, prob, stats = pl.label_images(self.teacher, batch.x_u, batch.valid_u)
+            more = {"colour": settings.strong_colour, "alignment": self.alignment}
+            return self.partners.mix(self.teacher, batch, settings.strong_probability, **more)
+        labels, prob, stats = pl.label_images(self.teacher, batch.x_u, batch.valid_u, self.alignment)
         # What belongs to an image travels as further channels of it.
         parts = {"weak": batch.x_u, "prob": prob.unsqueeze(1)}
         if settings.strong_colour:

@@ -21,6 +21,7 @@ PAPER = {
     "symmetric_cross_entropy": 0.0,
     "prototype_momentum": 0.0,
     "protect_unlearnt": 0.0,
+    "distribution_alignment": 0.0,
     "partner": "next",
     "copy_paste_probability": 0.0,
 }
@@ -102,6 +103,12 @@ class U2PLSettings(MethodSettings):
         None,
         "a class is unlearnt while the student gives its labelled pixels a mean probability below this; no pixel is "
         "reliable that may be of one",
+        at_most=1,
+    )
+    distribution_alignment: float | None = setting(
+        None,
+        "how far pseudo-labels are made as frequent as labels, class by class: 1 wholly; only where unlabelled images "
+        "show about the same mix of classes",
         at_most=1,
     )
     ema_from_start: bool | None = setting(
