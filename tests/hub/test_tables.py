@@ -57,6 +57,17 @@ def test_the_text_has_means_and_deviations_over_seeds(table):
     assert "| Second way | 7 | 4 | 4 | 52.00 |  | 62.00 | 52.00 | 2 |" in one and "| sky | - |" in one
 
 
+def test_of_several_machines_a_table_says_which_rows_are_of_which(table):
+    found = {"ways_one_seed3": facts(3, 0.5, 0.6, 0.25), "ways_one_seed4": facts(4, 0.52, 0.62, 0.75),
+             "ways_two_seed4": facts(4, 0.52, 0.62, None)}  # fmt: skip
+    other = {"hardware": {"name": "Y", "threads": 2, "processes": 1}}
+    text = render_table(table, {name: run | (other if name == "ways_one_seed4" else {}) for name, run in found.items()})
+    assert (
+        "Measured on X, processes 1, threads 1; on Y, processes 1, threads 2: First way (seeds 4); torch 9; 2026"
+        in text
+    )
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -113,22 +124,39 @@ def test_the_numbers_in_the_readme_are_those_of_the_tables():
     header = [cell.strip() for cell in lines[start].split("|")[2:-1]]
     compared = 0
     for line in itertools.takewhile(lambda line: line.startswith("|"), lines[start + 2 :]):
-        place, labelled, there = re.match(
-            r"\| \[.*\]\((.*)\), (\d+(?:, long)?)(?: reduced to (\d+))? \|", line
-        ).groups()
+        place, labelled = re.match(r"\| \[.*\]\((.*)\), (\d+) \|", line).groups()
         rows = [
             [c.strip() for c in row.split("|")[1:-1]] for row in (ROOT / place).read_text().splitlines() if "|" in row
         ]
-        found = {row[0].removesuffix(f", {labelled}"): row for row in rows if len(row) == 9}
+        base = next(row for row in rows if len(row) == 9 and row[:2] == ["SupOnly", labelled])
+        gains = {
+            row[0]: f"{row[2]} ({row[3].replace('+', '')})" for row in rows if len(row) == 6 and row[1] == labelled
+        }
         for name, cell in zip(header, line.split("|")[2:-1], strict=True):
-            if cell.strip() != "not run":
-                last, _, deviation = cell.strip().partition(" ± ")
-                assert [there or labelled.removesuffix(", long"), last, deviation] == [
-                    found[name][1],
-                    *found[name][4:6],
-                ], (line, name)
-                compared += 1
+            told = f"{base[4]} ± {base[5]}" if name == "SupOnly" else gains.get(name, "not run")
+            assert cell.strip().replace("\N{MINUS SIGN}", "-") == told, (line, name)
+            compared += 1
     assert compared > 10
+
+
+def test_gains_in_the_results_are_those_of_the_tables():
+    lines = (ROOT / "docs" / "results.md").read_text().splitlines()
+    start = next(n for n, line in enumerate(lines) if line.startswith("|  | [demo]"))
+    places = re.findall(r"\(\.\./(model_cards/.*?\.md)\)", lines[start])
+    cards = [(ROOT / place).read_text().splitlines() for place in places]
+    shown = [{tuple(cell.strip() for cell in row.split("|")[3:6]) for row in card} for card in cards]
+    compared = 0
+    for line in itertools.takewhile(lambda line: line.startswith("|"), lines[start + 3 :]):
+        for cell, card in zip(line.split("|")[2:-1], shown, strict=True):
+            parts = re.fullmatch(r" (\S+) \((.*)\), (.*) ", cell.replace("\N{MINUS SIGN}", "-"))
+            if parts:
+                mean, each, share = parts.groups()
+                each = " ".join(part if part[0] == "-" else f"+{part}" for part in each.split())
+                assert (mean, each, share) in card, (line, cell)
+                compared += 1
+            else:
+                assert not cell.strip(), (line, cell)
+    assert compared > 30
 
 
 def test_photographs_of_others_are_not_in_the_collection():

@@ -1,7 +1,7 @@
 """Tables of measured runs: which runs belong to one, and its text from what they wrote."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,7 +105,7 @@ def render_table(table: Table, found: Mapping[str, dict]) -> str:
             "Mean IoU and IoU per class in per cent, means over the seeds.",
             markdown_table(["class", *(name for name, _ in measured)], class_rows(measured, 1)),
             *room_parts(table, measured),
-            _circumstances([run for _, runs in measured for run in runs]),
+            _circumstances(measured),
         ]
     if missing:
         parts.append(f"Not run: {', '.join(missing)}.")
@@ -129,12 +129,21 @@ def room_parts(table: Table, measured: Groups) -> list[str]:
     return ["## Room", " ".join(room_lines(measured)), markdown_table(head, rows), picture]
 
 
-def _circumstances(runs: Sequence[dict]) -> str:
-    """Hardware, versions and dates, of each kind once."""
-    places = [run.get("hardware") or {} for run in runs]
-    counts = [words({key: place.get(key) for key in ("processes", "threads")}) for place in places]
-    hardware = {f"{place.get('name')}, {count}" for place, count in zip(places, counts, strict=True)}
+def _circumstances(measured: Groups) -> str:
+    """Hardware, versions and dates; where runs are of several machines, which are not of the one that has most."""
+    rows: dict[str, dict[str, list[int]]] = {}
+    for name, runs in measured:
+        for run in runs:
+            place = run.get("hardware") or {}
+            told = f"{place.get('name')}, {words({key: place.get(key) for key in ('processes', 'threads')})}"
+            rows.setdefault(told, {}).setdefault(name, []).append(run.get("seed"))
+    first, *others = sorted(rows, key=lambda place: (-sum(map(len, rows[place].values())), place))
+    hardware = [first]
+    for place in others:
+        of = ", ".join(f"{name} ({words({'seeds': seeds})})" for name, seeds in rows[place].items())
+        hardware.append(f"on {place}: {of}")
+    runs = [run for _, runs in measured for run in runs]
     versions = {f"torch {(run.get('versions') or {}).get('torch')}" for run in runs}
     dates = sorted({run["date"] for run in runs if run.get("date")})
     when = " to ".join(dict.fromkeys([*dates[:1], *dates[-1:]]))
-    return f"Measured on {escaped('; '.join(filter(None, [*sorted(hardware), *sorted(versions), when])))}."
+    return f"Measured on {escaped('; '.join(filter(None, [*hardware, *sorted(versions), when])))}."
