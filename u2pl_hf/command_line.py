@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
-from u2pl_hf.errors import InputError
+from u2pl_hf.errors import InputError, require
 
 # Of numbers whose bounds say no more.
 LARGEST = 1_000_000_000
@@ -81,6 +81,16 @@ class ScriptParser(argparse.ArgumentParser):
                 if isinstance(item, str | Path) and is_too_long(str(item)):
                     self.error(f"{name} {item} is too long for a path")
         return found
+
+    def require_with(self, args: argparse.Namespace, needed: str, *names: str) -> None:
+        """Refuse options that say nothing without another one, where they are not what they are by default.
+
+        Raises:
+            InputError: names both.
+        """
+        unused = next((name for name in names if getattr(args, name) != self.get_default(name)), None)
+        told = f"--{unused} says nothing without --{needed}: pass that as well, or leave it out"
+        require(getattr(args, needed) or unused is None, told)
 
     def error(self, message: str) -> None:
         """Raise instead of printing the usage and exiting."""

@@ -3,6 +3,7 @@
 What a file holds is described by a type, mostly a TypedDict beside the code that reads it: `read_json(path, Results)`.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -29,6 +30,8 @@ HINT = "restore it, or remove it"
 YAML_ERRORS = (yaml.YAMLError, ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError)
 WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "an object",
          list: "a list", types.NoneType: "null"}  # fmt: skip
+# Where nothing can be written there.
+CACHE_HINT = "; set U2PL_CACHE to a folder that you can write"
 
 
 def cache_folder() -> Path:
@@ -41,6 +44,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
     A file is replaced at once; of a folder, the old one lies beside it as .NAME.old for a moment. The umask says who
     may read them, whatever wrote them.
+
+    Raises:
+        IsADirectoryError: a file was written, and a folder stands there.
     """
     # The process id keeps two writers apart: one that was just killed may not be quite dead yet.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -54,6 +60,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             if part.is_file() and not part.is_symlink():
                 part.chmod(mode)
             sync(part)
+        if path.is_dir() and not temporary.is_dir():
+            # What lies in a folder is never given up for a file.
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     except BaseException:
         remove(temporary)
         raise

@@ -87,6 +87,9 @@ def test_script_refuses(refused, hub, model_dir, tmp_path):
     assert "--repo_id" in refused("push_space.py", model_dir)
     assert "already there" in refused("push_space.py", model_dir, "--output_dir", tmp_path)
     assert "USER/NAME" in refused("push_space.py", model_dir, "--repo_id", "name")
+    new = ["push_space.py", model_dir, "--output_dir"]
+    assert "--private says nothing without --repo_id" in refused(*new, tmp_path / "s", "--private")
+    assert "cannot be written to" in refused(*new, model_dir / "config.json" / "s")
     assert "nowhere" in refused("push_space.py", tmp_path / "nowhere", "--output_dir", tmp_path / "s")
     hub.fail_next(1, status=403)
     assert "cannot log in" in refused("push_space.py", model_dir, "--repo_id", "user/try")

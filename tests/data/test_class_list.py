@@ -53,6 +53,7 @@ def test_an_ignored_name_without_value_keeps_its_place(tmp_path):
         ("sky,1,1,1\ncar", "line 2: car is not painted"),
         ("sky\n,1", "line 2: the name is empty"),
         ("# nothing\n", "names 0 classes"),
+        ("x" * 200_000, "line 1 cannot be read"),
         ("\n".join(f"c{i}" for i in range(256)), "names 256 classes"),
         ('{"sky": [1, 2]}', "entry 1: pass a list"),
         ('["sky", 3]', "entry 2"),

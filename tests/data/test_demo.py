@@ -1,8 +1,10 @@
 import numpy as np
+import pytest
 
 from u2pl_hf.data import demo
 from u2pl_hf.data.source.checks import check_labelled
 from u2pl_hf.data.sources import load_source
+from u2pl_hf.errors import InputError
 
 SPEC = demo.DemoSpec(train=40, validation=4, size=64)
 
@@ -18,6 +20,12 @@ def test_written_once_and_read_like_any_data_set(tmp_path):
     check_labelled(train, range(40), len(demo.CLASS_NAMES), what="training")
     image, label = demo.render(SPEC, "train", 7)
     assert (train.read_image(7) == image).all() and (train.read_label(7) == label).all()
+
+
+def test_where_it_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="set U2PL_CACHE to a folder that you can write"):
+        demo.demo_folder(tmp_path / "file", SPEC)
 
 
 def test_classes_are_imbalanced_and_all_there():

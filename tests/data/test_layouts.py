@@ -103,6 +103,14 @@ def test_voc_lists_of_no_use(tmp_path, augmented):
     assert layout.notes == ["1 images are in train.txt and in val.txt: they are for validation"]
 
 
+def test_a_damaged_list_in_a_zip(tmp_path):
+    files = voc_files() | {f"{VOC}/ImageSets/Segmentation/val.txt": b"v1\n\n\n\n"}
+    path = write_zip(tmp_path / "voc.zip", files)
+    path.write_bytes(path.read_bytes().replace(b"v1\n\n\n\n", b"v2\n\n\n\n"))
+    with pytest.raises(InputError, match=r"val\.txt cannot be read \(Bad CRC-32"):
+        voc_layout(list_members(path))
+
+
 def test_voc_palette_and_names():
     layout_colours = voc_colours_of_the_challenge()
     names, colours = voc.CLASSES.names, voc.CLASSES.colours

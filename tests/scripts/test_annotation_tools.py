@@ -257,9 +257,9 @@ def test_predictions_are_exported_for_a_tool(tmp_path):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--uncertain_below", "0.5"], "--uncertain_below is about what --export writes"),
-        (["--tolerance", "0"], "--tolerance is about what --export writes"),
-        (["--shapes", "masks"], "--shapes is about what --export writes"),
+        (["--uncertain_below", "0.5"], "--uncertain_below says nothing without --export"),
+        (["--tolerance", "0"], "--tolerance says nothing without --export"),
+        (["--shapes", "masks"], "--shapes says nothing without --export"),
         (["--export", "coco", "--tolerance", "2"], "--tolerance is about polygons: pass --shapes polygons"),
     ],
 )

@@ -128,6 +128,8 @@ def test_what_cannot_be_compared_is_told_in_one_line(tiny_data, without_validati
         (["a", "--", "--seed", "1"], "needs --dataset"),
         (["--dataset", "a", "--picture", "b.png"], "--picture is of finished runs"),
         (["a", "--picture", "b.jpg"], "b.jpg must end in .png"),
+        (["a", "--folds", "3"], "--folds is for runs that are trained: it needs --dataset"),
+        (["a", "--then_train"], "--then_train is for runs that are trained"),
         (["--dataset", str(tmp_path / "none")], "none"),
     ):
         with pytest.raises(InputError, match=message):
@@ -179,6 +181,9 @@ def test_from_images_to_a_page(without_validation, tmp_path, monkeypatch, capsys
     other = shutil.copytree(out / "fixmatch_fold1", tmp_path / "other")
     names = [*results["class_names"][1:], "other"]
     (other / "results.json").write_text(json.dumps(results | {"class_names": names}))
+    with pytest.raises(SystemExit):
+        main([*runs, "--picture", str(shutil.copytree(other, tmp_path / "kept.png"))])
+    assert "kept.png is a folder" in capsys.readouterr().err and (tmp_path / "kept.png" / "results.json").is_file()
     with pytest.raises(SystemExit):
         main([*runs, str(other), "--picture", str(tmp_path / "differ.png")])
     assert "has other classes than" in capsys.readouterr().err and not (tmp_path / "differ.png").exists()

@@ -196,6 +196,9 @@ def test_evaluate_refuses(model_dir, data, tmp_path, here):
     masks = tmp_path / "deep" / "masks"
     assert "../three" in refused(here(*arguments, tmp_path / "escape", "--save_predictions", masks))
     assert not masks.exists()
+    assert f"--output_file {tmp_path} is a folder" in refused(here(*arguments, folder, "--output_file", tmp_path))
+    (tmp_path / "x.onnx").mkdir()
+    assert "x.onnx is a folder" in refused(here("export_onnx.py", model_dir, tmp_path / "x.onnx"))
 
 
 def test_other_class_names_are_warned_of_and_bf16_is_close(model_dir, tmp_path, here, caplog):

@@ -211,6 +211,7 @@ def test_where_all_images_are_one_and_fewer_than_asked_for(world, chosen, caplog
         (["--unlabelled", "nowhere"], "data set nowhere"),
         (["--unlabelled", "data", "--dataset", "data"], "all 2 images of --unlabelled data are labelled: pass others"),
         (["--unlabelled", "photos", "--dataset", "data", "--eval_subset", "val"], "pass --eval_subset"),
+        (["--unlabelled", "photos", "--split", "4"], "--split says nothing without --dataset"),
         (["--unlabelled", "photos", "--number", "0"], "--number is 0: it must be at least 1"),
         (["--unlabelled", "photos", "--alpha", "2"], "--alpha is 2: it must lie in [0, 1]"),
         (["--unlabelled", "photos", "--output_dir", "model"], "--output_dir model is not an empty folder"),

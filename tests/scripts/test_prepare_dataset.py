@@ -132,6 +132,7 @@ def test_push_uploads_the_finished_folder(tmp_path, run, refused, hub, monkeypat
     out = tmp_path / "out"
     arguments = ["cityscapes", "--archive", *archives, "--workers", 1, "--force_push", "--private", "--output_dir"]
     assert "USER/NAME" in refused(*arguments, out, "--push", "city")
+    assert "--private says nothing without --push" in refused(*arguments, out)
     result = json.loads(run(*arguments, out, "--push", "user/city")[1][0])
     repo = hub.repos["dataset", "user/city"]
     assert repo.private and result["pushed"].endswith(repo.branches["main"])

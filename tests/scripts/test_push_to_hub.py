@@ -278,6 +278,8 @@ def test_cards_of_runs_are_collected(run, tmp_path, here):
     assert record["run"] == "tiny" and record["last"] == json.loads((run / "results.json").read_text())["last"]
     code, _, stderr = here("render_cards.py", run / "best", "--model_cards", tmp_path)
     assert code == 2 and "no finished run" in stderr
+    code, _, stderr = here("render_cards.py", run, "--model_cards", run / "results.json")
+    assert code == 2 and "results.json cannot be written to" in stderr
     code, _, stderr = here("compare.py", run / "best")
     assert code == 2 and "the run's own folder" in stderr
 

@@ -220,6 +220,14 @@ def test_failed_write_leaves_the_old_file(tmp_path):
     assert path.read_text() == "old"
 
 
+def test_a_folder_is_never_replaced_by_a_file(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model").write_text("trained")
+    with pytest.raises(IsADirectoryError):
+        write_atomically(tmp_path / "run", lambda p: p.write_text("scores"))
+    assert [path.name for path in tmp_path.rglob("*")] == ["run", "model"]
+
+
 def test_second_run_in_a_folder_is_kept_out_while_the_first_lasts(tmp_path, monkeypatch):
     monkeypatch.setattr(run_folder, "LOCK_SECONDS", 0.0)
     first, second = (RunFolder(run_arguments(output_dir=str(tmp_path / "run"))) for _ in range(2))

@@ -40,6 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--port", type=int, default=port, help=f"0: a free one (default: {port})")
     add("--share", action="store_true", help="also give it a public address, through Gradio's servers")
     args = parser.parse_args(argv)
+    parser.require_with(args, "dataset", "subset", "num_examples")
     port = find_port(args.host, args.port)
     # Here, so that an installation without Gradio is told in one line.
     from u2pl_hf.app.page import build_page, launch_page

@@ -12,7 +12,7 @@ JSON object with the cards, and the cards and tables that have changed.
 from pathlib import Path
 
 from u2pl_hf.command_line import ScriptParser, print_result
-from u2pl_hf.errors import exits_on_input_error, require
+from u2pl_hf.errors import exits_on_input_error, refusing, require
 from u2pl_hf.measure.collection import add_run, write_collection
 from u2pl_hf.measure.tables import project_tables
 
@@ -32,9 +32,10 @@ def main(argv: list[str] | None = None) -> None:
         first = runs.setdefault(run.resolve().name, run)
         told = f"{first} and {run} have one name, and so would their cards: rename one of them"
         require(first.resolve() == run.resolve(), told)
-    for run in runs.values():
-        add_run(run, args.model_cards, tables, pictures=args.pictures)
-    written = write_collection(args.model_cards, tables)
+    with refusing(OSError, f"--model_cards {args.model_cards} cannot be written to"):
+        for run in runs.values():
+            add_run(run, args.model_cards, tables, pictures=args.pictures)
+        written = write_collection(args.model_cards, tables)
     changed = sorted(path.parent.name if path.name == "README.md" else path.name for path in written)
     cards = sorted(path.parent.name for path in args.model_cards.glob("*/README.md"))
     told = f"{len(cards)} cards, changed: {', '.join(changed) or 'none'}"

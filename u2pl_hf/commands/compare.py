@@ -21,7 +21,7 @@ from u2pl_hf.data.sources import subset_names
 from u2pl_hf.errors import TrainingError, exits_on_input_error, refuse, require
 from u2pl_hf.evaluation.differing import draw_differing
 from u2pl_hf.evaluation.loading import load_model
-from u2pl_hf.evaluation.outputs import check_writable
+from u2pl_hf.evaluation.outputs import check_file, check_writable
 from u2pl_hf.files import write_atomically
 from u2pl_hf.hub.results import finished_results
 from u2pl_hf.markdown import one_line
@@ -78,14 +78,16 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--jobs", type=number(int, at_least=1), default=1, metavar="N", help="runs at a time (default: 1)")
     words, told = split_at_dashes(argv)
     args = parser.parse_args(words)
-    args.told = told
     own = next(
         (name for word in told if (name := word.removeprefix("--").partition("=")[0]) in OWN and name != word), None
     )
+    changed = (name for name, value in vars(args).items() if value != parser.get_default(name))
+    trained = next((name for name in changed if name not in ("runs", "picture", "dataset", "json")), None)
     refuse([
         (args.runs and args.dataset, "pass finished runs, or --dataset to train some, not both"),
         (not args.runs and not args.dataset, "pass folders of finished runs, or --dataset with images of your own"),
         (args.runs and told, f"-- {' '.join(told[:1])} is for runs that are trained: it needs --dataset"),
+        (args.runs and trained, f"--{trained} is for runs that are trained: it needs --dataset"),
         (args.picture and not args.runs, "--picture is of finished runs; the page has one of those that are trained"),
         (args.picture and args.picture.suffix != ".png", f"--picture {args.picture} must end in .png"),
         (args.folds and args.seeds, "--folds and --seeds both say what is repeated: pass one of them"),
@@ -93,6 +95,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         (own, f"-- --{own} is decided here: pass compare's own {OWN.get(own)}"),
         (bool(told) and not told[0].startswith("--"), f"-- {' '.join(told[:1])} is none of u2pl train's options"),
     ])  # fmt: skip
+    args.told = told
     return args
 
 
@@ -123,7 +126,7 @@ def draw_runs(folders: dict[str, Path], results: dict[str, dict], path: Path) ->
     for other in others:
         same = results[other]["class_names"] == results[name]["class_names"]
         require(same, f"--picture: {folders[other]} has other classes than {folders[name]}; leave one of them out")
-    check_writable(path.parent, "--picture")
+    check_file(path, "--picture")
     arguments = parse_run([str(folders[name] / "recipe.yaml")], "")
     data, models = load_training_data(arguments), {name: load_model(str(run)) for name, run in folders.items()}
     sheet = draw_differing(models, data.evaluation, data.class_names, arguments.evaluation)

@@ -31,7 +31,7 @@ from u2pl_hf.errors import exits_on_input_error, require
 from u2pl_hf.evaluation.inference import class_colours, class_names, count_pixels, describe_protocol, named_scores
 from u2pl_hf.evaluation.loading import dataset_commit, library_versions, model_commit, model_digest
 from u2pl_hf.evaluation.mean_iou import MeanIoU
-from u2pl_hf.evaluation.outputs import check_pictures, check_writable, save_png
+from u2pl_hf.evaluation.outputs import check_file, check_pictures, check_writable, save_png
 from u2pl_hf.evaluation.pictures import overlay
 from u2pl_hf.files import write_text
 from u2pl_hf.measure.side_by_side import aligned, percent
@@ -119,7 +119,7 @@ def prepare(args: argparse.Namespace):
     for option, folder in folders.items():
         check_writable(folder, option)
     if args.output_file:
-        check_writable(args.output_file.parent, "--output_file in")
+        check_file(args.output_file, "--output_file")
     return model, source
 
 

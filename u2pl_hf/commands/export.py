@@ -15,7 +15,7 @@ from u2pl_hf.commands.options import add_model
 from u2pl_hf.errors import exits_on_input_error, require
 from u2pl_hf.evaluation.loading import load_model
 from u2pl_hf.evaluation.onnx_export import OUTPUTS, export_onnx
-from u2pl_hf.evaluation.outputs import check_writable
+from u2pl_hf.evaluation.outputs import check_file
 
 
 @exits_on_input_error
@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", choices=OUTPUTS, default="logits", help="what it computes (default: logits)")
     args = parser.parse_args(argv)
     require(args.file.suffix == ".onnx", f"{args.file}: pass a file name that ends in .onnx")
-    check_writable(args.file.parent, "the folder")
+    check_file(args.file, "file")
     model = load_model(args.model, device="cpu", revision=args.model_revision)
     found = export_onnx(model, args.file, args.output)
     facts = {"model": args.model, "file": str(args.file), "bytes": args.file.stat().st_size} | found

@@ -110,7 +110,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--precision", choices=tuple(PRECISIONS), default="no", help="autocast to a shorter type (no)")
     # Of what `model_to_use` asks.
     parser.set_defaults(compile=False)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    parser.require_with(args, "dataset", "split", "train_subset", "eval_subset", "label_column")
+    return args
 
 
 def load(args: argparse.Namespace, dataset: str, subset: str, label: str | None, option: str) -> Source:

@@ -28,7 +28,7 @@ from u2pl_hf.commands.options import (
     segmentation_options,
 )
 from u2pl_hf.data.annotations.writing import WRITERS, check_export
-from u2pl_hf.errors import InputError, exits_on_input_error, refuse, require
+from u2pl_hf.errors import InputError, exits_on_input_error, refuse
 from u2pl_hf.evaluation.annotation_export import export_predictions
 from u2pl_hf.evaluation.folding import folded
 from u2pl_hf.evaluation.inference import (
@@ -43,9 +43,6 @@ from u2pl_hf.evaluation.loading import model_digest
 from u2pl_hf.evaluation.outputs import check_replaceable, check_writable, is_of, save_png
 from u2pl_hf.evaluation.photographs import Photograph, find_photographs, read_ahead, read_headers
 from u2pl_hf.system.precision import computing
-
-# Options that say how --export writes.
-EXPORTED = ("shapes", "tolerance", "uncertain_below")
 
 
 def parse_arguments(argv: list[str] | None) -> Namespace:
@@ -70,8 +67,7 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
     add_segmentation(parser, auto=True)
     args = parser.parse_args(argv)
     args.save_confidence |= args.export is not None
-    unused = next((name for name in EXPORTED if not args.export and getattr(args, name) is not None), None)
-    require(unused is None, f"--{unused} is about what --export writes: pass --export as well, or leave it out")
+    parser.require_with(args, "export", "shapes", "tolerance", "uncertain_below")
     if args.export:
         args.style = annotation_style(args, args.export)
     options, auto = segmentation_options(args), {"mode": "auto", "max_whole_pixels": args.max_whole_pixels}

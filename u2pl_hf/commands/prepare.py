@@ -199,6 +199,9 @@ def main(argv: list[str] | None = None) -> None:
     may_push = args.layout != "cityscapes" or not args.push or args.force_push
     remedy = "--force_push if you may, for example to a private repository of your own"
     require(may_push, f"the licence of Cityscapes forbids redistribution, so it is not pushed; {remedy}")
+    unused = "--private" if args.private else "--force_push"
+    told = f"{unused} says nothing without --push: pass that as well, or leave it out"
+    require(args.push or not (args.private or args.force_push), told)
     check_output(args.output_dir)
     if args.push:
         check_can_push(args.push, "dataset")

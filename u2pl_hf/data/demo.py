@@ -19,7 +19,8 @@ import pyarrow.parquet
 
 from u2pl_hf.constants import IGNORE
 from u2pl_hf.data.source.rows import FEATURES
-from u2pl_hf.files import cache_folder, write_atomically, write_text
+from u2pl_hf.errors import refusing
+from u2pl_hf.files import CACHE_HINT, cache_folder, write_atomically, write_text
 
 SHAPES = ("disc", "square", "triangle")
 # Neighbours in this order share either the outline or the texture, so that no class can be told by one alone.
@@ -49,13 +50,18 @@ def demo_folder(cache_dir: str | os.PathLike | None = None, spec: DemoSpec | Non
 
     It holds splits train and validation with columns id, image and label (8-bit, void 255), and `class_names.txt`.
     `cache_dir` defaults to `cache_folder`. Several processes may call this at the same time.
+
+    Raises:
+        InputError: it cannot be written there.
     """
     spec = spec or DemoSpec()
     digest = hashlib.sha256(repr(asdict(spec)).encode()).hexdigest()[:8]
     folder = (Path(cache_dir) if cache_dir else cache_folder()) / f"demo-{FORMAT_VERSION}-{digest}"
     # Written last: where it is, all is.
     names = folder / "class_names.txt"
-    if not names.is_file():
+    if names.is_file():
+        return folder
+    with refusing(OSError, f"cannot write {folder}", CACHE_HINT):
         (folder / "data").mkdir(parents=True, exist_ok=True)
         for subset, count in (("train", spec.train), ("validation", spec.validation)):
             # Written by arrow itself: Dataset.to_parquet would show a progress bar.

@@ -97,6 +97,16 @@ def check_names(ids: Sequence[str], folder: Path) -> None:
         require(is_name, f"id {sample_id!r}: cannot name a file below {folder}; rename it in the data set")
 
 
+def check_file(path: Path, option: str) -> None:
+    """Make the folder of a file to be written, and refuse what cannot be written.
+
+    Raises:
+        InputError: as `check_writable`, or a folder stands there.
+    """
+    require(not path.is_dir(), f"{option} {path} is a folder: pass the name of a file")
+    check_writable(path.parent, f"{option} in")
+
+
 def check_writable(folder: str | os.PathLike, option: str) -> None:
     """Make a folder, and refuse it where nothing can be written.
 

@@ -15,7 +15,7 @@ from u2pl_hf.data.annotations.supervisely import (
     read_supervisely,
     read_supervisely_meta,
 )
-from u2pl_hf.data.prepare.archives import DAMAGED, Member, list_members
+from u2pl_hf.data.prepare.archives import Member, content_of, list_members
 from u2pl_hf.errors import InputError, refusing, require
 from u2pl_hf.files import parse_json
 
@@ -91,16 +91,6 @@ def _add(found: AnnotationFile, more: AnnotationFile) -> None:
     found.images += more.images
     found.left_out += more.left_out
     found.notes += more.notes
-
-
-def content_of(member: Member) -> bytes:
-    """The bytes of a file.
-
-    Raises:
-        InputError: they cannot be read.
-    """
-    with refusing(DAMAGED, f"{member} cannot be read"):
-        return member.read()
 
 
 def parsed(member: Member, kind):

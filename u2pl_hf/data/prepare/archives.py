@@ -75,6 +75,16 @@ class Member:
         return ": ".join(filter(None, (self.container, self.inner, self.name)))
 
 
+def content_of(member: Member) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        InputError: they cannot be read.
+    """
+    with refusing(DAMAGED, f"{member} cannot be read"):
+        return member.read()
+
+
 class _Header(tarfile.TarInfo):
     """A tar's header that is not taken for the archive's end where it is damaged or missing."""
 

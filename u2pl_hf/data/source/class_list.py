@@ -143,7 +143,8 @@ def _text_entries(source: str, text: str) -> Iterable[_Entry]:
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     lines = [(number, line) for number, line in lines if not line.lstrip().startswith("#")]
     for place, (number, line) in enumerate(lines):
-        fields = [field.strip() for field in next(csv.reader([line], skipinitialspace=True))]
+        with refusing(csv.Error, f"{source}, line {number} cannot be read", f"; {FORMS}"):
+            fields = [field.strip() for field in next(csv.reader([line], skipinitialspace=True))]
         if place == 0 and [field.lower() for field in fields] in HEADERS:
             continue
         if len(fields) == 1 and not line.lstrip().startswith('"') and (found := BLANKS.fullmatch(fields[0])):

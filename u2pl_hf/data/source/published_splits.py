@@ -11,7 +11,7 @@ import urllib.request
 from pathlib import Path
 
 from u2pl_hf.errors import refusing, require
-from u2pl_hf.files import cache_folder, sha256_of, write_atomically
+from u2pl_hf.files import CACHE_HINT, cache_folder, sha256_of, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def _download(path: str, remote: str, target: Path) -> None:
         content = _get(url)
     fault = _fault(content, path)
     require(not fault, f"{url} is not the published list ({fault}) and was not kept{hint}")
-    with refusing(OSError, f"cannot write {target}", "; set U2PL_CACHE to a folder that you can write"):
+    with refusing(OSError, f"cannot write {target}", CACHE_HINT):
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(target, lambda temporary: temporary.write_bytes(content))
     log.info("fetched %s", url)

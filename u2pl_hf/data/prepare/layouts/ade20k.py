@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 from u2pl_hf.constants import default_palette
-from u2pl_hf.data.prepare.archives import Member
+from u2pl_hf.data.prepare.archives import Member, content_of
 from u2pl_hf.data.prepare.layouts import About, Layout, paired, unique_by
 from u2pl_hf.data.source.class_list import ClassList
 from u2pl_hf.data.source.id_lists import parse_ids, subset_of
@@ -56,7 +56,7 @@ def _class_names(members: Sequence[Member]) -> tuple[str, ...]:
     found = [member for member in members if member.path.name == CLASS_FILE]
     there = f"{CLASS_FILE}, which names the classes, is there {len(found)} times"
     require(len(found) == 1, f"{there}: pass it once, {ARCHIVE}")
-    rows = [re.split(r"\s*\t\s*", line) for line in parse_ids(found[0].read(), str(found[0]))]
+    rows = [re.split(r"\s*\t\s*", line) for line in parse_ids(content_of(found[0]), str(found[0]))]
     rows = [row for row in rows if row[0].isdecimal() and len(row) > 1]
     names = tuple(row[-1].partition(",")[0].strip() for row in rows)
     is_whole = [int(row[0]) for row in rows] == list(range(1, NUM_CLASSES + 1))

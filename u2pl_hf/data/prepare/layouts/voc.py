@@ -3,7 +3,7 @@
 from collections.abc import Sequence, Set
 
 from u2pl_hf.constants import default_palette
-from u2pl_hf.data.prepare.archives import Member
+from u2pl_hf.data.prepare.archives import Member, content_of
 from u2pl_hf.data.prepare.layouts import About, ImageRow, Layout, unique_by
 from u2pl_hf.data.prepare.masks import require_scipy
 from u2pl_hf.data.source.class_list import ClassList
@@ -89,7 +89,7 @@ def _listed(
     if not lists:
         return [], []
     what = str(lists[0])
-    found, missing = match_ids(parse_ids(lists[0].read(), what), images, what)
+    found, missing = match_ids(parse_ids(content_of(lists[0]), what), images, what)
     used, listed = len(usable.intersection(found)), len(found) + len(missing)
     if is_needed:
         require_match(found, missing, images, what)
