@@ -1,4 +1,4 @@
-"""Put finished runs side by side; see u2pl_hf/commands/compare.py."""
+"""Do unlabelled images pay on my data? Or finished runs side by side: `u2pl compare`; --help tells more."""
 
 from u2pl_hf.commands.compare import main
 

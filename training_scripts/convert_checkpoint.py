@@ -1,4 +1,4 @@
-"""Make a model folder of a checkpoint that the published U2PL code wrote: `u2pl convert`; --help tells more."""
+"""Make a model folder of a published checkpoint, of U2PL or UniMatch V2: `u2pl convert`; --help tells more."""
 
 from u2pl_hf.commands.convert import main
 

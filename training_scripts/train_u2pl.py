@@ -1,4 +1,4 @@
-"""Train U2PL, or the supervised baseline, from a recipe: `u2pl train`; --help tells more."""
+"""Train SupOnly, U2PL or another method from a recipe: `u2pl train`; --help tells more."""
 
 from u2pl_hf.commands.train import main
 

@@ -47,8 +47,7 @@ class Confident(Step):
         logits, valid = resize_logits(output.logits[len(batch.x_l) :], x_u.shape[-2:]), torch.ones_like(sure)
         loss_u = confidence_loss(logits, labels, torch.ones_like(confidence), valid, 0.0)
         named = {"loss": loss_s + loss_u, "loss_supervised": loss_s, "loss_unsupervised": loss_u}
-        detached = {name: loss.detach() for name, loss in named.items()}
-        return StepOutput(named["loss"], detached, {"confidence": confidence.mean()})
+        return StepOutput(named["loss"], named, {"confidence": confidence.mean()})
 
     def finish(self, student, step):
         """The moving average."""

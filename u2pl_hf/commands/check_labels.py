@@ -35,7 +35,6 @@ from u2pl_hf.evaluation.segmentation import segment
 from u2pl_hf.files import read_text, read_yaml, write_atomically, write_json, write_text
 from u2pl_hf.hub.results import finished_results
 from u2pl_hf.markdown import one_line
-from u2pl_hf.pixels import normalize
 from u2pl_hf.training.run.run_folder import refuse_file
 
 logger = logging.getLogger(__name__)
@@ -125,7 +124,6 @@ def out_of_fold(runs: Sequence[CheckRun], name: str, image: np.ndarray) -> np.nd
     """Mean class probabilities (C,H,W) float32 of an image (H,W,3) uint8 by the runs that were not trained on it."""
     able = [run for run in runs if name not in run.learnt]
     pixels = torch.from_numpy(np.stack([image])).permute(0, 3, 1, 2).to(next(able[0].model.parameters()).device)
-    pixels = normalize(pixels, None)
     total = sum(segment(run.model, pixels, **run.options)[0].softmax(dim=0) for run in able)
     return (total / len(able)).cpu().numpy()
 

@@ -1,4 +1,4 @@
-"""Train U2PL, or the supervised baseline, from a recipe.
+"""Train SupOnly, U2PL or another method from a recipe.
 
     accelerate launch --quiet training_scripts/train_u2pl.py training_scripts/recipes/demo_u2pl.yaml --seed 1
 

@@ -55,7 +55,7 @@ def segment(model, pixel_values: Tensor, **options) -> Tensor:
 
     Args:
         model: U2PLForSemanticSegmentation, or what gives `.logits` (b,C,h,w) for float images (b,3,H,W) likewise.
-        pixel_values: (B,3,H,W), float, normalised, on the model's device.
+        pixel_values: (B,3,H,W), bytes, or normalised floats, on the model's device.
         mode: "whole", or "slide": square windows whose last row and column are shifted inside the image; logits are
             summed and divided by how many windows saw the pixel. An image smaller than the window is not padded.
         window: side of a window in pixels (769).

@@ -1,1 +1,1 @@
-"""Tables of several runs: queue, records, one renderer."""
+"""Several runs: queue, records, tables, room, comparisons and their verdict."""

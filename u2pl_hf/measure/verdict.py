@@ -56,14 +56,14 @@ def difference(a: Sequence[float | None], b: Sequence[float | None]) -> Differen
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is said of a method: one of `KINDS`, in a sentence, and the classes that it hurts."""
+    """What is said of a method, in a word and a sentence, and the classes that it hurts.
+
+    The word is one of helps, too early, no room, no gain shown and hurts.
+    """
 
     kind: str
     words: str
     hurt: list[str]
-
-
-KINDS = ("helps", "too early", "no room", "no gain shown", "hurts")
 
 
 def judge(

@@ -1,7 +1,4 @@
-"""The methods, one file each, and their shared parts: tensors in, tensors out.
-
-From outside: `METHODS`, `register`, `Step`, `MethodSettings`, `setting`, `Batch`, `StepOutput`.
-"""
+"""The methods, one file each, and their shared parts: tensors in, tensors out."""
 
 from u2pl_hf.fields import setting
 from u2pl_hf.method import ael, fixmatch, suponly, u2pl, unimatch_v2  # noqa: F401 - importing a method registers it

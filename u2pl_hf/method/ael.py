@@ -69,9 +69,7 @@ class AEL(U2PL):
         """Losses of one step; `step` counts from 0. Updates the banks and pushes this step's negatives."""
         settings, labelled, size = self.settings, len(batch.x_l), batch.x_l.shape[-2:]
         if self.in_warmup(batch, step, total_steps):
-            result, output = self.learn_labels(student, batch)
-            self.update_confidence(output, batch.y_l, result.stats)
-            return result
+            return self.learn_labels(student, batch)[0]
 
         mixed = self.pseudo_label(batch)
         images = torch.cat([batch.x_l, mixed.x])
@@ -102,10 +100,9 @@ class AEL(U2PL):
         else:
             total = total + self.attached(output)
         stats |= self.told(mixed, split_u) | {"kept_share": kept}
-        named = {name: value.detach() for name, value in ({"loss": total} | named).items()}
         self.update_confidence(output, batch.y_l, stats)
         self.partners.prepare(batch)
-        return StepOutput(total, named, stats, mixed.counts(self.num_labels))
+        return StepOutput(total, {"loss": total} | named, stats, mixed.counts(self.num_labels))
 
     def pseudo_label(self, batch: Batch) -> PseudoLabelled:
         """The teacher's labels for x_u and its partners, then adaptive CutMix of all that belongs to them."""

@@ -39,7 +39,7 @@ class MethodSettings:
 
 @dataclass
 class StepOutput:
-    """`total` is what backward runs on; `named` and `stats` are detached and stay on the device.
+    """`total` is what backward runs on; `named` losses are detached here, and stay on the device as `stats` do.
 
     Stats are scalars, or one number per class, of a logged step alone. Counts, int64 (C,), add up over all passes since
     the logged step before, and are logged as shares.
@@ -49,6 +49,9 @@ class StepOutput:
     named: dict[str, Tensor]
     stats: dict[str, Tensor | float] = field(default_factory=dict)
     counts: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.named = {name: value.detach() for name, value in self.named.items()}
 
 
 class Step(nn.Module):
@@ -167,7 +170,7 @@ class Step(nn.Module):
         """The supervised loss alone, and the student's output that it comes from."""
         output = student(batch.x_l)
         loss = self.supervised_loss(output, batch.y_l) + self.attached(output)
-        return StepOutput(loss, {"loss": loss.detach(), "loss_supervised": loss.detach()}), output
+        return StepOutput(loss, {"loss": loss, "loss_supervised": loss}), output
 
     @staticmethod
     def attached(output) -> Tensor | float:

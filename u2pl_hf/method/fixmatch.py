@@ -139,5 +139,4 @@ class FixMatch(Step):
         stats = view.stats | {"confident_share": sure.sum() / valid.sum().clamp(min=1)}
         if view.y is not None:
             stats["accuracy_confident"] = losses.accuracy(view.labels, view.y, sure)
-        named = {name: value.detach() for name, value in named.items()}
         return StepOutput(total, named, stats, view.counts(self.num_labels))

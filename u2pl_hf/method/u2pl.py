@@ -138,8 +138,9 @@ class U2PL(Step):
         return {} if self.stability is None else self.stability.found()
 
     def learn_labels(self, student: nn.Module, batch: Batch) -> tuple:
-        """As ever, and how stable the teacher is."""
+        """As ever, into the confidence bank too, and how stable the teacher is."""
         result, output = super().learn_labels(student, batch)
+        self.update_confidence(output, batch.y_l, result.stats)
         if self.stability is not None:
             result.stats |= self.stability.told()
         return result, output
@@ -165,9 +166,7 @@ class U2PL(Step):
         """Losses of one step; `step` counts from 0. Pushes this step's negatives into the queues."""
         settings, labelled = self.settings, len(batch.x_l)
         if self.in_warmup(batch, step, total_steps):
-            result, output = self.learn_labels(student, batch)
-            self.update_confidence(output, batch.y_l, result.stats)
-            return result
+            return self.learn_labels(student, batch)[0]
         mixed = self.pseudo_label(batch)
         output = student(torch.cat([batch.x_l, mixed.x]))
         teacher = self.teach(torch.cat([batch.x_l, mixed.x if mixed.weak is None else mixed.weak]))
@@ -186,7 +185,7 @@ class U2PL(Step):
         if self.partners is not None:
             self.partners.prepare(batch)
         stats |= self.told(mixed, split)
-        return StepOutput(total, _detached(named), stats, mixed.counts(self.num_labels))
+        return StepOutput(total, named, stats, mixed.counts(self.num_labels))
 
     @torch.no_grad()
     def teach(self, images: Tensor, **options):
@@ -332,7 +331,3 @@ class U2PL(Step):
             "queue_fill_per_class": self.queues.fill / self.queues.capacity,
         }
         return loss, stats
-
-
-def _detached(named: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach() for name, value in named.items()}

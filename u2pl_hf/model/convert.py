@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from transformers import AutoBackbone, Dinov2Config
 
+from u2pl_hf.errors import few
+
 from .configuration_u2pl import U2PLConfig
 from .modeling_u2pl import U2PLForSemanticSegmentation
 
@@ -76,7 +78,7 @@ def rename_published(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
             unknown.append(said)
     if unknown:
         network = "UniMatch V2" if is_dpt else "U2PL"
-        raise ValueError(f"not parameters of a published {network} network: {_first(unknown)}")
+        raise ValueError(f"not parameters of a published {network} network: {few(unknown, 5)}")
     if not is_dpt:
         return renamed
     backbone = {name.removeprefix("backbone."): t for name, t in bare.items() if name.startswith("backbone.")}
@@ -118,7 +120,7 @@ def dinov2_architecture(weights: Mapping[str, Tensor]) -> Dinov2Config:
     """
     patches, positions = weights.get("patch_embed.proj.weight"), weights.get("pos_embed")
     if patches is None or patches.ndim != 4 or positions is None or positions.ndim != 3:
-        raise ValueError(f"no DINOv2 in the names of its authors, but {_first(sorted(weights)) or 'nothing'}")
+        raise ValueError(f"no DINOv2 in the names of its authors, but {few(sorted(weights), 5) or 'nothing'}")
     if "register_tokens" in weights:
         raise ValueError("a DINOv2 with registers: name its folder or Hub id in transformers' form instead")
     width, patch = patches.shape[0], patches.shape[-1]
@@ -137,11 +139,6 @@ def dinov2_architecture(weights: Mapping[str, Tensor]) -> Dinov2Config:
         layerscale_value=1.0,
         reshape_hidden_states=True,
     )
-
-
-def _first(names: list[str]) -> str:
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return f"{', '.join(names[:5])}{more}"
 
 
 def published_config(state_dict: dict[str, Tensor], **fields) -> U2PLConfig:
@@ -220,7 +217,7 @@ def resnet_architecture(weights: Mapping[str, Tensor]) -> dict[str, str | int]:
     bottleneck = "layer1.0.conv3.weight" in weights
     last = weights.get(f"layer1.0.conv{3 if bottleneck else 2}.weight")
     if last is None or last.ndim != 4 or not {"conv1.weight", "conv1.0.weight"} & weights.keys():
-        raise ValueError(f"no ResNet in the names of timm and torchvision, but {_first(sorted(weights)) or 'nothing'}")
+        raise ValueError(f"no ResNet in the names of timm and torchvision, but {few(sorted(weights), 5) or 'nothing'}")
     if (blocks, bottleneck) not in _BACKBONES:
         known = ", ".join(_BACKBONES.values())
         raise ValueError(f"a backbone with {blocks} blocks in its third stage is none of {known}")
@@ -238,9 +235,9 @@ def mismatch(weights: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> str
     `num_batches_tracked` may be missing: nothing that is used here depends on it.
     """
     if missing := [name for name in needed if name not in weights and not name.endswith(".num_batches_tracked")]:
-        return f"there is nothing for {_first(missing)}"
+        return f"there is nothing for {few(missing, 5)}"
     if unknown := [name for name in weights if name not in needed]:
-        return f"there is no place for {_first(unknown)}"
+        return f"there is no place for {few(unknown, 5)}"
     for name, tensor in weights.items():
         if tensor.shape != needed[name].shape:
             return f"the shape of {name} is {list(tensor.shape)}, not {list(needed[name].shape)}"
