@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import os
@@ -107,6 +108,42 @@ def test_every_row_arrives_as_it_was(strange):
             assert source.read_image(index).shape[:2] == stored.shape
     assert seen == {row.id: row.subset for row in layout.rows}
     assert len(seen) == 12
+
+
+def test_larger_images_are_shrunk_with_their_masks(tmp_path):
+    """Masks by their nearest pixels; an image that its EXIF turns is upright then; small ones stay to the byte."""
+    rng, masks, turned = np.random.default_rng(0), {}, Image.Exif()
+    turned[0x0112] = 6  # shown turned by a quarter to the right
+    rows, columns = np.mgrid[:60, :80]
+    pixels = np.stack([4 * rows, 3 * columns, np.full_like(rows, 128)], axis=-1).astype(np.uint8)
+    files = {f"images/{name}.png": encoded(Image.fromarray(pixels)) for name in ("large", "more")}
+    files["images/small.png"] = encoded(Image.fromarray(pixels[::4, ::4]))
+    files["images/photo.jpg"] = encoded(Image.fromarray(pixels), "jpeg", quality=100)
+    files["images/turned.jpg"] = encoded(Image.fromarray(np.rot90(pixels)), "jpeg", quality=100, exif=turned)
+    for name, shape in (("small", (15, 20)), ("large", (60, 80)), ("photo", (60, 80)), ("turned", (60, 80))):
+        masks[name] = rng.integers(0, 3, shape, dtype=np.uint8)
+        files[f"masks/{name}.png"] = grey_png(masks[name])
+    layout = layout_of(write_folder(tmp_path / "in", files), validation="0")
+    result = prepare(dataclasses.replace(layout, longest_side=20), tmp_path / "out")
+    source, paths = load_source(str(tmp_path / "out"), "train"), {}
+    for index, name in enumerate(source.ids):
+        cell, image = source.rows.cell(index, "image"), source.read_image(index)
+        paths[name] = cell["path"]
+        assert image.shape == (15, 20, 3) and (name == "small") == (cell["bytes"] in files.values())
+        # The middle of what pixel (6, 9) covers.
+        if name != "small":
+            assert np.allclose(image[6, 9], [4 * 25.5, 3 * 37.5, 128], atol=4), name
+        if name != "more":
+            step = masks[name].shape[0] // 15
+            assert np.array_equal(source.read_label(index), masks[name][step // 2 :: step, step // 2 :: step])
+    assert paths == {
+        "large": "large.png",
+        "more": "more.png",
+        "photo": "photo.jpg",
+        "small": "small.png",
+        "turned": "turned.jpg",
+    }
+    assert sum(result["subsets"]["train"]["pixels"].values()) == 4 * 15 * 20
 
 
 def test_counts_are_those_of_the_masks(strange):

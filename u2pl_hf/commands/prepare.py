@@ -182,6 +182,8 @@ def add_layout_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep", nargs="+", metavar="NAME", help="of the names after --map, leave out all others")
     parser.add_argument("--others", metavar="NAME", help="make those one class (default: they are ignored)")
     parser.add_argument("--skip_bad", action="store_true", help="leave out what cannot be used instead of stopping")
+    side, told = number(int, at_least=16, at_most=2**20), "shrink larger images, and their masks without interpolation"
+    parser.add_argument("--longest_side", type=side, metavar="PIXELS", help=told)
     shards = number(int, at_least=1, at_most=100_000)
     parser.add_argument("--shards", type=shards, help="files per subset (default: by the size)")
     parser.add_argument("--push", metavar="USER/NAME", help="upload the result to the Hub")
@@ -210,6 +212,9 @@ def main(argv: list[str] | None = None) -> None:
     if args.map or args.keep or args.others:
         mapping, notes = map_classes(layout.classes, args.map, args.keep, args.others)
         layout = replace(layout, mapping=mapping, notes=layout.notes + notes)
+    if args.longest_side:
+        told = f"images whose longer side has more than {args.longest_side:,} pixels are shrunk to it"
+        layout = replace(layout, longest_side=args.longest_side, notes=[*layout.notes, told])
     result = prepare(layout, args.output_dir, workers=args.workers, shards=args.shards, skip_bad=args.skip_bad)
     result |= {"output_dir": str(args.output_dir), "seconds": round(time.perf_counter() - start, 2)}
     if args.push:

@@ -82,7 +82,8 @@ def _check_space(layout: Layout, output_dir: Path, partial: Path) -> None:
 def _open_partial(partial: Path, layout: Layout, plan: list[Shard]) -> None:
     """Make the folder to build in, or keep what an interrupted run of the same plan has left."""
     # The inputs (paths, sizes, times) and every option that changes a shard.
-    facts = repr((FORMAT_VERSION, layout.classes, plan, *filter(None, [layout.mapping]))).encode("utf-8", "replace")
+    options = filter(None, [layout.mapping, layout.longest_side])
+    facts = repr((FORMAT_VERSION, layout.classes, plan, *options)).encode("utf-8", "replace")
     marker = partial / "work" / hashlib.sha256(facts).hexdigest()
     if partial.exists():
         # Without its data folder, it is what a run that was killed after its last step has left.

@@ -17,6 +17,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from u2pl_hf.constants import IGNORE
+from u2pl_hf.data.prepare.archives import Member
 from u2pl_hf.data.prepare.layouts import ImageRow, Layout
 from u2pl_hf.data.prepare.masks import Mask, decode_mask
 from u2pl_hf.data.source.decode import ORIENTATION, open_stored
@@ -137,7 +138,8 @@ def write_shard(shard: Shard, layout: Layout, data: Path, reports: Path, on_row:
     note = {"classes": [classes_here for _, _, classes_here in kept]}
     metadata = {**FEATURES.arrow_schema.metadata, METADATA_KEY: json.dumps(note, separators=(",", ":")).encode()}
     path = data / f"{shard.name}.parquet"
-    write_atomically(path, lambda p: _write_rows(p, kept, FEATURES.arrow_schema.with_metadata(metadata)))
+    schema = FEATURES.arrow_schema.with_metadata(metadata)
+    write_atomically(path, lambda p: _write_rows(p, kept, schema, layout.longest_side))
     report.sha256 = sha256_of(path)
     write_json(reports / f"{shard.name}.json", asdict(report))
 
@@ -148,13 +150,18 @@ def read_report(reports: Path, shard: Shard) -> Report | None:
     return Report(**read_json(path, Report, "remove it")) if path.is_file() else None
 
 
-def _write_rows(path: Path, kept: list[tuple[ImageRow, bytes | None, list[int] | None]], schema: pa.Schema) -> None:
+def _write_rows(
+    path: Path,
+    kept: list[tuple[ImageRow, bytes | None, list[int] | None]],
+    schema: pa.Schema,
+    longest_side: int | None,
+) -> None:
     # Each row is a row group without compression, so one range request fetches any image; the statistics of the id
     # alone, smallest and largest being equal, make the footer an index.
     options = {"compression": "none", "use_dictionary": False, "write_statistics": ["id"]}
     with pq.ParquetWriter(path, schema, **options) as writer:
         for row, label, _ in kept:
-            image = {"bytes": row.image.read(), "path": row.image.path.name}
+            image = _stored(row.image, longest_side)
             cell = None if label is None else {"bytes": label, "path": f"{row.image.path.stem}.png"}
             columns = {"id": [row.id], "image": [image], "label": [cell]}
             writer.write_table(pa.table(columns, schema=schema), row_group_size=1)
@@ -185,7 +192,30 @@ def _checked_label(row: ImageRow, layout: Layout) -> tuple[np.ndarray | None, li
     is_unclear = turn in UPSIDE_DOWN or (turn in SIDEWAYS and is_sideways)
     ids = np.array(layout.mapping.table, np.uint8)[mask.ids] if layout.mapping else mask.ids
     notes = {mask.reading: mask.reading, EMPTY: (ids == IGNORE).all(), UNTURNED: is_unclear}
+    ids = shrunk(ids, layout.longest_side, Image.Resampling.NEAREST)
     return ids, [note for note, is_so in notes.items() if is_so]
+
+
+def _stored(member: Member, longest_side: int | None) -> dict:
+    """An image file as it is, or shrunk and upright, as JPEG where it was one."""
+    content, path = member.read(), member.path
+    image = open_stored({"bytes": content}, "the image") if longest_side else None
+    if image is None or max(image.size) <= longest_side:
+        return {"bytes": content, "path": path.name}
+    small, is_jpeg = io.BytesIO(), image.format in ("JPEG", "MPO")
+    pixels = Image.fromarray(shrunk(upright_rgb(image), longest_side, Image.Resampling.LANCZOS))
+    pixels.save(small, format="JPEG" if is_jpeg else "PNG", quality=95)
+    return {"bytes": small.getvalue(), "path": f"{path.stem}.{'jpg' if is_jpeg else 'png'}"}
+
+
+def shrunk(pixels: np.ndarray, longest_side: int | None, how: Image.Resampling) -> np.ndarray:
+    """Pixels (H,W) or (H,W,3), uint8, with their longer side at most so long; smaller ones stay as they are."""
+    height, width = pixels.shape[:2]
+    if longest_side is None or max(height, width) <= longest_side:
+        return pixels
+    scale = longest_side / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return np.asarray(Image.fromarray(pixels).resize(size, how))
 
 
 def _counted(label: np.ndarray | None, report: Report) -> tuple[bytes | None, list[int] | None]:

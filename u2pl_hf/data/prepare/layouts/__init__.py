@@ -58,6 +58,7 @@ class Layout:
         splits: lists of labelled ids by their path below `splits/`.
         notes: what the user should know of files that were listed or found but are not used.
         mapping: what becomes of `classes`, which are those of the masks; None: they stay.
+        longest_side: what larger images, and their masks with them, are shrunk to; None: they stay.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Layout:
     splits: dict[str, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     mapping: ClassMapping | None = None
+    longest_side: int | None = None
 
     @property
     def final_classes(self) -> ClassList:
