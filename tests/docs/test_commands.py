@@ -159,7 +159,7 @@ def run_script():
 def world(tmp_path_factory, tiny_data, run_script) -> Path:
     """A folder with everything that commands name."""
     root, noise = tmp_path_factory.mktemp("world"), np.random.default_rng(0)
-    for name in ("training_scripts", "benchmarks", "docs"):
+    for name in ("training_scripts", "benchmarks", "docs", "tests"):
         (root / name).symlink_to(ROOT / name)
     shutil.copytree(ROOT / "model_cards", root / "cards")
     for name in ("runs", "models", "data", "path/to"):
