@@ -210,12 +210,11 @@ def _stored(member: Member, longest_side: int | None) -> dict:
 
 def shrunk(pixels: np.ndarray, longest_side: int | None, how: Image.Resampling) -> np.ndarray:
     """Pixels (H,W) or (H,W,3), uint8, with their longer side at most so long; smaller ones stay as they are."""
-    height, width = pixels.shape[:2]
-    if longest_side is None or max(height, width) <= longest_side:
+    if longest_side is None:
         return pixels
-    scale = longest_side / max(height, width)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    return np.asarray(Image.fromarray(pixels).resize(size, how))
+    image = Image.fromarray(pixels)
+    image.thumbnail((longest_side, longest_side), how)
+    return np.asarray(image)
 
 
 def _counted(label: np.ndarray | None, report: Report) -> tuple[bytes | None, list[int] | None]:
